@@ -1,0 +1,174 @@
+"""What the benchmarks share: models on a synthetic corpus, interleaved timing, reports."""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+logging.basicConfig(level=logging.WARNING)  # before fairseq sets the root logger to INFO
+
+
+def write_synthetic_data(folder: Path, types: int = 4000, sentences: int = 64) -> None:
+    """Dictionaries and a tiny binarized corpus of random sentences."""
+    from fairseq.data import Dictionary
+    from fairseq.data.indexed_dataset import make_builder
+
+    generator = random.Random(1)
+    for language in ("de", "en"):
+        dictionary = Dictionary()
+        for i in range(types - dictionary.nspecial):
+            dictionary.add_symbol(f"w{i}", n=types - i)
+        dictionary.save(str(folder / f"dict.{language}.txt"))
+        for split in ("train", "valid"):
+            prefix = str(folder / f"{split}.de-en.{language}")
+            builder = make_builder(prefix + ".bin", "mmap", vocab_size=types)
+            for _ in range(sentences):
+                length = generator.randint(5, 30)
+                words = [generator.randrange(4, types) for _ in range(length)]
+                builder.add_item(torch.tensor(words + [2]))
+            builder.finalize(prefix + ".idx")
+
+
+def synthetic_batch(
+    tokens: int, length: int, source_types: int, target_types: int
+) -> Dict:
+    """A training batch of about ``tokens`` target tokens, one sentence in five shorter."""
+    generator = torch.Generator().manual_seed(1)
+    sentences = tokens // length
+    source = torch.randint(4, source_types, (sentences, length), generator=generator)
+    target = torch.randint(4, target_types, (sentences, length), generator=generator)
+    source[::5, : length // 4] = 1
+    target[::5, -(length // 4) :] = 1
+    previous = torch.cat([torch.full((sentences, 1), 2), target[:, :-1]], dim=1)
+    return {
+        "id": torch.arange(sentences),
+        "nsentences": sentences,
+        "ntokens": int(target.ne(1).sum()),
+        "net_input": {
+            "src_tokens": source,
+            "src_lengths": source.ne(1).sum(1),
+            "prev_output_tokens": previous,
+        },
+        "target": target,
+    }
+
+
+def build_trainer(data: str, extra: List[str]):
+    """A fairseq trainer as ``fairseq-train`` would make it."""
+    from fairseq import options, tasks
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    import src  # noqa: F401  registers the plug-in
+    from src.trainer import SRPTrainer
+
+    parser = options.get_training_parser()
+    arguments = [data, "-s", "de", "-t", "en", "--max-tokens", "4096", "--cpu"] + extra
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
+    task = tasks.setup_task(cfg.task)
+    torch.manual_seed(1)
+    model = task.build_model(cfg.model)
+    criterion = task.build_criterion(cfg.criterion)
+    return SRPTrainer(cfg, task, model, criterion)
+
+
+def interleave(
+    variants: Dict[str, Callable[[], None]], rounds: int, warmup: int = 2
+) -> Dict[str, List[float]]:
+    """Seconds per call, every variant once a round, in a new random order each time."""
+    times: Dict[str, List[float]] = {name: [] for name in variants}
+    order = list(variants)
+    generator = random.Random(1)
+    for number in range(warmup + rounds):
+        generator.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            variants[name]()
+            if number >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratios(times: Dict[str, List[float]], base: str) -> List[Dict]:
+    """Median of the ratios to ``base`` taken round by round, with quartiles."""
+    rows = []
+    for name, values in times.items():
+        quotient = sorted(v / b for v, b in zip(values, times[base]))
+        quartiles = statistics.quantiles(quotient, n=4)
+        rows.append(
+            {
+                "variant": name,
+                "seconds": round(statistics.median(values), 4),
+                "ratio": round(statistics.median(quotient), 3),
+                "quartiles": f"{quartiles[0]:.3f}-{quartiles[2]:.3f}",
+            }
+        )
+    return rows
+
+
+def machine() -> Dict:
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        for line in open("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def report(title: str, rows: List[Dict], output: str, **conditions) -> None:
+    """Print a Markdown table; write it and the JSON to ``output``.{md,json}."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows).to_markdown(index=False)
+    facts = {**conditions, **machine()}
+    text = (
+        f"# {title}\n\n{table}\n\n"
+        + ", ".join(f"{k} {v}" for k, v in facts.items() if v is not None)
+        + "\n"
+    )
+    print(text)
+    if output:
+        os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+        Path(output + ".md").write_text(text, encoding="utf-8")
+        Path(output + ".json").write_text(
+            json.dumps({"title": title, "rows": rows, "conditions": facts}, indent=1)
+        )
+
+
+def arguments(description: str, output: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--output",
+        default=output,
+        help="write OUTPUT.md and OUTPUT.json (empty: print only)",
+    )
+    return parser
+
+
+def temporary_data() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory()
+    write_synthetic_data(Path(folder.name))
+    return folder

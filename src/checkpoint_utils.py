@@ -1,0 +1,162 @@
+"""Checkpoints that appear complete or not at all, and are read without pickle."""
+
+import argparse
+import glob
+import os
+import pickle
+import shutil
+import zipfile
+from contextlib import contextmanager
+from typing import Any, Dict, Optional
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from .errors import UserError
+
+# What fairseq's checkpoints hold beside tensors and plain containers: the
+# command line, and (with --eval-bleu) numpy counts in the metrics.
+SAFE_GLOBALS = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+    type(np.dtype("f8")),
+    type(np.dtype("i8")),
+]
+
+
+def allow_safe_globals() -> None:
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+
+
+def _fsync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(temporary: str, path: str) -> None:
+    """Give a complete file its final name; both survive a power cut after return."""
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(os.path.dirname(os.path.abspath(path)))
+
+
+@contextmanager
+def atomic_write(path: str, mode: str = "w", **kwargs):
+    """Open a file that appears under ``path`` when the block ends without error."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, mode, **kwargs) as stream:
+            yield stream
+        replace_durably(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+class DurablePathManager(PathManager):
+    """fairseq's file access, with renames that reach the disk and atomic copies."""
+
+    @staticmethod
+    def rename(src: str, dst: str):
+        replace_durably(src, dst)
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if os.path.exists(dst_path) and not overwrite:
+            return False
+        shutil.copyfile(src_path, f"{dst_path}.tmp")
+        replace_durably(f"{dst_path}.tmp", dst_path)
+        return True
+
+
+def install() -> None:
+    """Make fairseq write and read checkpoints this way."""
+    allow_safe_globals()
+    checkpoint_utils.PathManager = DurablePathManager
+
+
+def damage(path: str) -> Optional[str]:
+    """What is wrong with a checkpoint file, or None. Reads it once."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            return f"its part {broken} is damaged" if broken else None
+    except zipfile.BadZipFile:
+        with open(path, "rb") as stream:
+            start = stream.read(2)
+        if start == b"\x80\x02":  # the format of torch before 1.6: no checksums
+            return None
+        return "it is truncated or no PyTorch checkpoint"
+
+
+def previous_checkpoint(path: str) -> Optional[str]:
+    """The most recent undamaged checkpoint beside ``path``."""
+    others = glob.glob(os.path.join(os.path.dirname(path) or ".", "checkpoint*.pt"))
+    others = [p for p in others if os.path.abspath(p) != os.path.abspath(path)]
+    for other in sorted(others, key=os.path.getmtime, reverse=True):
+        if damage(other) is None:
+            return other
+    return None
+
+
+@contextmanager
+def trusted_pickle(trust: bool):
+    """Let ``torch.load`` unpickle anything while inside, if the user opted in."""
+    if not trust:
+        yield
+        return
+    original = torch.load
+    torch.load = lambda *args, **kwargs: original(
+        *args, **{**kwargs, "weights_only": False}
+    )
+    try:
+        yield
+    finally:
+        torch.load = original
+
+
+def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, Any]:
+    """A checkpoint's state on the CPU, without running code from it.
+
+    Args:
+        path: the file.
+        option: the command-line option that named it, for messages.
+        trust: unpickle arbitrary objects (``--trust-checkpoint``).
+
+    Raises:
+        UserError: missing, damaged, or holding objects off the allow-list.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{option} {path}: no such file; give a checkpoint (.pt)")
+    problem = damage(path)
+    if problem:
+        raise UserError(
+            f"{option} {path}: {problem}; use another checkpoint of that run"
+        )
+    try:
+        with trusted_pickle(trust):
+            state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(
+            f"{option} {path}: holds objects that could run code on loading ({reason}); "
+            "if you trust its origin, add --trust-checkpoint"
+        ) from None
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise UserError(
+            f"{option} {path}: can't be read as a fairseq checkpoint "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    if not isinstance(state, dict) or "model" not in state or not state.get("cfg"):
+        raise UserError(
+            f"{option} {path}: is no fairseq checkpoint (it needs 'model' and 'cfg')"
+        )
+    return state

@@ -1,0 +1,70 @@
+"""What the entry points share: parsing with this plug-in loaded, clear errors."""
+
+import logging
+import os
+import sys
+from typing import Callable, List, Optional
+
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
+from fairseq_cli import train as fairseq_train
+
+from .errors import UserError
+
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+def set_up_logging(stream=sys.stdout) -> None:
+    """fairseq's log lines; ``force`` because importing fairseq has set its own."""
+    logging.basicConfig(
+        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        level=os.environ.get("LOGLEVEL", "INFO").upper(),
+        stream=stream,
+        force=True,
+    )
+
+
+def parse(parser, arguments: Optional[List[str]] = None):
+    """Parse like fairseq's tools, with this folder as the default ``--user-dir``.
+
+    Returns:
+        The namespace.
+
+    Raises:
+        UserError: what argparse would refuse, in one line.
+    """
+
+    def refuse(message: str):
+        raise UserError(f"{message} (--help lists all options)")
+
+    parser.error = refuse
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not any(a == "--user-dir" or a.startswith("--user-dir=") for a in arguments):
+        arguments += ["--user-dir", PACKAGE]
+    return options.parse_args_and_arch(parser, input_args=arguments)
+
+
+def train(check: Callable = lambda args: None) -> None:
+    """Run fairseq's training with this plug-in.
+
+    Args:
+        check: completes and checks the parsed options of one entry point.
+    """
+    set_up_logging()
+    parser = options.get_training_parser(default_task="SRPtranslation")
+    args = parse(parser)
+    check(args)
+    cfg = convert_namespace_to_omegaconf(args)
+    if cfg.common.bf16:
+        cfg.common.tpu = False  # fairseq takes --bf16 for a TPU
+    try:
+        distributed_utils.call_main(cfg, fairseq_train.main)
+    except KeyboardInterrupt:
+        print(
+            "interrupted: the same command goes on from the last checkpoint in "
+            f"{cfg.checkpoint.save_dir}",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -1,0 +1,183 @@
+"""How many channels a compression rate leaves.
+
+``compression_rate`` is the share of the uncut model's parameters that is kept
+(embeddings and all, connectivity excluded). Everything is counted from the
+declaration of channel groups, exactly.
+"""
+
+import math
+from typing import Callable, Dict, Iterable, Mapping
+
+from torch import nn
+
+from ..errors import UserError
+from .groups import ChannelGroup, channel_groups, tied_dimensions
+
+# A LayerNorm over one channel has no variance left: its output is constant.
+MINIMUM_EMBEDDING = 2
+STAGE_KINDS = {
+    0: ("embedding", "qk", "vo", "ffn"),
+    1: ("embedding",),
+    2: ("qk", "vo", "ffn"),
+}
+
+Widths = Dict[str, int]
+
+
+def minimum_width(group: ChannelGroup) -> int:
+    """Least width: 1 per head, 1 feed-forward unit per layer, 2 embedding channels."""
+    return MINIMUM_EMBEDDING if group.kind == "embedding" else group.heads
+
+
+class ParameterCount:
+    """Number of parameters of a model as a function of its groups' widths.
+
+    Args:
+        model: any model with channel groups; only shapes and ties are read.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.groups = channel_groups(model)
+        self.constant = 0
+        self.terms = []  # (size of the untied dimensions, names of the groups)
+        tied = {id(p): dims for p, dims in tied_dimensions(self.groups)}
+        for parameter in model.parameters():
+            dims = tied.get(id(parameter), {})
+            if not dims:
+                self.constant += parameter.numel()
+                continue
+            fixed = math.prod(
+                size for d, size in enumerate(parameter.shape) if d not in dims
+            )
+            self.terms.append((fixed, [group.name for group in dims.values()]))
+
+    def __call__(self, widths: Mapping[str, int]) -> int:
+        return self.constant + sum(
+            fixed * math.prod(widths[name] for name in names)
+            for fixed, names in self.terms
+        )
+
+    def per_channel(self, name: str, widths: Mapping[str, int]) -> int:
+        """Parameters that go with one channel of group ``name`` at these widths."""
+        return self({**widths, name: widths[name] + 1}) - self(widths)
+
+    @property
+    def current(self) -> Widths:
+        return {name: group.width for name, group in self.groups.items()}
+
+    @property
+    def original(self) -> Widths:
+        return {name: group.original_width for name, group in self.groups.items()}
+
+
+def scaled_widths(
+    groups: Mapping[str, ChannelGroup], kinds: Iterable[str], ratio: float
+) -> Widths:
+    """Widths of the groups of ``kinds`` scaled to ``ratio`` of the uncut model's.
+
+    Never wider than now, never below the minimum, whole heads' multiples; the
+    other groups stay as they are.
+    """
+    widths = {name: group.width for name, group in groups.items()}
+    for name, group in groups.items():
+        if group.kind in kinds:
+            per_head = round(group.original_width * ratio / group.heads)
+            widths[name] = min(
+                group.width, max(minimum_width(group), per_head * group.heads)
+            )
+    return widths
+
+
+def _largest_ratio(fits: Callable[[float], bool]) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def plan_widths(model: nn.Module, compression_rate: float, stage: int) -> Widths:
+    """Widths after a pruning stage.
+
+    Stage 1 takes the embedding widths to the ratio at which *all* widths,
+    scaled alike, would meet the rate; stage 2 scales the rest so that the total
+    meets it; stage 0 does both at once. Attention widths are the same for every
+    head of a module. The widths of the feed-forward layers are a total to be
+    shared out by importance: :func:`ffn_budget` says what is left for them.
+
+    Returns:
+        Width of every group; feed-forward widths are those of equal shares.
+
+    Raises:
+        UserError: the rate can't be met with the minimum widths.
+    """
+    count = ParameterCount(model)
+    groups, total = count.groups, count(count.original)
+    target = compression_rate * total
+    kinds = STAGE_KINDS[stage]
+
+    least = count(scaled_widths(groups, kinds if stage != 1 else STAGE_KINDS[0], 0.0))
+    if least > target * 1.005:
+        raise UserError(
+            f"--compression-rate {compression_rate:g}: at least {least / total:.4f} "
+            f"({least:,} of {total:,} parameters) stay when one channel per head, one "
+            "unit per feed-forward layer and two embedding channels are kept; use a "
+            "larger rate" + (" or start with --pruning-stage 1" if stage == 2 else "")
+        )
+    if stage == 1:
+        # The embedding alone: at the ratio that suits the whole model.
+        everything = STAGE_KINDS[0]
+        ratio = _largest_ratio(
+            lambda r: count(_uncut_scaled(groups, everything, r)) <= target
+        )
+        return scaled_widths(groups, kinds, ratio)
+    ratio = _largest_ratio(lambda r: count(scaled_widths(groups, kinds, r)) <= target)
+    widths = scaled_widths(groups, kinds, ratio)
+    return _settle(count, widths, target)
+
+
+def _uncut_scaled(groups, kinds, ratio) -> Widths:
+    """As :func:`scaled_widths`, from the uncut model whatever was cut already."""
+    widths = {}
+    for name, group in groups.items():
+        per_head = round(group.original_width * ratio / group.heads)
+        widths[name] = max(minimum_width(group), per_head * group.heads)
+    return widths
+
+
+def _settle(count: ParameterCount, widths: Widths, target: float) -> Widths:
+    """Use up what rounding left over with feed-forward units, one by one.
+
+    Rounding all widths at one ratio leaves up to one embedding channel's worth
+    of parameters; a feed-forward unit is the smallest piece there is.
+    """
+    names = [n for n, g in count.groups.items() if g.kind == "ffn"]
+    if not names:
+        return widths
+    widths = dict(widths)
+    while True:
+        now = count(widths)
+        step = 1 if now < target else -1
+        best, best_gap = None, abs(now - target)
+        for name in names:
+            width = widths[name] + step
+            if not minimum_width(count.groups[name]) <= width <= count.groups[name].width:
+                continue
+            gap = abs(count({**widths, name: width}) - target)
+            # The widest (narrowest) layer gives (takes) first: shares stay equal.
+            if gap < best_gap and (
+                best is None or step * widths[name] < step * widths[best]
+            ):
+                best = name
+        if best is None:
+            return widths
+        widths[best] += step
+
+
+def iteration_rate(compression_rate: float, iteration: int, iterations: int) -> float:
+    """Compression rate after ``iteration`` of ``iterations``: equal ratios multiply up.
+
+    With the share p = 1 - rate to remove, every iteration removes
+    1 - (1 - p)^(1/iterations) of what is there.
+    """
+    return compression_rate ** (iteration / iterations)

@@ -1,0 +1,98 @@
+"""Physical removal of channels, from the declaration alone."""
+
+from typing import Dict, List, Mapping, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .groups import ChannelGroup, Slice, channel_groups, tied_dimensions
+
+# (parameter, size before, {dimension: positions that stay})
+Cuts = List[Tuple[nn.Parameter, torch.Size, Dict[int, Tensor]]]
+
+_WIDTH_ATTRIBUTES = {
+    (nn.Linear, "weight", 0): "out_features",
+    (nn.Linear, "weight", 1): "in_features",
+    (nn.Embedding, "weight", 1): "embedding_dim",
+}
+
+
+def _note_width(piece: Slice, width: int) -> None:
+    """Keep torch's own records (``in_features`` and the like) true."""
+    for (kind, name, dim), attribute in _WIDTH_ATTRIBUTES.items():
+        if isinstance(piece.module, kind) and (piece.name, piece.dim) == (name, dim):
+            setattr(piece.module, attribute, width)
+
+
+def _take(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
+    for dim, kept in positions.items():
+        tensor = tensor.index_select(dim, kept.to(tensor.device))
+    return tensor.contiguous()
+
+
+@torch.no_grad()
+def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
+    """Remove all channels but ``keep`` from a model, in place.
+
+    Parameters stay the same objects (ties, optimizers and hooks go on holding
+    them); only their data shrinks. Outputs do not change where the removed
+    channels' connectivity is 0.
+
+    Args:
+        keep: ascending positions that stay, per group that loses channels.
+
+    Returns:
+        What was cut, for :func:`cut_optimizer_state`.
+    """
+    groups = channel_groups(model)
+    cuts = []
+    for parameter, dims in tied_dimensions(groups):
+        positions = {d: keep[g.name] for d, g in dims.items() if g.name in keep}
+        if positions:
+            cuts.append((parameter, parameter.shape, positions))
+            parameter.data = _take(parameter.data, positions)
+            parameter.grad = None
+    for name, kept in keep.items():
+        group = groups[name]
+        group.resize(group.channel_ids[kept.to(group.channel_ids.device)])
+        for piece in group.slices:
+            _note_width(piece, group.width)
+    return cuts
+
+
+@torch.no_grad()
+def cut_optimizer_state(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
+    """Cut the optimizer's per-weight state (Adam's moments) like the weights."""
+    for parameter, shape, positions in cuts:
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == shape:
+                state[key] = _take(value, positions)
+
+
+@torch.no_grad()
+def take_shape(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
+    """Give a model the widths of a cut checkpoint before its weights are loaded.
+
+    Parameters that change shape are left uninitialised.
+
+    Args:
+        channel_ids: the ``channel_ids`` buffer of every group.
+    """
+    groups = channel_groups(model)
+    changed = {n for n, ids in channel_ids.items() if not _same(groups[n], ids)}
+    for parameter, dims in tied_dimensions(groups):
+        shape = list(parameter.shape)
+        for dim, group in dims.items():
+            shape[dim] = channel_ids[group.name].numel()
+        if list(parameter.shape) != shape:
+            parameter.data = parameter.data.new_empty(shape)
+            parameter.grad = None
+    for name in changed:
+        groups[name].resize(channel_ids[name])
+        for piece in groups[name].slices:
+            _note_width(piece, groups[name].width)
+
+
+def _same(group: ChannelGroup, ids: Tensor) -> bool:
+    return torch.equal(group.channel_ids.cpu(), ids.cpu().to(torch.int32))

@@ -1,0 +1,125 @@
+"""Channel groups: the one declaration of what can be pruned.
+
+A layer that owns weights creates a :class:`ChannelGroup` for each set of
+channels that it can lose and ties to it every slice of a parameter that lives
+and dies with such a channel. Scoring, budgets, freezing, cutting, counting
+parameters and FLOPs, and optimizer surgery read these declarations and nothing
+else.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, Tuple
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("embedding", "qk", "vo", "ffn")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one parameter that is indexed by a group's channels."""
+
+    module: nn.Module
+    name: str
+    dim: int
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return getattr(self.module, self.name)
+
+
+class ChannelGroup(nn.Module):
+    """Channels that are scored, shrunk and cut together.
+
+    Args:
+        kind: one of ``embedding``, ``qk``, ``vo``, ``ffn``.
+        channels: number of channels in the uncut model.
+        heads: number of attention heads that the channels are spread over,
+            head by head; every head always keeps the same number.
+
+    Buffers (saved with the model):
+        connectivity: ``[width]``, 1 for a channel that is fully connected, 0
+            for one that can be cut without changing any output.
+        channel_ids: ``[width]`` int32, the positions of the present channels in
+            the uncut model, ascending. They tell a loader how wide a cut model
+            is, and which columns of a position table it keeps.
+    """
+
+    def __init__(self, kind: str, channels: int, heads: int = 1):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        if channels % heads:
+            raise ValueError(f"{channels} channels can't be spread over {heads} heads")
+        self.kind = kind
+        self.heads = heads
+        self.original_width = channels
+        self.name = kind  # replaced by the path in the model, see channel_groups()
+        self.slices: List[Slice] = []
+        self.register_buffer("connectivity", torch.ones(channels))
+        self.register_buffer("channel_ids", torch.arange(channels, dtype=torch.int32))
+        self.gated = False
+
+    @property
+    def width(self) -> int:
+        return self.connectivity.numel()
+
+    def tie(self, module: nn.Module, **dims: int) -> None:
+        """Declare that ``module.<name>``'s dimension ``dim`` belongs to this group.
+
+        ``group.tie(linear, weight=0, bias=0)`` ties the outputs of a Linear.
+        Absent parameters (``bias=None``) are passed over.
+        """
+        for name, dim in dims.items():
+            if getattr(module, name) is not None:
+                self.slices.append(Slice(module, name, dim))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Multiply the channels of ``x [..., width]`` by their connectivity."""
+        return x * self.connectivity.to(x.dtype) if self.gated else x
+
+    def set_connectivity(self, connectivity: Tensor) -> None:
+        """Set the gate, ``[width]``; all ones switch it off."""
+        self.connectivity.copy_(connectivity)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring ``gated`` in line with the buffer, after it was changed or loaded."""
+        self.gated = bool((self.connectivity != 1).any())
+
+    def resize(self, channel_ids: Tensor) -> None:
+        """Take over the channels of a cut model, all fully connected."""
+        self.channel_ids = channel_ids.to(self.channel_ids.device, torch.int32)
+        self.connectivity = self.connectivity.new_ones(channel_ids.numel())
+        self.gated = False
+
+    def extra_repr(self) -> str:
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        return f"{self.kind}, {self.width}/{self.original_width}{heads}"
+
+
+def channel_groups(model: nn.Module) -> Dict[str, ChannelGroup]:
+    """All groups of a model by name, in module order; a shared group once."""
+    groups = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ChannelGroup):
+            module.name = name
+            groups[name] = module
+    return groups
+
+
+def tied_dimensions(
+    groups: Dict[str, ChannelGroup],
+) -> Iterator[Tuple[nn.Parameter, Dict[int, ChannelGroup]]]:
+    """Each tied parameter once, with the group of each of its tied dimensions.
+
+    Tied weights (one parameter under two names) come once, so that nothing is
+    counted, frozen or cut twice.
+    """
+    tied: Dict[int, Tuple[nn.Parameter, Dict[int, ChannelGroup]]] = {}
+    for group in groups.values():
+        for piece in group.slices:
+            parameter = piece.parameter
+            tied.setdefault(id(parameter), (parameter, {}))[1][piece.dim] = group
+    return iter(tied.values())

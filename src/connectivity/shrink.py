@@ -1,0 +1,45 @@
+"""How the connectivity of selected channels goes from 1 to exactly 0."""
+
+import math
+from typing import Callable, Dict
+
+# The geometric schedules reach this before the last step sets 0.
+GEOMETRIC_END = 1e-5
+
+
+def _arithmetic(progress: float) -> float:
+    return 1.0 - progress
+
+
+def _geometric(progress: float) -> float:
+    return GEOMETRIC_END**progress
+
+
+# name -> (shape, whether it moves only at the end of an epoch)
+SCHEDULES: Dict[str, tuple] = {
+    "sa": (_arithmetic, False),
+    "sg": (_geometric, False),
+    "ea": (_arithmetic, True),
+    "eg": (_geometric, True),
+}
+
+
+def connectivity_at(decreasing: str, step: int, steps: int, epochs: int) -> float:
+    """Connectivity of a selected channel after ``step`` of ``steps`` updates.
+
+    Args:
+        decreasing: ``sa``/``sg`` arithmetic/geometric every update, ``ea``/``eg``
+            the same once per epoch.
+        epochs: number of epochs that the ``steps`` updates make up.
+
+    Returns:
+        1 at step 0, exactly 0 at step ``steps`` (and for ``steps == 0``).
+    """
+    shape: Callable[[float], float]
+    shape, per_epoch = SCHEDULES[decreasing]
+    if step >= steps:
+        return 0.0
+    progress = step / steps
+    if per_epoch:
+        progress = math.floor(progress * epochs) / epochs
+    return shape(progress)

@@ -1,0 +1,180 @@
+"""One pruning stage: score, select, shrink, cut, as often as it has iterations."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
+
+import torch
+from torch import Tensor, nn
+
+from .budget import ParameterCount, iteration_rate, plan_widths
+from .cut import Cuts, cut
+from .freeze import Freezer
+from .groups import channel_groups
+from .importance import Scores
+from .selection import select
+from .shrink import connectivity_at
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What the user asked for.
+
+    Args:
+        compression_rate: share of the uncut model's parameters to keep.
+        stage: 0 all widths, 1 embedding widths, 2 the others.
+        iterations: how often channels are scored and removed.
+        period: epochs that one iteration lasts.
+        warming_up: epochs before the first scoring.
+        decreasing: schedule of the connectivity; None cuts at once.
+    """
+
+    compression_rate: float
+    stage: int
+    iterations: int = 1
+    period: int = 1
+    warming_up: int = 0
+    decreasing: Optional[str] = "sa"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs until the last cut."""
+        whole = self.iterations if self.decreasing else self.iterations - 1
+        return self.warming_up + whole * self.period
+
+
+class PruningStage:
+    """State of a stage over a model.
+
+    The caller scores when :meth:`due` says so, hands the scores to
+    :meth:`begin`, masks gradients and restores frozen weights with ``freezer``,
+    calls :meth:`advance` after every update and :meth:`cut` when ``ready``.
+    All state is in :meth:`state_dict` and the model's buffers.
+    """
+
+    def __init__(self, plan: StagePlan, model: nn.Module):
+        self.plan = plan
+        self.model = model
+        self.finished_iterations = 0
+        self.removed: Dict[str, Tensor] = {}  # positions, while shrinking
+        self.step, self.steps = 0, 0
+        self._freezer: Optional[Freezer] = None
+        count = ParameterCount(model)
+        # stage 1 narrows the embedding of whatever was cut elsewhere
+        self.start_share = (
+            1.0 if plan.stage == 1 else count(count.current) / count(count.original)
+        )
+
+    @property
+    def done(self) -> bool:
+        return self.finished_iterations >= self.plan.iterations
+
+    @property
+    def shrinking(self) -> bool:
+        return bool(self.removed)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the selected channels can be cut."""
+        return self.shrinking and self.step >= self.steps
+
+    def due(self, epoch: int) -> bool:
+        """Whether an iteration starts with this epoch (1-based)."""
+        if self.done or self.shrinking:
+            return False
+        return epoch > self.plan.warming_up + self.finished_iterations * self.plan.period
+
+    def last_epoch(self) -> int:
+        """The epoch at whose end the running iteration's shrinking ends."""
+        return self.plan.warming_up + (self.finished_iterations + 1) * self.plan.period
+
+    def target_rate(self) -> float:
+        """Compression rate after the iteration that comes or runs."""
+        share = self.plan.compression_rate / self.start_share
+        return self.start_share * iteration_rate(
+            min(1.0, share), self.finished_iterations + 1, self.plan.iterations
+        )
+
+    def begin(self, scores: Scores, steps: int) -> None:
+        """Select channels; shrink them over ``steps`` updates (0: cut at once).
+
+        Raises:
+            UserError: scores that are not finite, or a rate out of reach.
+        """
+        widths = plan_widths(self.model, self.target_rate(), self.plan.stage)
+        keep = select(self.model, scores, widths)
+        groups = channel_groups(self.model)
+        self.removed = {}
+        for name, kept in keep.items():
+            gone = torch.ones(groups[name].width, dtype=torch.bool)
+            gone[kept.cpu()] = False
+            self.removed[name] = gone.nonzero().squeeze(1)
+        self.step, self.steps = 0, steps
+        self._freezer = None
+        if not self.removed:
+            logger.warning("nothing to prune: the model is as small as asked already")
+            self.finished_iterations += 1
+
+    @property
+    def freezer(self) -> Optional[Freezer]:
+        """Freezes the selected channels; None outside shrinking."""
+        if self._freezer is None and self.shrinking:
+            self._freezer = Freezer(self.model, self.removed)
+        return self._freezer
+
+    def advance(self) -> None:
+        """Count one update and shrink the connectivity of the selected channels."""
+        self._shrink_to(self.step + 1)
+
+    def finish_shrinking(self) -> None:
+        """Set the selected connectivities to exactly 0, whatever updates are missing."""
+        self._shrink_to(self.steps)
+
+    @torch.no_grad()
+    def _shrink_to(self, step: int) -> None:
+        self.step = step
+        value = connectivity_at(
+            self.plan.decreasing or "sa", step, self.steps, self.plan.period
+        )
+        groups = channel_groups(self.model)
+        for name, positions in self.removed.items():
+            group = groups[name]
+            connectivity = group.connectivity.clone()
+            connectivity[positions.to(connectivity.device)] = value
+            group.set_connectivity(connectivity)
+
+    def cut(self) -> Cuts:
+        """Remove the selected channels physically; their connectivity is 0.
+
+        Returns:
+            What was cut, for the optimizer's state.
+        """
+        self._shrink_to(self.steps)
+        groups = channel_groups(self.model)
+        keep = {}
+        for name, positions in self.removed.items():
+            stays = torch.ones(groups[name].width, dtype=torch.bool)
+            stays[positions] = False
+            keep[name] = stays.nonzero().squeeze(1)
+        cuts = cut(self.model, keep)
+        self.removed, self._freezer = {}, None
+        self.finished_iterations += 1
+        return cuts
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {
+            "finished_iterations": self.finished_iterations,
+            "removed": self.removed,
+            "step": self.step,
+            "steps": self.steps,
+            "start_share": self.start_share,
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self.finished_iterations = state["finished_iterations"]
+        self.removed = dict(state["removed"])
+        self.step, self.steps = state["step"], state["steps"]
+        self.start_share = state["start_share"]
+        self._freezer = None

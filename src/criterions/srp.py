@@ -1,0 +1,194 @@
+"""Label-smoothed cross-entropy, and distillation from the unpruned teacher."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.logging import metrics
+
+from ..errors import UserError
+
+
+@dataclass
+class SRPCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    prob_kd: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of distillation: KL divergence of the student's output "
+            "distribution from the teacher's, over non-padding positions, times T^2"
+        },
+    )
+    attn_kd: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of attention distillation: KL divergence of the student's "
+            "encoder-decoder attention from the teacher's, averaged over heads, mean "
+            "over decoder layers"
+        },
+    )
+    T: float = field(
+        default=1.0, metadata={"help": "temperature of distillation (--prob-kd)"}
+    )
+
+
+class _SmoothedNLL(torch.autograd.Function):
+    """Sum of label-smoothed nll over rows, with one pass backward.
+
+    The gradient is softmax - ε/(N-1) - (1-ε-ε/(N-1))·onehot for N words: the
+    coefficients of fairseq's loss add up to 1.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, target, epsilon, padding_idx):
+        lprobs = F.log_softmax(logits, dim=-1, dtype=torch.promote_types(
+            logits.dtype, torch.float32
+        ))
+        present = target.ne(padding_idx)
+        each = epsilon / (logits.size(-1) - 1)
+        nll = -lprobs.gather(1, target.unsqueeze(1)).squeeze(1)
+        smooth = -lprobs.sum(dim=-1)
+        nll, smooth = (nll * present).sum(), (smooth * present).sum()
+        ctx.save_for_backward(lprobs, target, present)
+        ctx.each, ctx.rest, ctx.dtype = each, 1.0 - epsilon - each, logits.dtype
+        ctx.mark_non_differentiable(nll)
+        return ctx.rest * nll + each * smooth, nll
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        lprobs, target, present = ctx.saved_tensors
+        result = lprobs.exp().sub_(ctx.each)
+        index = target.unsqueeze(1)
+        result.scatter_add_(1, index, result.new_full(index.shape, -ctx.rest))
+        result.mul_((present * grad).unsqueeze(1))
+        return result.to(ctx.dtype), None, None, None
+
+
+def smoothed_nll(logits, target, epsilon: float, padding_idx: int):
+    """fairseq's label-smoothed loss and nll, both summed over non-padding targets.
+
+    Shapes:
+        logits ``[rows, N]``, target ``[rows]``.
+    """
+    return _SmoothedNLL.apply(logits, target, epsilon, padding_idx)
+
+
+def distillation_loss(logits, teacher_logits, present, temperature: float):
+    """T²·KL(teacher ‖ student) summed over the rows where ``present``, in nats."""
+    student = F.log_softmax(logits[present].float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits[present].float() / temperature, dim=-1)
+    kl = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    return kl * temperature**2
+
+
+@register_criterion("srp", dataclass=SRPCriterionConfig)
+class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Label-smoothed cross-entropy + prob_kd · distillation + attn_kd · attention KL.
+
+    All three are summed over non-padding target tokens and normalised alike.
+    The teacher comes from the task (``--teacher-model``, by default
+    ``--pretrained-model``) and is used in training only.
+    """
+
+    def __init__(
+        self,
+        task,
+        sentence_avg,
+        label_smoothing,
+        ignore_prefix_size=0,
+        report_accuracy=False,
+        prob_kd=0.0,
+        attn_kd=0.0,
+        T=1.0,
+    ):
+        super().__init__(
+            task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy
+        )
+        for flag, value in (("--prob-kd", prob_kd), ("--attn-kd", attn_kd)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{flag} {value}: must be a number of at least 0")
+        if not (math.isfinite(T) and T > 0):
+            raise UserError(f"--T {T}: the temperature must be a positive number")
+        self.prob_kd, self.attn_kd, self.temperature = prob_kd, attn_kd, T
+        if prob_kd or attn_kd:
+            task.check_teacher()
+
+    def compute_loss(self, model, net_output, sample, reduce=True):
+        if not reduce:
+            return super().compute_loss(model, net_output, sample, reduce)
+        logits, target = net_output[0], model.get_targets(sample, net_output)
+        if self.ignore_prefix_size > 0:
+            logits = logits[:, self.ignore_prefix_size :].contiguous()
+            target = target[:, self.ignore_prefix_size :].contiguous()
+        return smoothed_nll(
+            logits.view(-1, logits.size(-1)), target.view(-1), self.eps, self.padding_idx
+        )
+
+    def forward(self, model, sample, reduce=True):
+        """As in fairseq; in training with the distillation losses added."""
+        distil = model.training and (self.prob_kd or self.attn_kd)
+        student = getattr(model, "module", model)  # out of its distributed wrapper
+        if distil and self.attn_kd:
+            for layer in student.decoder.layers:
+                layer.keep_attention_map = True
+        with self.task.forward_precision():
+            net_output = model(**sample["net_input"])
+        loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
+        sample_size = (
+            sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        )
+        logging_output = {
+            "loss": loss.data,
+            "nll_loss": nll_loss.data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": sample_size,
+        }
+        if self.report_accuracy:
+            n_correct, total = self.compute_accuracy(model, net_output, sample)
+            logging_output["n_correct"] = n_correct.item()
+            logging_output["total"] = total.item()
+        if distil:
+            loss = self._distil(student, net_output, sample, loss, logging_output)
+        return loss, sample_size, logging_output
+
+    def _distil(self, student, net_output, sample, loss, logging_output):
+        device = net_output[0].device
+        teacher = self.task.teacher(device)
+        for layer in teacher.decoder.layers:
+            layer.keep_attention_map = bool(self.attn_kd)
+        with torch.no_grad(), self.task.forward_precision():
+            teacher_output = teacher(**sample["net_input"])
+        present = sample["target"].ne(self.padding_idx)
+        if self.prob_kd:
+            kl = distillation_loss(
+                net_output[0], teacher_output[0], present, self.temperature
+            )
+            loss = loss + self.prob_kd * kl
+            logging_output["prob_kd_loss"] = kl.data
+        if self.attn_kd:
+            layers = list(zip(student.decoder.layers, teacher.decoder.layers))
+            kl = loss.new_zeros(())
+            for mine, its in layers:
+                mine, its = mine.attention_map[present], its.attention_map[present]
+                tiny = torch.finfo(torch.float32).tiny
+                mine, its = (m.float().clamp_min(tiny).log() for m in (mine, its))
+                kl = kl + F.kl_div(mine, its, reduction="sum", log_target=True)
+            kl = kl / len(layers)
+            loss = loss + self.attn_kd * kl
+            logging_output["attn_kd_loss"] = kl.data
+        return loss
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        super().reduce_metrics(logging_outputs)
+        tokens = sum(log.get("ntokens", 0) for log in logging_outputs)
+        for name in ("prob_kd_loss", "attn_kd_loss"):
+            if any(name in log for log in logging_outputs):
+                total = sum(log.get(name, 0) for log in logging_outputs)
+                metrics.log_scalar(name, total / tokens, tokens, round=4)

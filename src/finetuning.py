@@ -1,0 +1,31 @@
+"""Finetune a cut model: training that starts from --pretrained-model.
+
+The widths and the kind of layer normalization come from the checkpoint.
+
+    python src/finetuning.py data-bin/multi30k.de-en --arch srp_multi30k_de_en \\
+        --pretrained-model checkpoints/stage2/checkpoint_last.pt ...
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def check(args) -> None:
+    """Finetuning starts from a checkpoint and prunes nothing."""
+    errors = importlib.import_module(f"{FOLDER.name}.errors")
+    if not getattr(args, "pretrained_model", None):
+        raise errors.UserError(
+            "--pretrained-model: missing; finetuning.py needs the checkpoint to start from"
+        )
+    if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1:
+        raise errors.UserError(
+            "--srp/--compression-rate: finetuning.py does not prune; use pruning.py"
+        )
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    importlib.import_module(f"{FOLDER.name}.cli").train(check)

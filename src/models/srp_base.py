@@ -1,0 +1,87 @@
+"""The SRP model: fairseq's Transformer with channel groups."""
+
+from typing import Dict
+
+from torch import Tensor
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer.transformer_legacy import base_architecture
+
+from ..connectivity.cut import take_shape
+from ..connectivity.groups import ChannelGroup, channel_groups
+from .srp_config import SRPConfig, check_config
+from .srp_decoder import SRPDecoder
+from .srp_encoder import SRPEncoder
+
+
+@register_model("srp")
+class SRPModel(TransformerModel):
+    """An encoder-decoder Transformer whose channels can be gated and cut.
+
+    Without gates it computes the same function as fairseq's ``transformer``
+    with the same weights, and it loads such checkpoints. When it loads the
+    weights of a cut model, it takes over that model's widths, which stand in
+    the ``channel_ids`` buffers: any fairseq tool rebuilds a cut model.
+    """
+
+    @classmethod
+    def hub_models(cls):
+        return {}
+
+    @classmethod
+    def add_args(cls, parser):
+        gen_parser_from_dataclass(
+            parser, SRPConfig(), delete_default=True, with_prefix=""
+        )
+
+    def __init__(self, cfg, encoder, decoder):
+        super().__init__(cfg, encoder, decoder)
+        for layer in decoder.layers:
+            layer.encoder_attn.tie_memory(encoder.embedding)
+
+    @classmethod
+    def build_model(cls, args, task):
+        base_architecture(args)
+        cfg = SRPConfig.from_namespace(args)
+        check_config(cfg)
+        return super().build_model(cfg, task)
+
+    @classmethod
+    def build_embedding(cls, cfg, dictionary, embed_dim, path=None):
+        table = super().build_embedding(cfg, dictionary, embed_dim, path)
+        # in a tuple: a shared table has one group, which the encoder registers
+        table.channel_group = (ChannelGroup("embedding", embed_dim),)
+        return table
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        return SRPEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        return SRPDecoder(cfg, tgt_dict, embed_tokens)
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str):
+        """Complete a plain Transformer's weights, and take over a cut model's widths."""
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}." if name else ""
+        channel_ids = {}
+        for group_name, group in channel_groups(self).items():
+            fresh = ChannelGroup(group.kind, group.original_width, group.heads)
+            for buffer, value in fresh.named_buffers():
+                state_dict.setdefault(f"{prefix}{group_name}.{buffer}", value)
+            channel_ids[group_name] = state_dict[f"{prefix}{group_name}.channel_ids"]
+        if self.decoder.embedding is self.encoder.embedding:
+            for buffer in ("connectivity", "channel_ids"):
+                state_dict.setdefault(
+                    f"{prefix}decoder.embedding.{buffer}",
+                    state_dict[f"{prefix}encoder.embedding.{buffer}"],
+                )
+        take_shape(self, channel_ids)
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        result = super().load_state_dict(state_dict, strict, model_cfg, args)
+        for group in channel_groups(self).values():
+            group.refresh()
+        return result

@@ -1,0 +1,194 @@
+"""Multi-head attention whose query/key and value widths can be cut."""
+
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from fairseq.modules import MultiheadAttention
+
+from ..connectivity.groups import ChannelGroup
+
+
+class SRPMultiheadAttention(MultiheadAttention):
+    """fairseq's attention on ``scaled_dot_product_attention``, with two channel groups.
+
+    ``qk`` are the query and key channels, ``vo`` the value channels and the
+    output projection's inputs, each spread evenly over the heads. The scale
+    stays that of the uncut head, and the projections are called as modules, so
+    that wrapped ones (adapters) are not bypassed.
+
+    Args:
+        query: residual channels that queries read and outputs are added to.
+        heads: number of heads.
+        dropout: drop probability of attention weights.
+        memory_width: width of the encoder's output, in cross-attention; its
+            channels are tied by :meth:`tie_memory`.
+    """
+
+    def __init__(
+        self,
+        query: ChannelGroup,
+        heads: int,
+        dropout: float = 0.0,
+        memory_width: Optional[int] = None,
+    ):
+        width = query.width
+        super().__init__(
+            width,
+            heads,
+            kdim=memory_width,
+            vdim=memory_width,
+            dropout=dropout,
+            self_attention=memory_width is None,
+            encoder_decoder_attention=memory_width is not None,
+        )
+        self.qk = ChannelGroup("qk", width, heads)
+        self.vo = ChannelGroup("vo", width, heads)
+        self.qk.tie(self.q_proj, weight=0, bias=0)
+        self.qk.tie(self.k_proj, weight=0, bias=0)
+        self.vo.tie(self.v_proj, weight=0, bias=0)
+        self.vo.tie(self.out_proj, weight=1)
+        query.tie(self.q_proj, weight=1)
+        query.tie(self.out_proj, weight=0, bias=0)
+        if memory_width is None:
+            self.tie_memory(query)
+
+    def tie_memory(self, memory: ChannelGroup) -> None:
+        """Declare the residual channels that keys and values read."""
+        memory.tie(self.k_proj, weight=1)
+        memory.tie(self.v_proj, weight=1)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """``[T, B, H*K]`` to ``[B, H, T, K]``."""
+        length, batch, width = x.shape
+        return x.view(length, batch, self.num_heads, width // self.num_heads).permute(
+            1, 2, 0, 3
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """As in fairseq.
+
+        Shapes:
+            query ``[T, B, D]``, key and value ``[S, B, D']`` (``[S, B/beam, D']``
+            in cross-attention during beam search), key_padding_mask ``[B, S]``
+            with True at padding, attn_mask ``[T, S]`` added to the scores.
+
+        Returns:
+            ``[T, B, D]``, and if asked for the attention weights ``[B, T, S]``
+            averaged over heads or ``[H, B, T, S]`` per head.
+        """
+        length, batch, _ = query.shape
+        q = self._split_heads(self.qk.gate(self.q_proj(query)))
+
+        saved = None
+        if incremental_state is not None:
+            saved = self._get_input_buffer(incremental_state)
+        if static_kv and saved and "prev_key" in saved:
+            k, v = saved["prev_key"], saved["prev_value"]
+            key_padding_mask = saved["prev_key_padding_mask"]
+        else:
+            if static_kv and self.beam_size > 1 and batch == key.size(1):
+                # the beams of a sentence attend to one and the same memory
+                key = key.view(key.size(0), -1, self.beam_size, key.size(2))[:, :, 0]
+                if key_padding_mask is not None:
+                    key_padding_mask = key_padding_mask.view(
+                        -1, self.beam_size, key_padding_mask.size(1)
+                    )[:, 0]
+            k = self._split_heads(self.k_proj(key))
+            v = self._split_heads(self.v_proj(key))
+            if saved is not None and not static_kv:
+                if "prev_key" in saved:
+                    k = torch.cat([saved["prev_key"], k], dim=2)
+                    v = torch.cat([saved["prev_value"], v], dim=2)
+                key_padding_mask = self._append_prev_key_padding_mask(
+                    key_padding_mask,
+                    saved.get("prev_key_padding_mask"),
+                    k.size(0),
+                    k.size(2),
+                    static_kv,
+                )
+            if saved is not None:
+                self._set_input_buffer(
+                    incremental_state,
+                    {
+                        "prev_key": k,
+                        "prev_value": v,
+                        "prev_key_padding_mask": key_padding_mask,
+                    },
+                )
+
+        beams = batch // k.size(0)
+        if beams > 1:  # [B, H, T, K] to [B/beam, H, beam*T, K]
+            q = q.reshape(-1, beams, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+        mask = self._additive_mask(q, attn_mask, key_padding_mask, beams)
+        if need_weights or need_head_weights:
+            heads, weights = self._attention_with_weights(q, k, v, mask)
+        else:
+            heads, weights = self._attention(q, k, v, mask), None
+
+        if beams > 1:
+            heads = heads.unflatten(2, (beams, length)).transpose(1, 2).flatten(0, 1)
+        heads = heads.permute(2, 0, 1, 3).reshape(length, batch, -1)
+        output = self.out_proj(self.vo.gate(heads))
+
+        if weights is not None:
+            if beams > 1:
+                weights = weights.unflatten(2, (beams, length))
+                weights = weights.transpose(1, 2).flatten(0, 1)
+            weights = weights.transpose(0, 1)
+            if not need_head_weights:
+                weights = weights.mean(dim=0)
+        return output, weights
+
+    @staticmethod
+    def _additive_mask(q, attn_mask, key_padding_mask, beams) -> Optional[Tensor]:
+        """One mask ``[B or 1, 1, T, S]`` in q's type, or None."""
+        mask = None
+        if attn_mask is not None:
+            mask = attn_mask.to(q.dtype)
+            if beams > 1:
+                mask = mask.repeat(beams, 1)
+            mask = mask[None, None]
+        if key_padding_mask is not None:
+            padding = torch.zeros(
+                key_padding_mask.shape, dtype=q.dtype, device=q.device
+            ).masked_fill_(key_padding_mask.to(torch.bool), float("-inf"))
+            padding = padding[:, None, None, :]
+            mask = padding if mask is None else mask + padding
+        return mask
+
+    def _attention(self, q, k, v, mask) -> Tensor:
+        p = self.dropout_module.p if self.training else 0.0
+        dtype = q.dtype
+        if dtype == torch.bfloat16 and q.device.type == "cpu":
+            # the backward pass of fused attention takes four times as long in bfloat16
+            q, k, v = q.float(), k.float(), v.float()
+            mask = mask if mask is None else mask.float()
+        with torch.autocast(q.device.type, enabled=q.device.type != "cpu"):
+            heads = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=p, scale=self.scaling
+            )
+        return heads.to(dtype)
+
+    def _attention_with_weights(self, q, k, v, mask) -> Tuple[Tensor, Tensor]:
+        scores = torch.matmul(q * self.scaling, k.transpose(-2, -1))
+        if mask is not None:
+            scores = scores + mask
+        weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(
+            scores.dtype, torch.float32
+        ))
+        return torch.matmul(self.dropout_module(weights).to(v.dtype), v), weights

@@ -1,0 +1,117 @@
+"""Encoder and decoder layers that declare their channels."""
+
+from torch import nn
+from fairseq.modules.transformer_layer import (
+    TransformerDecoderLayerBase,
+    TransformerEncoderLayerBase,
+)
+
+from ..connectivity.groups import ChannelGroup
+from .dropout import Dropout
+from .layer_norm import WeightedLayerNorm
+from .multihead_attention import SRPMultiheadAttention
+
+
+class _GatedActivationDropout(Dropout):
+    """Dropout of the feed-forward activation, then the gate of its units."""
+
+    def __init__(self, p: float, group: ChannelGroup, module_name: str):
+        super().__init__(p, module_name)
+        self._group = (group,)
+
+    def forward(self, x, inplace: bool = False):
+        return self._group[0].gate(super().forward(x, inplace))
+
+
+def _declare(layer: nn.Module, residual: ChannelGroup, weighted: bool) -> None:
+    """What encoder and decoder layers share: feed-forward units, norms, dropout."""
+    name = type(layer).__name__
+    layer.ffn = ChannelGroup("ffn", layer.fc1.out_features)
+    layer.ffn.tie(layer.fc1, weight=0, bias=0)
+    layer.ffn.tie(layer.fc2, weight=1)
+    residual.tie(layer.fc1, weight=1)
+    residual.tie(layer.fc2, weight=0, bias=0)
+    layer.activation_dropout_module = _GatedActivationDropout(
+        layer.activation_dropout_module.p, layer.ffn, name
+    )
+    layer.dropout_module = Dropout(layer.dropout_module.p, name)
+    layer.self_attn_layer_norm = WeightedLayerNorm(residual, weighted)
+    layer.final_layer_norm = WeightedLayerNorm(residual, weighted)
+
+
+class SRPEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer with ``self_attn.{qk,vo}`` and ``ffn`` channel groups.
+
+    Args:
+        cfg: model configuration.
+        residual: the encoder's embedding channels.
+    """
+
+    def __init__(self, cfg, residual: ChannelGroup):
+        self._residual = (residual,)  # build_self_attention runs in super().__init__
+        super().__init__(cfg)
+        _declare(self, residual, cfg.weighted_layernorm)
+
+    def build_self_attention(self, embed_dim, cfg):
+        residual = self._residual[0]
+        return SRPMultiheadAttention(
+            residual, cfg.encoder.attention_heads, cfg.attention_dropout
+        )
+
+    def residual_connection(self, x, residual):
+        # post-norm gates in the layer norm that follows
+        return residual + (self._residual[0].gate(x) if self.normalize_before else x)
+
+
+class SRPDecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer with ``self_attn``, ``encoder_attn`` and ``ffn`` groups.
+
+    Args:
+        cfg: model configuration.
+        residual: the decoder's embedding channels. The encoder's, which
+            cross-attention reads, are tied by the model (``tie_memory``).
+    """
+
+    def __init__(self, cfg, residual: ChannelGroup):
+        self._residual = (residual,)
+        super().__init__(cfg)
+        _declare(self, residual, cfg.weighted_layernorm)
+        self.encoder_attn_layer_norm = WeightedLayerNorm(
+            residual, cfg.weighted_layernorm
+        )
+        self.keep_attention_map = False
+        self.attention_map = None  # [B, T, S], for distillation
+
+    def build_self_attention(self, embed_dim, cfg, **kwargs):
+        residual = self._residual[0]
+        return SRPMultiheadAttention(
+            residual, cfg.decoder.attention_heads, cfg.attention_dropout
+        )
+
+    def build_encoder_attention(self, embed_dim, cfg):
+        return SRPMultiheadAttention(
+            self._residual[0],
+            cfg.decoder.attention_heads,
+            cfg.attention_dropout,
+            memory_width=cfg.encoder.embed_dim,
+        )
+
+    def residual_connection(self, x, residual):
+        return residual + (self._residual[0].gate(x) if self.normalize_before else x)
+
+    def forward(self, x, *args, need_attn=False, need_head_weights=False, **kwargs):
+        if self.training and not self.keep_attention_map:
+            # fairseq computes the last layer's attention map in training and drops it
+            need_attn = need_head_weights = False
+        elif self.keep_attention_map:
+            need_attn = True
+        x, attn, state = super().forward(
+            x,
+            *args,
+            need_attn=need_attn,
+            need_head_weights=need_head_weights,
+            **kwargs,
+        )
+        if self.keep_attention_map:
+            self.attention_map = attn.mean(0) if attn.dim() == 4 else attn
+        return x, attn, state

@@ -1,0 +1,75 @@
+"""AdamW on PyTorch's fused implementation."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, List
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from omegaconf import II, OmegaConf
+
+from ..errors import UserError
+
+
+@dataclass
+class SRPAdamConfig(FairseqDataclass):
+    adam_betas: Any = field(
+        default=(0.9, 0.999), metadata={"help": "betas for Adam optimizer"}
+    )
+    adam_eps: float = field(
+        default=1e-8, metadata={"help": "epsilon for Adam optimizer"}
+    )
+    weight_decay: float = field(
+        default=0.0,
+        metadata={"help": "decoupled weight decay; frozen channels do not decay"},
+    )
+    lr: List[float] = II("optimization.lr")
+
+
+def parse_betas(value: Any) -> tuple:
+    """``(b1, b2)`` from a pair or from its text.
+
+    Raises:
+        UserError: not two numbers in [0, 1).
+    """
+    try:
+        if isinstance(value, str):
+            value = [float(part) for part in value.strip(" ()[]").split(",")]
+        elif OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value)
+        first, second = (float(part) for part in value)
+        if 0 <= first < 1 and 0 <= second < 1:
+            return first, second
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"--adam-betas {value!r}: two numbers in [0, 1) are expected, as '(0.9, 0.98)'"
+    )
+
+
+@register_optimizer("srp_adam", dataclass=SRPAdamConfig)
+class SRPAdam(FairseqOptimizer):
+    """fairseq's ``adam`` (decoupled weight decay, as AdamW) in one fused kernel.
+
+    The only difference: epsilon is added to the bias-corrected second moment's
+    root, as in ``torch.optim.AdamW``, not to the uncorrected one's.
+    """
+
+    def __init__(self, cfg: SRPAdamConfig, params):
+        super().__init__(cfg)
+        self._optimizer = torch.optim.AdamW(params, fused=True, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self):
+        lr = self.cfg.lr
+        return {
+            "lr": lr[0] if isinstance(lr, Collection) else lr,
+            "betas": parse_betas(self.cfg.adam_betas),
+            "eps": self.cfg.adam_eps,
+            "weight_decay": self.cfg.weight_decay,
+        }
+
+    @property
+    def supports_flat_params(self):
+        return True

@@ -1,0 +1,107 @@
+"""Starting from a checkpoint: an SRP model's or a plain fairseq Transformer's."""
+
+import argparse
+import logging
+from typing import Any, Dict
+
+from .errors import UserError
+from .models.srp_config import SRPConfig
+
+logger = logging.getLogger(__name__)
+
+# Options that decide which weights there are or what they compute.
+STRUCTURE = (
+    "encoder_embed_dim",
+    "encoder_ffn_embed_dim",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_normalize_before",
+    "encoder_learned_pos",
+    "decoder_embed_dim",
+    "decoder_ffn_embed_dim",
+    "decoder_layers",
+    "decoder_attention_heads",
+    "decoder_normalize_before",
+    "decoder_learned_pos",
+    "share_decoder_input_output_embed",
+    "share_all_embeddings",
+    "no_token_positional_embeddings",
+    "layernorm_embedding",
+    "no_scale_embedding",
+    "no_decoder_final_norm",
+    "activation_fn",
+    "max_source_positions",
+    "max_target_positions",
+)
+
+
+def read_model_config(state: Dict[str, Any]) -> SRPConfig:
+    """The model options of a checkpoint, whatever fairseq model wrote it."""
+    from fairseq.models.transformer.transformer_legacy import base_architecture
+
+    model = state["cfg"]["model"]
+    if not isinstance(model, argparse.Namespace) and "encoder" not in model:
+        model = argparse.Namespace(**model)
+    if isinstance(model, argparse.Namespace):
+        model = argparse.Namespace(**vars(model))
+        base_architecture(model)
+    return SRPConfig.from_namespace(model)
+
+
+def srp_arguments(state: Dict[str, Any]) -> argparse.Namespace:
+    """Arguments that rebuild a checkpoint's model as an SRP model."""
+    arguments = argparse.Namespace(arch="srp", _name="srp")
+    config = read_model_config(state)
+    for name in (*STRUCTURE, "weighted_layernorm"):
+        setattr(arguments, name, getattr(config, name))
+    return arguments
+
+
+def inherit_layernorm(arguments: argparse.Namespace, state, path: str) -> None:
+    """Use the layer normalization that a cut checkpoint was cut with.
+
+    An uncut one computes the same with either, so the command line decides.
+    """
+    config, weights = read_model_config(state), state["model"]
+    asked = bool(getattr(arguments, "weighted_layernorm", False))
+    cut = any(
+        weights[f"{side}.embed_tokens.weight"].shape[1]
+        < getattr(config, f"{side}_embed_dim")
+        for side in ("encoder", "decoder")
+    )
+    if not cut:
+        arguments.weighted_layernorm = asked or config.weighted_layernorm
+        return
+    arguments.weighted_layernorm = config.weighted_layernorm
+    if asked and not config.weighted_layernorm:
+        logger.warning(
+            f"--weighted-layernorm: {path} was cut without it and would compute "
+            "something else with it; it stays off"
+        )
+
+
+def check_structure(model, state: Dict[str, Any], path: str) -> None:
+    """Compare a model built from the command line with a checkpoint to load.
+
+    Raises:
+        UserError: names the first option or dictionary that differs.
+    """
+    config = read_model_config(state)
+    for name in STRUCTURE:
+        mine, its = getattr(model.cfg, name), getattr(config, name)
+        if str(mine) != str(its):
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} {mine}: --pretrained-model {path} has {its}; give an --arch "
+                f"or --{option} that matches it"
+            )
+    for side in ("encoder", "decoder"):
+        mine = len(getattr(model, side).dictionary)
+        its = len(state["model"][f"{side}.embed_tokens.weight"])
+        if mine != its:
+            language = "source" if side == "encoder" else "target"
+            raise UserError(
+                f"--pretrained-model {path}: its {language} dictionary has {its} types, "
+                f"the data's has {mine}; use the data it was trained on (or preprocess "
+                "yours with its dictionaries)"
+            )

@@ -1,0 +1,39 @@
+"""Prune a trained model: one stage of SRP, or one shot.
+
+    python src/pruning.py data-bin/multi30k.de-en --arch srp_multi30k_de_en \\
+        --pretrained-model checkpoints/base/checkpoint_best.pt \\
+        --srp --compression-rate 0.2 --pruning-stage 1 --pruning-period 10 ...
+
+With --srp the selected channels shrink during --pruning-period epochs and are
+then cut; without, they are cut at once. Training goes on until --max-epoch, by
+default the epoch of the (last) cut. What --save-dir holds in the end is the cut
+model.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def check(args) -> None:
+    """Pruning needs a model, a rate, and as many epochs as its stage."""
+    errors = importlib.import_module(f"{FOLDER.name}.errors")
+    if not getattr(args, "pretrained_model", None):
+        raise errors.UserError(
+            "--pretrained-model: missing; pruning.py needs the trained model to prune"
+        )
+    if args.compression_rate == 1:
+        raise errors.UserError(
+            "--compression-rate: missing or 1; pruning.py needs the share of parameters "
+            "to keep, as 0.2"
+        )
+    if not args.max_epoch:
+        epochs = args.warming_up + args.pruning_iter * args.pruning_period * args.srp
+        args.max_epoch = epochs or None
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    importlib.import_module(f"{FOLDER.name}.cli").train(check)

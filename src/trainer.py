@@ -1,0 +1,199 @@
+"""fairseq's trainer with a pruning stage in its loop."""
+
+import logging
+import math
+import sys
+from contextlib import contextmanager
+
+import fairseq_cli.train
+from fairseq import checkpoint_utils as fairseq_checkpoints
+from fairseq.trainer import Trainer
+from omegaconf import open_dict
+
+from .checkpoint_utils import damage, previous_checkpoint
+from .connectivity.budget import ParameterCount
+from .connectivity.cut import cut_optimizer_state
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def forget_best() -> None:
+    """Forget the best validation so far, which fairseq keeps on functions.
+
+    A new run in the same process, or a model that was just cut, competes with
+    its own results only.
+    """
+    for function in (
+        fairseq_checkpoints.save_checkpoint,
+        fairseq_cli.train.should_stop_early,
+    ):
+        for name in ("best", "num_runs"):
+            if hasattr(function, name):
+                delattr(function, name)
+
+
+class SRPTrainer(Trainer):
+    """Runs the task's pruning stage: scores, freezes, shrinks and cuts.
+
+    Without a stage it trains as fairseq's trainer does. It reports a damaged
+    last checkpoint and goes on from the one before.
+    """
+
+    def __init__(self, cfg, task, model, criterion, quantizer=None):
+        super().__init__(cfg, task, model, criterion, quantizer)
+        forget_best()
+        self._epoch_itr = None
+
+    @property
+    def stage(self):
+        return getattr(self.task, "stage", None)
+
+    # -- the stage --------------------------------------------------------------
+
+    def get_train_iterator(self, *args, **kwargs):
+        self._epoch_itr = super().get_train_iterator(*args, **kwargs)
+        return self._epoch_itr
+
+    def begin_epoch(self, epoch):
+        super().begin_epoch(epoch)
+        stage = self.stage
+        if stage is None or not stage.due(epoch):
+            return
+        steps = self._updates_in_period(epoch) if stage.plan.decreasing else 0
+        max_update = self.cfg.optimization.max_update
+        if max_update and self.get_num_updates() + steps > max_update:
+            raise UserError(
+                f"--max-update {max_update}: the pruning period ends after "
+                f"{self.get_num_updates() + steps} updates; raise --max-update or "
+                "shorten --pruning-period"
+            )
+        logger.info(f"scoring channels by {self.task.cfg.importance}")
+        scores = self.task.score(
+            self.get_model(),
+            self.get_criterion(),
+            self.cfg.dataset.train_subset,
+            self.cfg.common.seed,
+            self.device,
+            rank=self.data_parallel_rank,
+            world=self.data_parallel_world_size,
+        )
+        stage.begin(scores, steps)
+        if stage.shrinking:
+            logger.info(
+                "selected "
+                + ", ".join(f"{n}: {len(r)}" for n, r in stage.removed.items())
+                + f"; shrinking over {steps} updates"
+            )
+            stage.freezer.clear_moments(self.optimizer.optimizer)
+        if stage.ready:
+            self._cut()
+
+    def _updates_in_period(self, epoch: int) -> int:
+        """Updates from the start of ``epoch`` to the end of the iteration's period."""
+        batches = len(self._epoch_itr)
+        frequencies = self.cfg.optimization.update_freq
+        total = 0
+        for e in range(epoch, self.stage.last_epoch() + 1):
+            frequency = frequencies[min(e, len(frequencies)) - 1]
+            share = batches / frequency
+            skip = self.cfg.optimization.skip_remainder_batch
+            total += math.floor(share) if skip else math.ceil(share)
+        return total
+
+    def train_step(self, samples, raise_oom=False):
+        before = self.get_num_updates()
+        output = super().train_step(samples, raise_oom)
+        stage = self.stage
+        if stage is None or not stage.shrinking:
+            return output
+        stage.freezer.restore()
+        if self.get_num_updates() > before:
+            stage.advance()
+        # skipped updates (overflow) must not push the cut beyond its epoch
+        if (
+            not stage.ready
+            and self._epoch_itr.epoch >= stage.last_epoch()
+            and self._epoch_itr.end_of_epoch()
+        ):
+            stage.finish_shrinking()
+        if stage.ready:
+            self._cut()
+        return output
+
+    def clip_grad_norm(self, clip_norm):
+        if self.stage is not None and self.stage.shrinking:
+            self.stage.freezer.mask_gradients()
+        return super().clip_grad_norm(clip_norm)
+
+    def begin_valid_epoch(self, epoch):
+        if self.stage is not None and not self.stage.done:
+            # a half-shrunk model is no candidate for best, nor a reason to stop
+            forget_best()
+        super().begin_valid_epoch(epoch)
+
+    def _cut(self) -> None:
+        count = ParameterCount(self.get_model())
+        before = count(count.current)
+        cuts = self.stage.cut()
+        if hasattr(self.optimizer, "fp32_optimizer"):
+            # half precision keeps a flat float32 copy of all weights: start it anew
+            schedule = self.lr_scheduler.state_dict()
+            self._build_optimizer()
+            self.lr_scheduler.load_state_dict(schedule)
+            self.lr_step_update()
+        else:
+            cut_optimizer_state(self.optimizer.optimizer, cuts)
+        if self.use_distributed_wrapper:
+            self._wrapped_model = None  # its buckets have the old sizes
+        forget_best()
+        count = ParameterCount(self.get_model())
+        after, original = count(count.current), count(count.original)
+        logger.info(
+            f"cut: {before:,} -> {after:,} parameters, {after / original:.4f} of the "
+            f"uncut {original:,}"
+        )
+
+    # -- checkpoints and data ---------------------------------------------------------
+
+    def load_checkpoint(self, filename, *args, **kwargs):
+        if fairseq_checkpoints.PathManager.isfile(filename):
+            problem = damage(filename)
+            if problem:
+                other = previous_checkpoint(filename)
+                if other is None:
+                    raise UserError(
+                        f"checkpoint {filename}: {problem}, and there is no other in "
+                        "its folder; remove it to start anew"
+                    )
+                logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
+                filename = other
+        return super().load_checkpoint(filename, *args, **kwargs)
+
+    def get_valid_iterator(self, subset, disable_iterator_cache=False):
+        # fairseq drops a last batch that is no multiple of 8: losses and BLEU would
+        # be of fewer sentences than there are
+        with self._batch_size_multiple(1):
+            return super().get_valid_iterator(subset, disable_iterator_cache)
+
+    @contextmanager
+    def _batch_size_multiple(self, multiple: int):
+        dataset = self.cfg.dataset
+        before = dataset.required_batch_size_multiple
+        with open_dict(self.cfg):
+            dataset.required_batch_size_multiple = multiple
+        try:
+            yield
+        finally:
+            with open_dict(self.cfg):
+                dataset.required_batch_size_multiple = before
+
+
+def install() -> None:
+    """Make ``fairseq-train`` use this trainer.
+
+    fairseq has no option for it; its command looks the class up when it runs.
+    """
+    for module in (fairseq_cli.train, sys.modules.get("__main__")):
+        if getattr(module, "Trainer", None) is Trainer:
+            module.Trainer = SRPTrainer
