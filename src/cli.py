@@ -1,5 +1,6 @@
 """What the entry points share: parsing with this plug-in loaded, clear errors."""
 
+import argparse
 import logging
 import os
 import sys
@@ -13,6 +14,13 @@ from fairseq_cli import train as fairseq_train
 from .errors import UserError
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser, for tools without fairseq's options, that refuses in one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists all options)")
 
 
 def set_up_logging(stream=sys.stdout) -> None:

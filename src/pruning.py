@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def check(args) -> None:
-    """Pruning needs a model, a rate, and as many epochs as its stage."""
+    """Pruning needs a model and a rate."""
     errors = importlib.import_module(f"{FOLDER.name}.errors")
     if not getattr(args, "pretrained_model", None):
         raise errors.UserError(
@@ -29,9 +29,6 @@ def check(args) -> None:
             "--compression-rate: missing or 1; pruning.py needs the share of parameters "
             "to keep, as 0.2"
         )
-    if not args.max_epoch:
-        epochs = args.warming_up + args.pruning_iter * args.pruning_period * args.srp
-        args.max_epoch = epochs or None
 
 
 if __name__ == "__main__":

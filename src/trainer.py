@@ -44,6 +44,16 @@ class SRPTrainer(Trainer):
         super().__init__(cfg, task, model, criterion, quantizer)
         forget_best()
         self._epoch_itr = None
+        optimization = cfg.optimization
+        # without a limit of its own, a pruning run ends with the last cut
+        self._ends_with_cut = (
+            self.stage is not None
+            and not optimization.max_epoch
+            and not optimization.max_update
+        )
+        if self._ends_with_cut:
+            with open_dict(cfg):
+                optimization.max_epoch = max(1, self.stage.plan.epochs)
 
     @property
     def stage(self):
@@ -58,8 +68,31 @@ class SRPTrainer(Trainer):
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
         stage = self.stage
-        if stage is None or not stage.due(epoch):
+        if stage is None:
             return
+        if stage.due(epoch):
+            self._begin_iteration(epoch)
+        if stage.done and self._ends_with_cut:
+            self._end_before_training(epoch)
+
+    def _end_before_training(self, epoch: int) -> None:
+        """End a one-shot run: validate and save the cut model, train nothing."""
+        cfg = self.cfg
+        if self.get_num_updates() == 0 and not cfg.dataset.disable_validation:
+            subsets = cfg.dataset.valid_subset.split(",")
+            losses = fairseq_cli.train.validate(
+                cfg, self, self.task, self._epoch_itr, subsets
+            )
+        else:
+            losses = [None]
+        fairseq_checkpoints.save_checkpoint(
+            cfg.checkpoint, self, self._epoch_itr, losses[0]
+        )
+        logger.info("pruned in one shot; give --max-epoch to train on")
+        raise SystemExit(0)
+
+    def _begin_iteration(self, epoch: int) -> None:
+        stage = self.stage
         steps = self._updates_in_period(epoch) if stage.plan.decreasing else 0
         max_update = self.cfg.optimization.max_update
         if max_update and self.get_num_updates() + steps > max_update:
@@ -168,7 +201,10 @@ class SRPTrainer(Trainer):
                     )
                 logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
                 filename = other
-        return super().load_checkpoint(filename, *args, **kwargs)
+        extra_state = super().load_checkpoint(filename, *args, **kwargs)
+        if self.use_distributed_wrapper:
+            self._wrapped_model = None  # a cut checkpoint has changed the sizes
+        return extra_state
 
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would

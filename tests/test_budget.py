@@ -1,0 +1,175 @@
+"""Counting, planning and selecting."""
+
+import pytest
+import torch
+from conftest import build
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.connectivity.budget import (
+    ParameterCount,
+    iteration_rate,
+    minimum_width,
+    plan_widths,
+)
+from src.connectivity.cut import cut
+from src.connectivity.groups import channel_groups
+from src.connectivity.selection import select
+from src.errors import UserError
+
+
+def random_scores(model, seed=1, levels=None):
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for name, group in channel_groups(model).items():
+        score = torch.rand(group.width, generator=generator)
+        scores[name] = (score * levels).floor() if levels else score
+    return scores
+
+
+def prune(model, rate, stage, scores=None):
+    widths = plan_widths(model, rate, stage)
+    cut(model, select(model, scores or random_scores(model), widths))
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def medium():
+    """Big enough that one unit is far less than 0.5 % of the parameters."""
+    return dict(
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=128,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.floats(0.04, 1.0),
+    narrow=st.booleans(),
+    staged=st.booleans(),
+    tied=st.booleans(),
+)
+def test_rate_is_met(rate, narrow, staged, tied):
+    options = dict(
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=128,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        share_decoder_input_output_embed=tied,
+    )
+    if narrow:
+        options.update(decoder_embed_dim=48, decoder_ffn_embed_dim=96)
+    model = build(**options)
+    total = sum(p.numel() for p in model.parameters())
+    if staged:
+        prune(model, rate, 1)
+        now = prune(model, rate, 2)
+    else:
+        now = prune(model, rate, 0)
+    assert abs(now - rate * total) <= 0.005 * rate * total
+    assert now == ParameterCount(model)(ParameterCount(model).current)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2, 0.1, 0.05])
+@pytest.mark.parametrize("arch", ["srp_multi30k_de_en", "srp_iwslt_de_en"])
+def test_plan_meets_rate_on_real_shapes(arch, rate):
+    """By counting alone: nothing of these sizes is trained here."""
+    dims = {
+        "srp_multi30k_de_en": (256, 512, 4, 3),
+        "srp_iwslt_de_en": (512, 1024, 4, 6),
+    }[arch]
+    options = {}
+    for side in ("encoder", "decoder"):
+        for name, value in zip(
+            ("embed_dim", "ffn_embed_dim", "attention_heads", "layers"), dims
+        ):
+            options[f"{side}_{name}"] = value
+    model = build(**options)
+    count = ParameterCount(model)
+    total = count(count.original)
+    first = plan_widths(model, rate, 1)
+    assert all(
+        (first[n] < g.width) == (g.kind == "embedding") for n, g in count.groups.items()
+    )
+    generator = torch.Generator().manual_seed(1)
+    scores = {
+        n: torch.rand(g.width, generator=generator) for n, g in count.groups.items()
+    }
+    cut(model, select(model, scores, first))
+    second = plan_widths(model, rate, 2)
+    keep = select(model, {n: scores[n][: g.width] for n, g in channel_groups(model).items()}, second)
+    cut(model, keep)
+    now = sum(p.numel() for p in model.parameters())
+    assert abs(now - rate * total) <= 0.005 * rate * total
+
+
+def test_heads_keep_equal_widths_and_best_channels(medium):
+    model = build(**medium)
+    scores = random_scores(model)
+    widths = plan_widths(model, 0.3, 0)
+    keep = select(model, scores, widths)
+    for name, group in channel_groups(model).items():
+        if group.kind in ("qk", "vo"):
+            per_head = group.width // group.heads
+            heads = (keep[name] // per_head).bincount(minlength=group.heads)
+            assert heads.unique().numel() == 1
+            for head in range(group.heads):
+                mine = scores[name].view(group.heads, -1)[head]
+                kept = keep[name][keep[name] // per_head == head] % per_head
+                gone = [i for i in range(per_head) if i not in kept.tolist()]
+                assert mine[kept].min() >= mine[gone].max()
+
+
+def test_ffn_units_of_all_layers_are_ranked_together(medium):
+    model = build(**medium)
+    scores = random_scores(model)
+    names = [n for n, g in channel_groups(model).items() if g.kind == "ffn"]
+    scores[names[0]] += 10  # this layer's units all matter most
+    keep = select(model, scores, plan_widths(model, 0.5, 0))
+    assert names[0] not in keep  # it loses none
+    assert all(len(keep[n]) < 128 for n in names[1:])
+
+
+def test_ties_go_by_index(medium):
+    model = build(**medium)
+    scores = {n: torch.zeros(g.width) for n, g in channel_groups(model).items()}
+    keep = select(model, scores, plan_widths(model, 0.3, 0))
+    embedding = keep["encoder.embedding"]
+    assert torch.equal(embedding, torch.arange(len(embedding)))
+
+
+def test_every_layer_keeps_the_minimum(medium):
+    model = build(**medium)
+    scores = random_scores(model)
+    for name, group in channel_groups(model).items():
+        if group.kind == "ffn" and name.startswith("encoder"):
+            scores[name] -= 100
+    prune(model, 0.05, 0, scores)
+    for group in channel_groups(model).values():
+        assert group.width >= minimum_width(group)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(medium, value, capsys):
+    model = build(**medium)
+    scores = random_scores(model)
+    scores["decoder.layers.1.ffn"][3] = value
+    with pytest.raises(UserError) as error:
+        select(model, scores, plan_widths(model, 0.5, 0))
+    assert error.value.code == 2
+    assert "decoder.layers.1.ffn" in str(error.value)
+
+
+def test_unreachable_rate_is_refused():
+    with pytest.raises(UserError, match="--compression-rate 0.001"):
+        plan_widths(build(), 0.001, 0)
+    with pytest.raises(UserError, match="--pruning-stage 1"):
+        plan_widths(build(), 0.05, 2)
+
+
+def test_iterations_multiply_up():
+    rates = [iteration_rate(0.2, i, 4) for i in range(1, 5)]
+    assert rates[-1] == 0.2
+    assert all(abs(b / a - 0.2**0.25) < 1e-12 for a, b in zip([1] + rates, rates))

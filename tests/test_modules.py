@@ -1,0 +1,142 @@
+"""Weighted layer normalization, dropout, loss, optimizer: against plain formulas."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from fairseq.optim.adam import Adam
+
+from src.connectivity.groups import ChannelGroup
+from src.criterions.srp import distillation_loss, smoothed_nll
+from src.errors import UserError
+from src.modules.dropout import cpu_dropout
+from src.modules.layer_norm import WeightedLayerNorm
+from src.optim.srp_adam import parse_betas
+
+
+def norm(weighted, connectivity=None, width=10):
+    torch.manual_seed(1)
+    group = ChannelGroup("embedding", width).double()
+    layer = WeightedLayerNorm(group, weighted).double()
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    if connectivity is not None:
+        group.set_connectivity(connectivity)
+    return layer
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_open_gates_are_layer_norm(weighted):
+    layer = norm(weighted)
+    x = torch.randn(3, 4, 10, dtype=torch.float64)
+    expected = F.layer_norm(x, (10,), layer.weight, layer.bias, layer.eps)
+    assert torch.equal(layer(x), expected)
+    # and the weighted formula itself, at c = 1
+    c = layer.group.connectivity
+    through = layer._normalize_weighted(x, c, layer.weight, layer.bias)
+    assert (through - expected).abs().max() < 1e-12
+
+
+def test_weighted_norm_follows_its_formula():
+    c = torch.rand(10, dtype=torch.float64)
+    layer = norm(True, c)
+    x = torch.randn(6, 10, dtype=torch.float64)
+    mean = (c * x).sum(-1, keepdim=True) / c.sum()
+    var = (c * (x - mean) ** 2).sum(-1, keepdim=True) / c.sum()
+    expected = c * ((x - mean) / (var + layer.eps).sqrt() * layer.weight + layer.bias)
+    assert (layer(x) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_norm_gradients(weighted):
+    layer = norm(weighted, torch.rand(10, dtype=torch.float64))
+    x = torch.randn(3, 2, 10, dtype=torch.float64, requires_grad=True)
+    for inputs in (x, x.transpose(0, 1)):  # also from memory in another order
+        assert torch.autograd.gradcheck(
+            lambda v, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, (v,)),
+            (inputs, layer.weight, layer.bias),
+        )
+
+
+def test_constant_vector_gives_finite_gradients():
+    layer = norm(True, torch.tensor([1.0] * 5 + [0.5] * 5, dtype=torch.float64))
+    x = torch.full((2, 10), 3.0, dtype=torch.float64, requires_grad=True)
+    layer(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_cpu_dropout(p):
+    torch.manual_seed(1)
+    x = torch.randn(1000, 501, requires_grad=True)
+    y = cpu_dropout(x, p)
+    dropped = y == 0
+    deviation = math.sqrt(p * (1 - p) / x.numel())
+    assert abs(dropped.float().mean() - p) < 5 * deviation
+    # neighbours are independent: both dropped with p²
+    pairs = (dropped[:, :-1] & dropped[:, 1:]).float().mean()
+    assert abs(pairs - p * p) < 0.003
+    kept = ~dropped
+    assert torch.allclose(y[kept], x[kept] / (1 - p), rtol=1e-3)
+    y.sum().backward()
+    assert torch.equal(x.grad == 0, dropped)
+    torch.manual_seed(1)
+    again = cpu_dropout(torch.randn(1000, 501), p)
+    assert torch.equal(again == 0, dropped)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_loss_is_fairseqs(epsilon):
+    torch.manual_seed(1)
+    logits = torch.randn(40, 17, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 17, (40,))
+    theirs, nll = label_smoothed_nll_loss(
+        F.log_softmax(logits, -1), target, epsilon, ignore_index=1
+    )
+    expected = torch.autograd.grad(theirs * 3, logits)[0]
+    ours, our_nll = smoothed_nll(logits, target, epsilon, 1)
+    assert torch.allclose(ours, theirs) and torch.allclose(our_nll, nll)
+    assert torch.allclose(torch.autograd.grad(ours * 3, logits)[0], expected)
+
+
+def test_distillation_ignores_padding_and_is_zero_for_the_teacher():
+    torch.manual_seed(1)
+    student, teacher = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
+    present = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    loss = distillation_loss(student, teacher, present, 2.0)
+    p = F.softmax(teacher / 2, -1)
+    kl = (p * (p.log() - F.log_softmax(student / 2, -1))).sum(-1)
+    assert torch.allclose(loss, 4 * kl[present].sum())
+    assert distillation_loss(teacher, teacher, present, 2.0).abs() < 1e-5
+    student[0, 3:] += 100  # only padding changes
+    assert torch.allclose(distillation_loss(student, teacher, present, 2.0), loss)
+
+
+def test_fused_adam_follows_fairseqs():
+    torch.manual_seed(1)
+    start = torch.randn(20, 30)
+    settings = dict(lr=1e-2, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
+    results = []
+    for make in (Adam, lambda p, **kw: torch.optim.AdamW(p, fused=True, **kw)):
+        torch.manual_seed(2)
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = make([parameter], **settings)
+        for _ in range(20):
+            parameter.grad = torch.randn(20, 30)
+            optimizer.step()
+        results.append(parameter.detach())
+    assert torch.allclose(*results, atol=1e-6)
+    assert not torch.allclose(results[0], start, atol=1e-2)
+
+
+@pytest.mark.parametrize("text", ["(0.9, 0.98)", "0.9,0.98", "[0.9, 0.98]"])
+def test_betas(text):
+    assert parse_betas(text) == (0.9, 0.98)
+
+
+@pytest.mark.parametrize("text", ["(0.9)", "(0.9, 1.5)", "__import__('os')", ""])
+def test_bad_betas_are_refused(text):
+    with pytest.raises(UserError, match="--adam-betas"):
+        parse_betas(text)

@@ -1,0 +1,296 @@
+"""A pruning stage inside fairseq's training loop."""
+
+import csv
+import os
+
+import pytest
+import torch
+from conftest import RUN, TINY, run_training
+
+from src.connectivity.budget import ParameterCount
+from src.connectivity.groups import channel_groups
+from src.connectivity.importance import IMPORTANCE
+from src.connectivity.shrink import GEOMETRIC_END, SCHEDULES, connectivity_at
+from src.trainer import SRPTrainer
+
+
+def stage_options(base, rate=0.4, stage=0, period=1, **more):
+    options = ["--pretrained-model", base, "--compression-rate", str(rate)]
+    options += ["--pruning-stage", str(stage), "--pruning-period", str(period)]
+    for name, value in more.items():
+        flag = "--" + name.replace("_", "-")
+        options += [flag] if value is True else [flag, str(value)]
+    return options
+
+
+def weights(folder, name="checkpoint_last.pt"):
+    return torch.load(os.path.join(folder, name))["model"]
+
+
+def parameters(state):
+    shared = {"decoder.output_projection.weight"}  # tied
+    return sum(
+        v.numel()
+        for k, v in state.items()
+        if not k.endswith(("connectivity", "channel_ids", "version")) and k not in shared
+    )
+
+
+@pytest.mark.parametrize("decreasing", SCHEDULES)
+def test_schedules(decreasing):
+    values = [connectivity_at(decreasing, t, 12, 3) for t in range(13)]
+    assert values[0] == 1 and values[-1] == 0
+    assert all(a >= b for a, b in zip(values, values[1:]))
+    assert all(0 < v <= 1 for v in values[:-1])
+    expected = {"sa": 0.5, "sg": GEOMETRIC_END**0.5, "ea": 2 / 3}
+    if decreasing in expected:
+        assert values[6] == pytest.approx(expected[decreasing])
+    if decreasing.startswith("e"):
+        assert len(set(values)) == 4  # 1, after epochs 1 and 2, and 0
+
+
+class Watcher(SRPTrainer):
+    """Records frozen weights and moments after every update."""
+
+    log = []
+
+    def train_step(self, samples, raise_oom=False):
+        frozen = None
+        if self.stage is not None and self.stage.shrinking:
+            frozen = [(p, m, v.clone()) for p, m, v in self.stage.freezer.frozen]
+            before = [p.detach().clone() for p, _, _ in frozen]
+        result = super().train_step(samples, raise_oom)
+        if frozen and self.stage.shrinking:
+            for (p, mask, values), old in zip(frozen, before):
+                Watcher.log.append(
+                    dict(
+                        same=torch.equal(p[mask], values[mask]),
+                        others_move=bool((p[~mask] != old[~mask]).any()),
+                        moments=sum(
+                            s[mask].abs().sum().item()
+                            for s in self.optimizer.optimizer.state[p].values()
+                            if torch.is_tensor(s) and s.shape == mask.shape
+                        ),
+                    )
+                )
+        return result
+
+
+@pytest.mark.parametrize("optimizer", ["srp_adam", "adam"])
+def test_frozen_exactly(data, base, tmp_path, optimizer, monkeypatch):
+    import conftest
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
+    Watcher.log = []
+    options = stage_options(base, srp=True, warming_up=1, weight_decay=0.1)
+    conftest.run_training(
+        [data, *TINY, *RUN, *options, "--optimizer", optimizer, "--clip-norm", "0.5"]
+        + ["--update-freq", "2", "--save-dir", tmp_path, "--weighted-layernorm"]
+    )
+    assert len(Watcher.log) > 20
+    assert all(entry["same"] for entry in Watcher.log)
+    assert all(entry["moments"] == 0 for entry in Watcher.log)
+    assert sum(entry["others_move"] for entry in Watcher.log) > 0.9 * len(Watcher.log)
+
+
+def test_two_stages_through_their_checkpoints(data, base, tmp_path):
+    """The README's path: stage 1, stage 2, finetuning, each from checkpoint_last.pt."""
+    total = parameters(torch.load(base)["model"])
+    common = [data, *TINY, *RUN]
+    one = run_training(
+        common + stage_options(base, stage=1, srp=True, period=2)
+        + ["--save-dir", tmp_path / "1", "--weighted-layernorm", "--max-epoch", "2"]
+    )
+    widths = ParameterCount(one.get_model()).current
+    assert widths["encoder.embedding"] < 16 and widths["encoder.layers.0.ffn"] == 24
+    last = str(tmp_path / "1" / "checkpoint_last.pt")
+    two = run_training(
+        common + stage_options(last, stage=2, srp=True, decreasing="sg")
+        + ["--save-dir", tmp_path / "2", "--weighted-layernorm"]
+    )
+    state = weights(tmp_path / "2")
+    # a tiny model: one feed-forward unit is half a percent
+    assert abs(parameters(state) - 0.4 * total) <= 0.01 * 0.4 * total
+    assert parameters(state) == sum(p.numel() for p in two.get_model().parameters())
+    assert all((v == 1).all() for k, v in state.items() if k.endswith("connectivity"))
+    assert {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in weights(tmp_path / "2", "checkpoint_best.pt").items()
+    }
+    # --weighted-layernorm is forgotten, as in the README's command: it is inherited
+    last = str(tmp_path / "2" / "checkpoint_last.pt")
+    tuned = run_training(
+        common + ["--pretrained-model", last, "--save-dir", tmp_path / "3"]
+        + ["--max-epoch", "1"]
+    )
+    assert tuned.get_model().cfg.weighted_layernorm
+    assert parameters(weights(tmp_path / "3")) == parameters(state)
+    saved = torch.load(tmp_path / "3" / "checkpoint_last.pt")["cfg"]["model"]
+    assert saved.weighted_layernorm
+
+
+def test_cut_at_the_last_step_changes_nothing(data, base, tmp_path, monkeypatch):
+    """Outputs right before and after the cut that ends a stage."""
+    seen = {}
+
+    class Compare(SRPTrainer):
+        def _cut(self):
+            model = self.get_model().eval()
+            sample = self.task.dataset("valid").collater(
+                [self.task.dataset("valid")[i] for i in range(8)]
+            )["net_input"]
+            for group in channel_groups(model).values():
+                if group.name in self.stage.removed:
+                    positions = self.stage.removed[group.name]
+                    assert (group.connectivity[positions] == 0).all()
+                    kept = group.connectivity[group.connectivity != 0]
+                    assert (kept == 1).all()
+            with torch.no_grad():
+                before = model(**sample)[0]
+                super()._cut()
+                seen["difference"] = (model(**sample)[0] - before).abs().max().item()
+            model.train()
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Compare)
+    options = stage_options(base, srp=True)
+    run_training([data, *TINY, *RUN, *options, "--save-dir", tmp_path])
+    assert seen["difference"] < 1e-5  # float32
+
+
+def test_one_shot_without_an_epoch_limit_cuts_and_stops(data, base, tmp_path):
+    command = [data, *TINY, *RUN, *stage_options(base), "--save-dir", tmp_path]
+    for _ in range(2):  # a second time finds its work done
+        with pytest.raises(SystemExit) as stop:
+            run_training(command)
+        assert stop.value.code == 0
+    state, dense = weights(tmp_path), torch.load(base)["model"]
+    assert parameters(state) < 0.45 * parameters(dense)
+    ids = state["encoder.embedding.channel_ids"].long()
+    name = "encoder.embed_tokens.weight"
+    assert torch.equal(state[name], dense[name][:, ids])  # nothing was trained
+    assert os.path.exists(tmp_path / "checkpoint_best.pt")
+
+
+def test_one_shot_then_finetuning_in_iterations(data, base, tmp_path):
+    trainer = run_training(
+        [data, *TINY, *RUN, *stage_options(base, pruning_iter=2, period=1)]
+        + ["--save-dir", tmp_path, "--max-epoch", "2"]
+    )
+    assert trainer.stage.done
+    with open(tmp_path / "results.csv", newline="") as stream:
+        rates = [float(row["rate"]) for row in csv.DictReader(stream)]
+    assert rates[0] == pytest.approx(0.4**0.5, rel=0.02)
+    assert rates[1] == pytest.approx(0.4, rel=0.02)
+
+
+def test_shrinking_in_iterations(data, base, tmp_path):
+    trainer = run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True, pruning_iter=2)]
+        + ["--save-dir", tmp_path]
+    )
+    assert trainer.stage.finished_iterations == 2
+    assert parameters(weights(tmp_path)) == pytest.approx(
+        0.4 * parameters(torch.load(base)["model"]), rel=0.01
+    )
+
+
+def test_best_checkpoint_is_cut_although_earlier_epochs_were_better(
+    data, base, tmp_path
+):
+    run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True, period=2, warming_up=1)]
+        + ["--save-dir", tmp_path, "--lr", "1e-6", "--patience", "1"]
+    )
+    with open(tmp_path / "results.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    losses = [float(r["valid_loss"]) for r in rows]
+    assert losses[-1] > min(losses)  # cutting without training made it worse
+    best = weights(tmp_path, "checkpoint_best.pt")
+    assert parameters(best) == int(rows[-1]["parameters"]) < int(rows[0]["parameters"])
+
+
+def test_two_runs_in_one_process_do_not_share_their_best(data, base, tmp_path):
+    for name, lr in (("good", "1e-3"), ("bad", "1e-9")):
+        run_training(
+            [data, *TINY, *RUN, "--pretrained-model", base, "--lr", lr]
+            + ["--max-epoch", "1", "--save-dir", tmp_path / name]
+        )
+        assert os.path.exists(tmp_path / name / "checkpoint_best.pt")
+
+
+def test_distillation_uses_the_unpruned_teacher(data, base, tmp_path):
+    trainer = run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True), "--save-dir", tmp_path]
+        + ["--prob-kd", "1", "--attn-kd", "1", "--T", "2"]
+    )
+    teacher = trainer.task.teacher(torch.device("cpu"))
+    dense = torch.load(base)["model"]
+    assert all(torch.equal(v, dense[k]) for k, v in teacher.state_dict().items())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    student = sum(p.numel() for p in trainer.get_model().parameters())
+    assert student < sum(p.numel() for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("kd", ["--prob-kd", "--attn-kd"])
+def test_distillation_changes_training(data, base, tmp_path, kd):
+    results = []
+    for weight in ("0", "5"):
+        folder = tmp_path / weight
+        run_training(
+            [data, *TINY, *RUN, "--pretrained-model", base, "--max-epoch", "1"]
+            + [kd, weight, "--save-dir", folder]
+        )
+        results.append(weights(folder)["decoder.layers.1.encoder_attn.q_proj.weight"])
+    assert not torch.equal(*results)
+
+
+def test_plain_transformer_checkpoint_is_accepted(data, tmp_path):
+    theirs = list(TINY)
+    theirs[1] = "transformer"
+    run = [o if o != "SRPtranslation" else "translation" for o in RUN]
+    drop = {"--scoring-batches", "--scoring-tokens"}
+    run = [o for i, o in enumerate(run) if o not in drop and run[i - 1] not in drop]
+    for ours, stock in (("srp_adam", "adam"), ("srp", "label_smoothed_cross_entropy")):
+        run[run.index(ours)] = stock
+    run_training([data, *theirs, *run, "--max-epoch", "1", "--save-dir", tmp_path / "t"])
+    plain = str(tmp_path / "t" / "checkpoint_last.pt")
+    trainer = run_training(
+        [data, *TINY, *RUN, *stage_options(plain, srp=True), "--save-dir", tmp_path / "s"]
+    )
+    assert trainer.stage.done
+    assert parameters(weights(tmp_path / "s")) < 0.45 * parameters(weights(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("name", IMPORTANCE)
+def test_importance_is_deterministic_and_follows_its_definition(data, base, name):
+    """Against finite differences of the loss over the very same batches."""
+    trainer = run_training(
+        [data, *TINY, *RUN, "--pretrained-model", base, "--max-update", "1", "--no-save"]
+        + ["--importance", name]
+    )
+    task, model, criterion = trainer.task, trainer.get_model().double(), trainer.criterion
+    device = torch.device("cpu")
+    scores = task.score(model, criterion, "train", 1, device)
+    again = task.score(model, criterion, "train", 1, device)
+    assert all(torch.equal(scores[n], again[n]) for n in scores)
+    other = task.score(model, criterion, "train", 2, device)
+    assert any(not torch.equal(scores[n], other[n]) for n in scores)
+
+    model.eval()
+    samples = list(task.scoring_samples("train", 1))
+    assert len(samples) == 6 and all(s["ntokens"] <= 52 for s in samples)
+    for group_name in ("encoder.embedding", "decoder.layers.0.ffn", "decoder.layers.1.encoder_attn.vo"):
+        group = channel_groups(model)[group_name]
+        channel = 2
+        slopes = []
+        for sample in samples:
+            losses = []
+            for delta in (1e-5, -1e-5):
+                c = torch.ones(group.width, dtype=torch.float64)
+                c[channel] += delta
+                group.set_connectivity(c)
+                with torch.no_grad():
+                    losses.append(criterion(model, sample)[0].item())
+            slopes.append((losses[0] - losses[1]) / 2e-5)
+        group.set_connectivity(torch.ones(group.width, dtype=torch.float64))
+        expected = -sum(slopes) if name == "connectivity" else sum(s * s for s in slopes)
+        assert scores[group_name][channel].item() == pytest.approx(expected, rel=2e-3, abs=1e-6)
