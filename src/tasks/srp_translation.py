@@ -11,6 +11,7 @@ from typing import Iterator, Optional
 import numpy as np
 import torch
 from fairseq import models, utils
+from fairseq.data import data_utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
@@ -166,6 +167,33 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             )
 
 
+def check_data(cfg: SRPTranslationConfig) -> None:
+    """Refuse a data folder without dictionaries, before any work.
+
+    Raises:
+        UserError: names the folder or file.
+    """
+    for folder in utils.split_paths(cfg.data or ""):
+        if not os.path.isdir(folder):
+            raise UserError(
+                f"data {folder}: no such folder; make it with fairseq-preprocess or a "
+                "script scripts/*_preprocess.sh"
+            )
+    folder = utils.split_paths(cfg.data or "")[0]
+    languages = (cfg.source_lang, cfg.target_lang)
+    if None in languages:
+        languages = data_utils.infer_language_pair(folder)
+    if None in languages:
+        raise UserError(
+            f"data {folder}: holds no binarized pair (train.SRC-TGT.SRC.idx); give "
+            "--source-lang and --target-lang or the right folder"
+        )
+    for language in languages:
+        path = os.path.join(folder, f"dict.{language}.txt")
+        if not os.path.isfile(path):
+            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
+
+
 @register_task("SRPtranslation", dataclass=SRPTranslationConfig)
 class SRPTranslationTask(TranslationTask):
     """Translation; with ``--compression-rate`` below 1, training is a pruning stage.
@@ -184,6 +212,7 @@ class SRPTranslationTask(TranslationTask):
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         check_options(cfg)
+        check_data(cfg)
         return super().setup_task(cfg, **kwargs)
 
     # -- building -----------------------------------------------------------
@@ -236,6 +265,12 @@ class SRPTranslationTask(TranslationTask):
     def _load_pretrained(self, model, cfg, state) -> None:
         path = self.cfg.pretrained_model
         check_structure(model, state, path)
+        for name, value in state["model"].items():
+            if not torch.isfinite(value).all():
+                raise UserError(
+                    f"--pretrained-model {path}: {name} holds NaN or infinite numbers; "
+                    "its training diverged, use an earlier checkpoint"
+                )
         try:
             model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
         except RuntimeError as error:
@@ -267,6 +302,19 @@ class SRPTranslationTask(TranslationTask):
         self.stage = PruningStage(self.plan, model)
         plan_widths(model, self.cfg.compression_rate, self.cfg.pruning_stage)
 
+    def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
+        """As in fairseq, with batches that do not depend on where a run was resumed.
+
+        fairseq draws the batches of a whole run with the seed of the epoch in which
+        the process started, so a resumed run would train on other batches.
+        """
+        known = dataset in self.dataset_to_epoch_iter
+        iterator = super().get_batch_iterator(dataset, *args, epoch=1, **kwargs)
+        if not known:
+            iterator.epoch = max(epoch, 1)
+            dataset.set_epoch(iterator.epoch)
+        return iterator
+
     # -- distillation and precision ----------------------------------------------
 
     def check_teacher(self) -> None:
@@ -282,7 +330,8 @@ class SRPTranslationTask(TranslationTask):
             path = self.cfg.teacher_model or self.cfg.pretrained_model
             option = "--teacher-model" if self.cfg.teacher_model else "--pretrained-model"
             state = load_checkpoint(path, option, self.cfg.trust_checkpoint)
-            model = models.build_model(srp_arguments(state), self)
+            with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
+                model = models.build_model(srp_arguments(state), self)
             model.load_state_dict(state["model"], strict=True)
             model.requires_grad_(False)
             self._teacher = model.eval().to(device)

@@ -1,0 +1,234 @@
+"""Bad input: one clear line that names it, exit status 2, nothing written."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT, RUN, TINY, run_training, write_corpus
+
+from src.errors import UserError
+
+PRUNE = ["--srp", "--compression-rate", "0.4"]
+
+
+def refused(capsys, arguments, folder, *words):
+    """The error's line; checks its form and that nothing was written."""
+    capsys.readouterr()
+    with pytest.raises(UserError) as stop:
+        run_training([*arguments, "--save-dir", folder / "out"])
+    assert stop.value.code == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert lines == [f"error: {stop.value}"] and "\n" not in str(stop.value)
+    for word in words:
+        assert word in lines[0], lines[0]
+    saved = folder / "out"
+    assert not saved.exists() or not os.listdir(saved)
+    return lines[0]
+
+
+@pytest.fixture
+def prune(data, base):
+    return [data, *TINY, *RUN, "--pretrained-model", base, *PRUNE]
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--compression-rate", "0", ["(0, 1]"]),
+        ("--compression-rate", "1.5", ["(0, 1]"]),
+        ("--compression-rate", "nan", ["(0, 1]"]),
+        ("--compression-rate", "0.001", ["at least", "larger rate"]),
+        ("--compression-rate", "half", ["invalid"]),
+        ("--compression-rate", "1", ["--srp", "below 1"]),
+        ("--decreasing", "linear", ["sa, sg, ea, eg"]),
+        ("--pruning-stage", "3", ["0, 1 or 2"]),
+        ("--pruning-iter", "0", ["at least 1"]),
+        ("--pruning-period", "0", ["at least 1"]),
+        ("--warming-up", "-1", ["at least 0"]),
+        ("--scoring-batches", "0", ["at least 1"]),
+        ("--scoring-tokens", "0", ["at least 1"]),
+        ("--importance", "magic", ["connectivity", "fisher"]),
+        ("--prob-kd", "-1", ["at least 0"]),
+        ("--T", "0", ["positive"]),
+        ("--adam-betas", "nonsense", ["(0.9, 0.98)"]),
+        ("--teacher-model", "missing.pt", ["no such file"]),
+    ],
+)
+def test_option_values(capsys, prune, tmp_path, option, value, words):
+    extra = ["--prob-kd", "1", "--max-epoch", "1"] if "teacher" in option else []
+    line = refused(capsys, [*prune, *extra, option, value], tmp_path, *words)
+    assert option in line
+
+
+def test_period_longer_than_the_run(capsys, prune, tmp_path):
+    line = refused(
+        capsys, [*prune, "--pruning-period", "4", "--max-epoch", "3"], tmp_path
+    )
+    assert "--pruning-period 4" in line and "--max-epoch is 3" in line
+    refused(
+        capsys,
+        [*prune, "--pruning-period", "4", "--max-update", "3"],
+        tmp_path,
+        "--max-update 3",
+    )
+
+
+@pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--amp"])
+def test_half_precision_on_a_cpu(capsys, data, tmp_path, flag):
+    refused(capsys, [data, *TINY, *RUN, flag], tmp_path, flag, "needs a GPU")
+
+
+def test_pruning_nothing(capsys, data, tmp_path):
+    refused(capsys, [data, *TINY, *RUN, *PRUNE], tmp_path, "--pretrained-model")
+
+
+def test_distillation_without_teacher(capsys, data, tmp_path):
+    command = [data, *TINY, *RUN, "--prob-kd", "1"]
+    refused(capsys, command, tmp_path, "--teacher-model")
+
+
+def test_missing_data(capsys, tmp_path):
+    command = [str(tmp_path / "nowhere"), *TINY, *RUN]
+    refused(capsys, command, tmp_path, "nowhere", "no such folder")
+    (tmp_path / "empty").mkdir()
+    refused(capsys, [str(tmp_path / "empty"), *TINY, *RUN], tmp_path, "--source-lang")
+
+
+def damaged(base, path, how):
+    content = open(base, "rb").read()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("hello")
+    elif how == "other archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a", "b")
+    elif how == "no model":
+        torch.save({"weights": 1}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "empty", "text", "other archive", "no model"]
+)
+def test_corrupt_pretrained_model(capsys, data, base, tmp_path, how):
+    path = damaged(base, tmp_path / "bad.pt", how)
+    command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", path]
+    refused(capsys, command, tmp_path, f"--pretrained-model {path}")
+
+
+def test_missing_pretrained_model(capsys, data, tmp_path):
+    command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", "nowhere.pt"]
+    refused(capsys, command, tmp_path, "--pretrained-model nowhere.pt", "no such file")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (os.mkdir, ("harm-was-done",))
+
+
+def test_pickled_code_needs_an_opt_in(capsys, data, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(base)
+    state["surprise"] = Harmful()
+    torch.save(state, tmp_path / "harmful.pt", pickle_module=pickle)
+    command = [data, *TINY, *RUN, "--pretrained-model", tmp_path / "harmful.pt"]
+    refused(capsys, command, tmp_path, "--trust-checkpoint", "could run code")
+    assert not os.path.exists("harm-was-done")
+    run_training([*command, "--trust-checkpoint", "--max-update", "1", "--no-save"])
+    assert os.path.exists("harm-was-done")
+
+
+def test_nan_weights(capsys, data, base, tmp_path):
+    state = torch.load(base)
+    state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", tmp_path / "nan.pt"]
+    refused(capsys, command, tmp_path, "encoder.layers.0.fc1.weight", "NaN")
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--encoder-embed-dim", "32"),
+        ("--decoder-ffn-embed-dim", "32"),
+        ("--encoder-layers", "1"),
+        ("--decoder-attention-heads", "4"),
+        ("--encoder-normalize-before", None),
+        ("--share-all-embeddings", None),
+    ],
+)
+def test_dimensions_that_do_not_match(capsys, prune, tmp_path, option, value):
+    if option == "--share-all-embeddings":
+        prune = [o for o in prune if o != "--share-decoder-input-output-embed"]
+        option, value = "--decoder-learned-pos", None
+    command = [*prune, option] + ([value] if value else [])
+    refused(capsys, command, tmp_path, option, "has")
+
+
+def test_dictionaries_that_do_not_match(capsys, prune, tmp_path):
+    other = tmp_path / "data"
+    other.mkdir()
+    write_corpus(other)
+    with open(other / "dict.en.txt", "a") as stream:
+        stream.write("surplus 1\n")
+    command = [str(other), *prune[1:]]
+    refused(capsys, command, tmp_path, "target dictionary", "40", "41")
+
+
+def test_stage_2_without_stage_1_warns(data, base, tmp_path, caplog):
+    run_training(
+        [data, *TINY, *RUN, *PRUNE, "--pretrained-model", base, "--pruning-stage", "2"]
+        + ["--compression-rate", "0.8", "--save-dir", tmp_path]
+    )
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("no stage 1 made it" in text for text in warnings)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--encoder-layerdrop", "0.1"],
+        ["--adaptive-softmax-cutoff", "[10]"],
+        ["--quant-noise-pq", "0.1"],
+        ["--no-cross-attention"],
+        ["--encoder-embed-dim", "15"],
+        ["--decoder-output-dim", "8"],
+    ],
+)
+def test_unsupported_models(capsys, data, tmp_path, option):
+    refused(capsys, [data, *TINY, *RUN, *option], tmp_path, option[0])
+
+
+def run_script(name, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "src" / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    "script, arguments, words",
+    [
+        ("pruning.py", ["DATA"], "--pretrained-model"),
+        ("pruning.py", ["DATA", "--pretrained-model", "x.pt"], "--compression-rate"),
+        ("finetuning.py", ["DATA"], "--pretrained-model"),
+        ("finetuning.py", ["DATA", "--pretrained-model", "x", "--srp"], "pruning.py"),
+        ("train.py", ["DATA", "--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_entry_points(data, script, arguments, words):
+    arguments = [data if a == "DATA" else a for a in arguments]
+    done = run_script(script, *arguments, "--arch", "srp", "--task", "SRPtranslation")
+    assert done.returncode == 2
+    lines = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1 and words in lines[0]
+    assert "Traceback" not in done.stderr + done.stdout
