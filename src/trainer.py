@@ -12,8 +12,8 @@ from omegaconf import open_dict
 
 from .checkpoint_utils import damage, previous_checkpoint
 from .connectivity.budget import ParameterCount
-from .connectivity.cut import cut_optimizer_state
 from .errors import UserError
+from .optim.state import clear_moments, cut_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class SRPTrainer(Trainer):
                 + ", ".join(f"{n}: {len(r)}" for n, r in stage.removed.items())
                 + f"; shrinking over {steps} updates"
             )
-            stage.freezer.clear_moments(self.optimizer.optimizer)
+            clear_moments(self.optimizer, stage.freezer)
         if stage.ready:
             self._cut()
 
@@ -169,14 +169,7 @@ class SRPTrainer(Trainer):
         count = ParameterCount(self.get_model())
         before = count(count.current)
         cuts = self.stage.cut()
-        if hasattr(self.optimizer, "fp32_optimizer"):
-            # half precision keeps a flat float32 copy of all weights: start it anew
-            schedule = self.lr_scheduler.state_dict()
-            self._build_optimizer()
-            self.lr_scheduler.load_state_dict(schedule)
-            self.lr_step_update()
-        else:
-            cut_optimizer_state(self.optimizer.optimizer, cuts)
+        cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         if self.use_distributed_wrapper:
             self._wrapped_model = None  # its buckets have the old sizes
         forget_best()
@@ -186,6 +179,14 @@ class SRPTrainer(Trainer):
             f"cut: {before:,} -> {after:,} parameters, {after / original:.4f} of the "
             f"uncut {original:,}"
         )
+
+    def _rebuild_optimizer(self):
+        """A new optimizer over the same parameters, the learning rate going on."""
+        schedule = self.lr_scheduler.state_dict()
+        self._build_optimizer()
+        self.lr_scheduler.load_state_dict(schedule)
+        self.lr_step_update()
+        return self.optimizer
 
     # -- checkpoints and data ---------------------------------------------------------
 

@@ -24,7 +24,8 @@ def _note_width(piece: Slice, width: int) -> None:
             setattr(piece.module, attribute, width)
 
 
-def _take(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
+def take(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
+    """The entries of ``tensor`` at ``positions`` of each dimension."""
     for dim, kept in positions.items():
         tensor = tensor.index_select(dim, kept.to(tensor.device))
     return tensor.contiguous()
@@ -50,7 +51,7 @@ def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
         positions = {d: keep[g.name] for d, g in dims.items() if g.name in keep}
         if positions:
             cuts.append((parameter, parameter.shape, positions))
-            parameter.data = _take(parameter.data, positions)
+            parameter.data = take(parameter.data, positions)
             parameter.grad = None
     for name, kept in keep.items():
         group = groups[name]
@@ -67,7 +68,7 @@ def cut_optimizer_state(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if torch.is_tensor(value) and value.shape == shape:
-                state[key] = _take(value, positions)
+                state[key] = take(value, positions)
 
 
 @torch.no_grad()

@@ -1,0 +1,146 @@
+"""What is measured of a translation beside BLEU: speed, sizes, FLOPs."""
+
+import io
+import os
+import platform
+import time
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from .connectivity.budget import ParameterCount
+from .flops_counter import count_flops
+
+class Step(NamedTuple):
+    seconds: float
+    sentences: int
+    tokens: int  # of the best hypotheses, with end of sentence
+
+
+@contextmanager
+def timed_inference(task_class: type) -> Iterator[List[Step]]:
+    """Time every batch that a task of this class translates while inside."""
+    steps: List[Step] = []
+    original = task_class.inference_step
+
+    def inference_step(self, *args, **kwargs):
+        begin = time.perf_counter()
+        hypotheses = original(self, *args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        tokens = sum(len(beams[0]["tokens"]) for beams in hypotheses)
+        steps.append(Step(seconds, len(hypotheses), tokens))
+        return hypotheses
+
+    inherited = "inference_step" not in vars(task_class)
+    task_class.inference_step = inference_step
+    try:
+        yield steps
+    finally:
+        if inherited:
+            del task_class.inference_step
+        else:
+            task_class.inference_step = original
+
+
+def speed(steps: Sequence[Step]) -> Dict[str, Any]:
+    """Speed of generation, without loading and printing.
+
+    Where there are several batches, the first (of the shortest sentences) is a
+    warm-up and not counted in ``tokens_per_second``.
+    """
+    timed = steps[1:] or steps
+    seconds = sum(step.seconds for step in timed)
+    tokens = sum(step.tokens for step in timed)
+    return {
+        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "warm_up_batches": len(steps) - len(timed),
+        "sentences": sum(step.sentences for step in steps),
+        "tokens": sum(step.tokens for step in steps),
+        "seconds": round(sum(step.seconds for step in steps), 3),
+    }
+
+
+def machine() -> Dict[str, Any]:
+    """What the time was measured on."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            names = [line for line in stream if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return {
+        "machine": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def serialized_bytes(model: nn.Module) -> int:
+    """Size of a file with the weights alone."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.tell()
+
+
+def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
+    """Parameters, bytes and widths of a model and its checkpoint.
+
+    Returns:
+        ``parameters`` and ``uncut_parameters`` (connectivity is not one),
+        ``checkpoint_bytes`` as the file lies there (training's hold the
+        optimizer's state too), ``model_bytes`` of the weights alone, and
+        ``widths``: group name to [width, width in the uncut model].
+    """
+    count = ParameterCount(model)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "uncut_parameters": count(count.original),
+        "checkpoint_bytes": os.path.getsize(path),
+        "model_bytes": serialized_bytes(model),
+        "widths": _widths(count),
+    }
+
+
+def _widths(count: ParameterCount) -> Dict[str, Tuple[int, int]]:
+    return {name: (g.width, g.original_width) for name, g in count.groups.items()}
+
+
+def make_report(args, cfg, task, model, scores, steps, skipped, updates) -> Dict:
+    """Everything that ``--report`` writes; FLOPs are of one sentence at beam 1."""
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    source, target = args.flops_source_length, args.flops_target_length
+    lengths = dataset.src_sizes if dataset.tgt_sizes is None else dataset.tgt_sizes
+    source = source or max(1, round(float(np.mean(dataset.src_sizes))))
+    target = target or max(1, round(float(np.mean(lengths))))
+    flops = count_flops(model, source, target)
+    report = {}
+    for name in ("bleu", "tokenized_bleu"):
+        if name in scores:
+            report[name] = round(scores[name]["score"], 4)
+            report[f"{name}_signature"] = scores[name]["signature"]
+    return {
+        "bleu": None,
+        **report,
+        **sizes(model, cfg.common_eval.path),
+        "flops": flops.pop("total"),
+        "flops_parts": flops,
+        "flops_source_length": source,
+        "flops_target_length": target,
+        **speed(steps),
+        "skipped_sentences": len(skipped),
+        "beam": cfg.generation.beam,
+        "lenpen": cfg.generation.lenpen,
+        "batch_size": cfg.dataset.batch_size,
+        "max_tokens": cfg.dataset.max_tokens,
+        "gen_subset": cfg.dataset.gen_subset,
+        "device": "cpu" if cfg.common.cpu or not torch.cuda.is_available() else "cuda",
+        **machine(),
+        "num_updates": updates,
+        "command": args.command,
+    }

@@ -1,0 +1,170 @@
+"""What generate.py refuses before any work: options, data, checkpoint, lengths."""
+
+import argparse
+import os
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from fairseq import tasks, utils
+from fairseq.models import ARCH_CONFIG_REGISTRY
+
+from .errors import UserError
+from .pretrained import STRUCTURE, inherit_layernorm, read_model_config
+
+# What an --arch stands for; the README's commands name nothing else of the model.
+DIMENSIONS = tuple(
+    f"{side}_{name}"
+    for side in ("encoder", "decoder")
+    for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads")
+)
+# With these options of the model, the command line means the task's of the same name.
+_OF_THE_TASK = ("max_source_positions", "max_target_positions")
+
+
+def check_options(args, cfg) -> None:
+    """Refuse what the command line alone rules out.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if not cfg.common_eval.path:
+        raise UserError("--path: missing; give the checkpoint to translate with")
+    paths = utils.split_paths(cfg.common_eval.path)
+    if args.report:
+        folder = os.path.dirname(args.report) or "."
+        if not os.path.isdir(folder):
+            raise UserError(f"--report {args.report}: there is no folder {folder}")
+        if os.path.isdir(args.report):
+            raise UserError(f"--report {args.report}: is a folder; give a file name")
+        if len(paths) > 1:
+            raise UserError("--report: is about one model; --path names several")
+    if args.reference and not os.path.isfile(args.reference):
+        raise UserError(f"--reference {args.reference}: no such file")
+    for option, value in (
+        ("--flops-source-length", args.flops_source_length),
+        ("--flops-target-length", args.flops_target_length),
+        ("--beam", cfg.generation.beam),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value}: must be at least 1")
+    if args.tokenized_bleu and cfg.tokenizer is not None:
+        raise UserError("--tokenized-bleu: --tokenizer undoes the tokens; leave it out")
+    if cfg.generation.sampling and cfg.generation.nbest != cfg.generation.beam:
+        raise UserError(f"--sampling: needs --nbest {cfg.generation.beam}, as --beam is")
+    if cfg.generation.replace_unk is not None and cfg.dataset.dataset_impl != "raw":
+        raise UserError("--replace-unk: needs --dataset-impl raw")
+    shards = cfg.distributed_training.distributed_world_size
+    if shards != 1:
+        raise UserError(
+            f"--distributed-world-size {shards}: BLEU is of the whole test set; translate "
+            "shards with fairseq-generate"
+        )
+    if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
+        raise UserError("--fp16: needs a GPU; on a CPU leave it out")
+    for folder in utils.split_paths(cfg.task.data or ""):
+        if not os.path.isdir(folder):
+            raise UserError(f"data {folder}: there is no such folder of binarized data")
+
+
+def set_up_task(cfg):
+    """The task with its dictionaries and the set to translate.
+
+    Raises:
+        UserError: the data's folder lacks a file.
+    """
+    try:
+        task = tasks.setup_task(cfg.task)
+        task.load_dataset(cfg.dataset.gen_subset)
+    except FileNotFoundError as error:
+        raise UserError(f"data {cfg.task.data}: {error}; run fairseq-preprocess") from None
+    except Exception as error:  # fairseq raises a plain Exception for this one
+        if "infer language pair" not in str(error):
+            raise
+        raise UserError(
+            f"data {cfg.task.data}: its files name no languages; give --source-lang and "
+            "--target-lang"
+        ) from None
+    if not len(task.dataset(cfg.dataset.gen_subset)):
+        raise UserError(f"--gen-subset {cfg.dataset.gen_subset}: has no sentences")
+    return task
+
+
+def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
+    """Compare a checkpoint with the data and with what --arch promises.
+
+    Raises:
+        UserError: names the first dictionary or option that differs.
+    """
+    for side, dictionary in (
+        ("encoder", task.source_dictionary),
+        ("decoder", task.target_dictionary),
+    ):
+        table = state["model"].get(f"{side}.embed_tokens.weight")
+        if table is None:
+            raise UserError(
+                f"--path {path}: is no SRP model or fairseq Transformer; translate with "
+                "fairseq-generate"
+            )
+        if len(table) != len(dictionary):
+            language = "source" if side == "encoder" else "target"
+            raise UserError(
+                f"--path {path}: its {language} dictionary has {len(table)} types, the "
+                f"data's has {len(dictionary)}; use the data it was trained on (or "
+                "preprocess yours with its dictionaries)"
+            )
+    if args.weighted_layernorm:
+        inherit_layernorm(argparse.Namespace(weighted_layernorm=True), state, path)
+    if not hasattr(args, "arch"):
+        return
+    config, usual = read_model_config(state), argparse.Namespace()
+    ARCH_CONFIG_REGISTRY[args.arch](usual)
+    for name in STRUCTURE:
+        asked = getattr(args, name, None)
+        given = asked != getattr(usual, name, None)  # an option beside --arch
+        if name in _OF_THE_TASK or not (given or name in DIMENSIONS):
+            continue
+        its = getattr(config, name)
+        if str(asked) != str(its):
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--arch {args.arch}: has --{option} {asked}, {path} has {its}; give the "
+                "--arch it was trained with, or leave --arch out"
+            )
+
+
+def check_lengths(cfg, task, models) -> List[int]:
+    """Find sentences that are too long for the model.
+
+    Returns:
+        Numbers of the sentences that will be left out, as the user allowed.
+
+    Raises:
+        UserError: names the first such sentence, the limit and what to do.
+    """
+    subset = cfg.dataset.gen_subset
+    dataset = task.dataset(subset)
+    limits = utils.resolve_max_positions(
+        task.max_positions(), *[model.max_positions() for model in models]
+    )
+    kept, skipped = dataset.filter_indices_by_size(np.arange(len(dataset)), limits)
+    if skipped and not cfg.dataset.skip_invalid_size_inputs_valid_test:
+        first = skipped[0]
+        lengths = dataset.size(first)
+        side = 0 if lengths[0] > limits[0] else 1
+        raise UserError(
+            f"--gen-subset {subset}: the {('source', 'target')[side]} of sentence {first} "
+            f"(line {first + 1}) has {lengths[side]} tokens, the limit is {limits[side]}; "
+            "shorten it, or leave such sentences out (here "
+            f"{len(skipped)}) with --skip-invalid-size-inputs-valid-test"
+        )
+    max_tokens = cfg.dataset.max_tokens
+    if max_tokens is None and cfg.dataset.batch_size is None:
+        max_tokens = 12000  # fairseq's default
+    longest = max(kept.tolist(), key=dataset.num_tokens, default=None)
+    if max_tokens and longest is not None and dataset.num_tokens(longest) > max_tokens:
+        raise UserError(
+            f"--max-tokens {max_tokens}: sentence {longest} (line {longest + 1}) has "
+            f"{dataset.num_tokens(longest)} tokens; raise it"
+        )
+    return skipped

@@ -1,0 +1,125 @@
+"""Pruning in bfloat16 and with float32 copies of half-precision weights."""
+
+import pytest
+import torch
+from conftest import RUN, TINY, run_training
+from fairseq import optim
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+from fairseq_cli import train as fairseq_train
+
+from src.connectivity.cut import cut
+from src.connectivity.freeze import Freezer
+from src.optim.state import _memory, clear_moments, cut_optimizer
+from src.trainer import SRPTrainer
+from test_cut import random_keep
+
+STAGE = ["--srp", "--compression-rate", "0.4", "--max-epoch", "2"]
+
+
+class Watcher(SRPTrainer):
+    log = []
+
+    def train_step(self, samples, raise_oom=False):
+        result = super().train_step(samples, raise_oom)
+        if self.stage is not None and self.stage.shrinking:
+            for parameter, mask, values in self.stage.freezer.frozen:
+                assert parameter.dtype == torch.bfloat16
+                Watcher.log.append(torch.equal(parameter[mask], values[mask]))
+        return result
+
+
+def bf16_main(cfg):
+    # on the command line --bf16 means a GPU; fairseq's trainer can do it anywhere
+    cfg.common.bf16, cfg.common.tpu = True, False
+    fairseq_train.main(cfg)
+
+
+def test_a_stage_in_bf16(data, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
+    Watcher.log = []
+    trainer = run_training(
+        [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
+        + ["--weighted-layernorm", "--warming-up", "0"],
+        main=bf16_main,
+    )
+    assert trainer.stage.done and len(Watcher.log) > 100 and all(Watcher.log)
+    assert isinstance(trainer.optimizer, FP16Optimizer)
+    copies = trainer.optimizer.fp32_params
+    for parameter, copy in zip(trainer.optimizer.fp16_params, copies):
+        assert parameter.shape == copy.shape
+        assert torch.equal(parameter, copy.to(torch.bfloat16))
+    state = torch.load(tmp_path / "checkpoint_last.pt")["model"]
+    assert state["encoder.embed_tokens.weight"].shape[1] < 16
+
+
+def half_optimizer(model, flat):
+    """An FP16Optimizer over a model as fairseq builds it, without a GPU."""
+    params = list(model.parameters())
+    if flat:
+        copy = torch.nn.Parameter(torch.cat([p.detach().float().view(-1) for p in params]))
+        copies, listed = {0: copy}, [copy]
+    else:
+        copies = listed = [torch.nn.Parameter(p.detach().float()) for p in params]
+    optimizer = FP16Optimizer.__new__(FP16Optimizer)
+    optimizer.fp16_params, optimizer.fp32_params = params, copies
+    optimizer.scaler = None
+    inner = torch.optim.AdamW(listed, lr=1e-2)
+
+    class Inner(optim.FairseqOptimizer):
+        def __init__(self):
+            self._optimizer = inner
+
+    optimizer.fp32_optimizer = Inner()
+    return optimizer
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_copies_and_moments_follow_a_cut(flat):
+    from conftest import build
+    from src.connectivity.groups import KINDS, channel_groups
+
+    model = build().to(torch.bfloat16)
+    optimizer = half_optimizer(model, flat)
+    listed = list(optimizer.fp32_params.values() if flat else optimizer.fp32_params)
+    for _ in range(2):
+        for copy in listed:
+            copy.grad = torch.randn_like(copy)
+        optimizer.optimizer.step()
+    shapes = [p.shape for p in optimizer.fp16_params]
+    before = {(id(p), n): v.clone() for p, n, v in _memory(optimizer, shapes)}
+    assert {n for _, n in before} == {"float32 copy", "exp_avg", "exp_avg_sq"}
+
+    keep = random_keep(model, KINDS)
+    removed = {}
+    for name, kept in keep.items():
+        gone = torch.ones(channel_groups(model)[name].width, dtype=torch.bool)
+        gone[kept] = False
+        removed[name] = gone.nonzero().squeeze(1)
+    freezer = Freezer(model, removed)
+    clear_moments(optimizer, freezer)
+    masks = {id(p): m for p, m, _ in freezer.frozen}
+    for parameter, name, view in _memory(optimizer, shapes):
+        mask = masks.get(id(parameter), torch.zeros_like(view, dtype=torch.bool))
+        old = before[id(parameter), name]
+        assert torch.equal(view[~mask], old[~mask])
+        assert name == "float32 copy" or (view[mask] == 0).all()
+
+    cuts = cut(model, keep)
+    made = []
+
+    def rebuild():
+        made.append(half_optimizer(model, flat))
+        return made[0]
+
+    cut_optimizer(optimizer, cuts, rebuild)
+    taken = {id(p): kept for p, _, kept in cuts}
+    for parameter, name, view in _memory(made[0], [p.shape for p in model.parameters()]):
+        expected = before[id(parameter), name]
+        for dim, kept in taken.get(id(parameter), {}).items():
+            expected = expected.index_select(dim, kept)
+        assert view.shape == parameter.shape and torch.equal(view, expected)
+    steps = [s["step"] for s in made[0].optimizer.state.values()]
+    assert steps and all(s == 2 for s in steps)
+    for copy in made[0].optimizer.state:
+        copy.grad = torch.randn_like(copy)
+    made[0].optimizer.step()
