@@ -1,6 +1,7 @@
 """What the entry points share: parsing with this plug-in loaded, clear errors."""
 
 import argparse
+import argparse
 import logging
 import os
 import sys
@@ -54,6 +55,29 @@ def parse(parser, arguments: Optional[List[str]] = None):
     return options.parse_args_and_arch(parser, input_args=arguments)
 
 
+def show_help(parser) -> None:
+    """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out."""
+    from .criterions.srp import SRPCriterion
+    from .models.srp_base import SRPModel
+    from .optim.srp_adam import SRPAdam
+    from .tasks.srp_translation import SRPTranslationTask
+
+    theirs = list(parser._action_groups)
+    for title, part in (
+        ("pruning and translation (--task SRPtranslation)", SRPTranslationTask),
+        ("model (--arch srp, srp_iwslt_de_en, srp_multi30k_de_en)", SRPModel),
+        ("loss and distillation (--criterion srp)", SRPCriterion),
+        ("optimizer (--optimizer srp_adam)", SRPAdam),
+    ):
+        part.add_args(parser.add_argument_group(title))
+    ours = [group for group in parser._action_groups if group not in theirs]
+    parser._action_groups[:] = ours + theirs
+    parser.description = sys.modules["__main__"].__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "%(prog)s DATA --save-dir DIR [options]"
+    parser.print_help()
+
+
 def train(check: Callable = lambda args: None) -> None:
     """Run fairseq's training with this plug-in.
 
@@ -62,6 +86,9 @@ def train(check: Callable = lambda args: None) -> None:
     """
     set_up_logging()
     parser = options.get_training_parser(default_task="SRPtranslation")
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        show_help(parser)
+        return
     args = parse(parser)
     check(args)
     cfg = convert_namespace_to_omegaconf(args)

@@ -1,0 +1,120 @@
+"""What importance scores are worth: validation nll after cutting without retraining.
+
+    python benchmarks/importance.py data-bin/multi30k.de-en \\
+        --path checkpoints/multi30k/base/checkpoint_best.pt
+
+For each criterion and size of the scoring sample, channels are selected for
+--rates (attention and feed-forward widths, or embedding widths), cut at once,
+and the validation loss is measured. "agreement" is the share of the selected
+channels on which two disjoint samples agree.
+"""
+
+import copy
+import sys
+
+import torch
+from common import arguments, report
+
+
+def load(data: str, path: str):
+    from fairseq import checkpoint_utils
+
+    import src  # noqa: F401
+
+    overrides = {"data": data, "pretrained_model": None, "eval_bleu": False}
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(
+        [path], arg_overrides=overrides
+    )
+    task.load_dataset("train")
+    task.load_dataset("valid")
+    criterion = task.build_criterion(cfg.criterion)
+    return models[0].eval(), task, criterion
+
+
+@torch.no_grad()
+def validation_nll(model, task, criterion) -> float:
+    """nll in bits per token."""
+    dataset = task.dataset("valid")
+    iterator = task.get_batch_iterator(
+        dataset, max_tokens=4096, required_batch_size_multiple=1
+    ).next_epoch_itr(shuffle=False)
+    total = tokens = 0.0
+    for sample in iterator:
+        _, _, log = criterion(model, sample)
+        total += float(log["nll_loss"])
+        tokens += log["ntokens"]
+    return total / tokens / 0.6931471805599453
+
+
+def selected(model, task, criterion, rate, stage, seed):
+    """Channels that stay, per group."""
+    from src.connectivity.budget import plan_widths
+    from src.connectivity.selection import select
+
+    if seed is None:
+        from src.connectivity.groups import channel_groups
+
+        generator = torch.Generator().manual_seed(1)
+        scores = {
+            n: torch.rand(g.width, generator=generator)
+            for n, g in channel_groups(model).items()
+        }
+    else:
+        scores = task.score(model, criterion, "train", seed, torch.device("cpu"))
+    return select(model, scores, plan_widths(model, rate, stage))
+
+
+def agreement(first, second) -> float:
+    common = sum(len(set(first[n].tolist()) & set(second[n].tolist())) for n in first)
+    return common / sum(len(kept) for kept in first.values())
+
+
+def main():
+    parser = arguments(__doc__, "")
+    parser.add_argument("data", help="fairseq data folder")
+    parser.add_argument("--path", required=True, help="checkpoint of an uncut model")
+    parser.add_argument("--rates", default="2:0.7,1:0.8", help="STAGE:RATE,...")
+    parser.add_argument(
+        "--samples", default="10x4096,10x256,150x256,40x1024", help="BATCHESxTOKENS,..."
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, task, criterion = load(args.data, args.path)
+    from src.connectivity.cut import cut
+    from src.connectivity.importance import IMPORTANCE
+
+    rows = []
+    base = validation_nll(model, task, criterion)
+    for pair in args.rates.split(","):
+        stage, rate = pair.split(":")
+        stage, rate = int(stage), float(rate)
+        what = {1: "embedding", 2: "attention and ffn", 0: "all"}[stage]
+        runs = [("random", None, None)]
+        for name in IMPORTANCE:
+            for sample in args.samples.split(","):
+                runs.append((name, *map(int, sample.split("x"))))
+        for name, batches, tokens in runs:
+            if batches:
+                task.cfg.importance = name
+                task.cfg.scoring_batches, task.cfg.scoring_tokens = batches, tokens
+            seed = 1 if batches else None
+            keep = selected(model, task, criterion, rate, stage, seed)
+            row = {"cut": what, "rate": rate, "importance": name, "batches": batches}
+            row["tokens a batch"] = tokens
+            if batches:
+                other = selected(model, task, criterion, rate, stage, 2)
+                row["agreement"] = round(agreement(keep, other), 3)
+            smaller = copy.deepcopy(model)
+            cut(smaller, keep)
+            row["valid nll"] = round(validation_nll(smaller, task, criterion), 3)
+            rows.append(row)
+            print(row, file=sys.stderr, flush=True)
+    report(
+        f"Importance without retraining (uncut model: {base:.3f} bits per token)",
+        rows,
+        args.output,
+    )
+
+
+if __name__ == "__main__":
+    main()
