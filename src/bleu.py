@@ -123,32 +123,43 @@ def target_side(cfg, task) -> Optional[List[str]]:
     return lines
 
 
-def score(args, cfg, task, hypotheses, targets, references) -> Dict[str, Any]:
-    """BLEU scores of the translations; see ``corpus_bleu``.
+def score(
+    hypotheses: Sequence[str],
+    targets: Optional[Sequence[str]],
+    references: Optional[Sequence[str]],
+    detokenize: Callable[[str], str],
+    lowercase: bool = False,
+    tokenized: bool = False,
+) -> Dict[str, Dict[str, Any]]:
+    """BLEU of the translations, as far as there is something to compare with.
 
     Args:
-        hypotheses: one a sentence, in order.
-        targets: the data's target side, or None.
-        references: raw ones, or None for the target side.
+        hypotheses: tokens, one a sentence, in the order of the test set.
+        targets: the data's target side, in tokens, or None.
+        references: raw text, or None for the target side.
+        detokenize: makes text of tokens.
+        tokenized: also BLEU of hypotheses and targets as they are.
 
     Returns:
-        ``bleu`` and, if asked for, ``tokenized_bleu``.
+        ``bleu`` and ``tokenized_bleu``, each as from :func:`corpus_bleu`.
     """
     scores = {}
     if any("@@ " in line for line in hypotheses):
         logger.warning("the translations hold pieces of words (@@): add --remove-bpe")
-    name = args.detok or ("moses" if cfg.tokenizer is None else "none")
-    detokenize = detokenizer(name, task.cfg.target_lang)
     if references is None and targets is not None:
         references = [detokenize(line) for line in targets]
     if references is not None:
-        scores["bleu"] = corpus_bleu(
-            [detokenize(line) for line in hypotheses],
-            references,
-            args.sacrebleu_lowercase,
-        )
-    if args.tokenized_bleu and targets is not None:
-        scores["tokenized_bleu"] = corpus_bleu(
-            hypotheses, targets, args.sacrebleu_lowercase, tokenize="none"
-        )
+        text = [detokenize(line) for line in hypotheses]
+        scores["bleu"] = corpus_bleu(text, references, lowercase)
+    if tokenized and targets is not None:
+        scores["tokenized_bleu"] = corpus_bleu(hypotheses, targets, lowercase, "none")
     return scores
+
+
+def report(scores: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """``bleu`` (None without references), ``bleu_signature``, and the same tokenized."""
+    facts: Dict[str, Any] = {"bleu": None}
+    for name, result in scores.items():
+        facts[name] = round(result["score"], 4)
+        facts[f"{name}_signature"] = result["signature"]
+    return facts

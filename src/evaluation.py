@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from .connectivity.budget import ParameterCount
 from .flops_counter import count_flops
+
 
 class Step(NamedTuple):
     seconds: float
@@ -111,36 +112,39 @@ def _widths(count: ParameterCount) -> Dict[str, Tuple[int, int]]:
     return {name: (g.width, g.original_width) for name, g in count.groups.items()}
 
 
-def make_report(args, cfg, task, model, scores, steps, skipped, updates) -> Dict:
-    """Everything that ``--report`` writes; FLOPs are of one sentence at beam 1."""
-    dataset = task.dataset(cfg.dataset.gen_subset)
-    source, target = args.flops_source_length, args.flops_target_length
-    lengths = dataset.src_sizes if dataset.tgt_sizes is None else dataset.tgt_sizes
-    source = source or max(1, round(float(np.mean(dataset.src_sizes))))
-    target = target or max(1, round(float(np.mean(lengths))))
+def report(
+    cfg,
+    model: nn.Module,
+    dataset,
+    steps: Sequence[Step],
+    lengths: Tuple[Optional[int], Optional[int]],
+) -> Dict[str, Any]:
+    """What ``--report`` writes beside BLEU.
+
+    Args:
+        cfg: fairseq's configuration of the run.
+        dataset: the translated sentence pairs.
+        lengths: source and target tokens for FLOPs (default: the dataset's mean),
+            which are of one sentence at beam 1, see ``flops_counter``.
+    """
+    sources, targets = dataset.src_sizes, dataset.tgt_sizes
+    targets = sources if targets is None else targets
+    source = lengths[0] or round(float(np.mean(sources)))
+    target = lengths[1] or round(float(np.mean(targets)))
     flops = count_flops(model, source, target)
-    report = {}
-    for name in ("bleu", "tokenized_bleu"):
-        if name in scores:
-            report[name] = round(scores[name]["score"], 4)
-            report[f"{name}_signature"] = scores[name]["signature"]
+    has_gpu = torch.cuda.is_available() and not cfg.common.cpu
     return {
-        "bleu": None,
-        **report,
         **sizes(model, cfg.common_eval.path),
         "flops": flops.pop("total"),
         "flops_parts": flops,
         "flops_source_length": source,
         "flops_target_length": target,
         **speed(steps),
-        "skipped_sentences": len(skipped),
         "beam": cfg.generation.beam,
         "lenpen": cfg.generation.lenpen,
         "batch_size": cfg.dataset.batch_size,
         "max_tokens": cfg.dataset.max_tokens,
         "gen_subset": cfg.dataset.gen_subset,
-        "device": "cpu" if cfg.common.cpu or not torch.cuda.is_available() else "cuda",
+        "device": torch.cuda.get_device_name() if has_gpu else "cpu",
         **machine(),
-        "num_updates": updates,
-        "command": args.command,
     }

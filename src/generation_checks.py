@@ -158,11 +158,13 @@ def check_lengths(cfg, task, models) -> List[int]:
             "shorten it, or leave such sentences out (here "
             f"{len(skipped)}) with --skip-invalid-size-inputs-valid-test"
         )
+    if not len(kept):
+        raise UserError(f"--gen-subset {subset}: all its sentences are too long")
     max_tokens = cfg.dataset.max_tokens
     if max_tokens is None and cfg.dataset.batch_size is None:
         max_tokens = 12000  # fairseq's default
-    longest = max(kept.tolist(), key=dataset.num_tokens, default=None)
-    if max_tokens and longest is not None and dataset.num_tokens(longest) > max_tokens:
+    longest = max(kept.tolist(), key=dataset.num_tokens)
+    if max_tokens and dataset.num_tokens(longest) > max_tokens:
         raise UserError(
             f"--max-tokens {max_tokens}: sentence {longest} (line {longest + 1}) has "
             f"{dataset.num_tokens(longest)} tokens; raise it"

@@ -1,0 +1,51 @@
+# make            set up .venv, then run the demo (train, prune in two stages, finetune, report)
+# make setup      set up only
+# make test       run the tests
+# make bench      time training steps against fairseq's own Transformer
+# make report     table and picture of the demo's models
+# make clean      remove what the demo and the tests made
+# make distclean  remove the environment as well
+# make help       this list
+#
+# VENV=DIR        environment to use or make (default .venv); one with torch >= 2.10 keeps it
+# PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with
+# DATA=multi30k   the demo's recipe on Multi30k, RAW_DIR=DIR where its files lie (otherwise downloaded)
+
+SHELL := bash
+VENV ?= .venv
+PYTHON ?=
+DATA ?= demo
+RAW_DIR ?=
+# scripts change folders, so they get the whole path (abspath keeps the link that a venv's python is)
+PY = $(abspath $(VENV))/bin/python
+
+.PHONY: all demo setup test bench report clean distclean help
+.NOTPARALLEL:
+
+all: demo
+
+demo: setup
+	@PYTHON="$(PY)" bash scripts/demo.sh --data "$(DATA)" $(if $(RAW_DIR),--raw-dir "$(RAW_DIR)")
+
+setup:
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash scripts/setup.sh
+
+test: setup
+	@"$(PY)" -m pytest -q tests
+
+bench: setup
+	@"$(PY)" benchmarks/step_time.py
+
+report: setup
+	@"$(PY)" src/report.py checkpoints/$(DATA)
+
+clean:
+	rm -rf checkpoints/demo* data-bin/demo* .pytest_cache .hypothesis
+	find src scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# only an environment that the set-up made; one that you brought stays
+distclean: clean
+	@if [ -e "$(VENV)/.srp-created" ]; then echo rm -rf "$(VENV)"; rm -rf "$(VENV)"; fi
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile

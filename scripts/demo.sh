@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# The whole way: preprocess, train, prune in two stages, finetune, translate, report.
+#
+# Usage: demo.sh [--data demo|multi30k] [--raw-dir DIR] [ARGUMENT for every training step ...]
+#   --data         demo: a small corpus that is generated here (default); models in
+#                  checkpoints/demo. multi30k: the multi30k_*.sh scripts; models in
+#                  checkpoints/multi30k
+#   --raw-dir DIR  with multi30k: folder of its files, instead of a download
+# What has finished is skipped, what was interrupted continues.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+
+# Sized for a few minutes on two CPU cores.
+ARCH=srp_demo_de_en
+LR=3e-3
+WARMUP=200
+DROPOUT=0.1
+MAX_TOKENS=2048
+BASE_EPOCHS=12
+COMPRESSION_RATE=0.2  # parameters kept
+PERIOD=5              # epochs of each pruning stage
+FINETUNING_EPOCHS=5
+FINETUNING_LR=1e-3
+
+data=demo
+raw=()
+while :; do
+    case ${1:-} in
+        --data | --raw-dir)
+            [ $# -ge 2 ] || refuse "$1 needs a value"
+            if [ "$1" = --data ]; then data=$2; else raw=(--raw-dir "$(from_caller "$2")"); fi
+            shift 2 ;;
+        *) break ;;
+    esac
+done
+case $data in
+    multi30k) ;;
+    demo) [ ${#raw[@]} -eq 0 ] || refuse "--raw-dir goes with --data multi30k: the demo generates its corpus" ;;
+    *) refuse "--data $data: demo or multi30k" ;;
+esac
+find_python
+
+BIN=../data-bin/$data.de-en
+CKPT=../checkpoints/$data
+export SRP_QUIET=1  # scripts that are called keep to it too
+ARGS=(--log-format simple --log-interval 1000 "$@")
+
+if [ "$data" = demo ]; then
+    DISPOSABLE=1  # a model made from something else is made again
+    COMMON=("$BIN" --user-dir ../src --arch $ARCH --share-decoder-input-output-embed
+        --task SRPtranslation --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0
+        --dropout $DROPOUT --weight-decay 0.0001 --criterion srp --label-smoothing 0.1
+        --max-tokens $MAX_TOKENS --no-epoch-checkpoints
+        --eval-bleu --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --eval-bleu-detok moses --eval-bleu-remove-bpe
+        --best-checkpoint-metric bleu --maximize-best-checkpoint-metric)
+    PRUNING=(--srp --compression-rate $COMPRESSION_RATE --weighted-layernorm --lr $LR
+        --pruning-iter 1 --pruning-period $PERIOD --max-epoch $PERIOD --decreasing sa)
+    prepare() { bash demo_preprocess.sh; }
+    base() {
+        step "$CKPT/base" "$BIN/.done" "$PYTHON" ../src/train.py "${COMMON[@]}" \
+            --lr $LR --lr-scheduler inverse_sqrt --warmup-updates $WARMUP --max-epoch $BASE_EPOCHS \
+            --save-dir "$CKPT/base" "$@"
+    }
+    pruning() {
+        step "$CKPT/stage1" "$CKPT/base/checkpoint_best.pt" "$PYTHON" ../src/pruning.py "${COMMON[@]}" "${PRUNING[@]}" \
+            --pruning-stage 1 --save-dir "$CKPT/stage1" --pretrained-model "$CKPT/base/checkpoint_best.pt" "$@"
+        step "$CKPT/stage2" "$CKPT/stage1/checkpoint_last.pt" "$PYTHON" ../src/pruning.py "${COMMON[@]}" "${PRUNING[@]}" \
+            --pruning-stage 2 --save-dir "$CKPT/stage2" --pretrained-model "$CKPT/stage1/checkpoint_last.pt" "$@"
+    }
+    finetuning() {
+        step "$CKPT/finetuned" "$CKPT/stage2/checkpoint_last.pt" "$PYTHON" ../src/finetuning.py "${COMMON[@]}" \
+            --lr $FINETUNING_LR --max-epoch $FINETUNING_EPOCHS \
+            --save-dir "$CKPT/finetuned" --pretrained-model "$CKPT/stage2/checkpoint_last.pt" "$@"
+    }
+else
+    prepare() { bash multi30k_preprocess.sh ${raw[@]+"${raw[@]}"}; }
+    base() { bash multi30k_srp.sh "$@"; }
+    pruning() { bash multi30k_srp_two_staged_pruning.sh "$@"; }
+    finetuning() { bash multi30k_srp_finetuning.sh "$@"; }
+fi
+
+# Translate the test set, unless that was done with this checkpoint.
+translate() {  # translate NAME CHECKPOINT
+    local dir=$CKPT/$1 checkpoint=$CKPT/$1/$2
+    if [ -e "$dir/report.json" ] && [ "$dir/report.json" -nt "$checkpoint" ] && [ -e "$dir/generate.txt" ]; then
+        say "$1: translated already"
+        return
+    fi
+    say "$1: translating the test set"
+    rm -f "$dir/report.json"  # written last
+    "$PYTHON" ../src/generate.py "$BIN" --user-dir ../src --task SRPtranslation \
+        --path "$checkpoint" --gen-subset test --batch-size 128 --beam 5 --remove-bpe \
+        --report "$dir/report.json" >"$dir/generate.txt.part" 2>"$dir/generate.log" \
+        || { tail -n 15 "$dir/generate.log" >&2; refuse "translating with ${checkpoint#../} failed; the whole log is $dir/generate.log"; }
+    mv "$dir/generate.txt.part" "$dir/generate.txt"
+    touch "$dir/report.json"
+}
+
+prepare
+base "${ARGS[@]}"
+pruning "${ARGS[@]}"
+finetuning "${ARGS[@]}"
+translate base checkpoint_best.pt
+translate stage1 checkpoint_last.pt
+translate stage2 checkpoint_last.pt
+translate finetuned checkpoint_best.pt
+say "report"
+"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2" "$CKPT/finetuned" --output "$CKPT"
+"$PYTHON" show_samples.py "$CKPT/base/generate.txt" "$CKPT/finetuned/generate.txt"
+echo
+say "finished"
+picture=$(find "$CKPT" -maxdepth 1 -name '*.png' -newer "$CKPT/finetuned/report.json" | sort | head -n 1)
+echo "${picture:+$(cd "$(dirname "$picture")" && pwd)/$(basename "$picture")}"

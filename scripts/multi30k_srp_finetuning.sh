@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Finetune the pruned Multi30k model.
+#
+# Usage: multi30k_srp_finetuning.sh [ARGUMENT of src/finetuning.py ...]
+# Needs checkpoints/multi30k/stage2 (multi30k_srp_two_staged_pruning.sh), writes
+# checkpoints/multi30k/finetuned.
+# An interrupted run continues from its last checkpoint when it is started again.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+
+LR=5e-4
+DROPOUT=0.1  # less than for the base model: the pruned one is small
+MAX_EPOCH=10
+find_python
+
+step ../checkpoints/multi30k/finetuned ../checkpoints/multi30k/stage2/checkpoint_last.pt "$PYTHON" ../src/finetuning.py \
+    ../data-bin/multi30k.de-en \
+    --user-dir ../src \
+    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
+    --task SRPtranslation \
+    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+    --lr $LR \
+    --dropout $DROPOUT --weight-decay 0.0001 \
+    --criterion srp --label-smoothing 0.1 \
+    --max-epoch $MAX_EPOCH \
+    --max-tokens 4096 \
+    --eval-bleu \
+    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-detok moses \
+    --eval-bleu-remove-bpe \
+    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
+    --no-epoch-checkpoints \
+    --save-dir ../checkpoints/multi30k/finetuned \
+    --pretrained-model ../checkpoints/multi30k/stage2/checkpoint_last.pt "$@"

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Prune the Multi30k base model in two stages: embedding widths, then attention and feed-forward.
+#
+# Usage: multi30k_srp_two_staged_pruning.sh [ARGUMENT of src/pruning.py ...]
+# Needs checkpoints/multi30k/base (multi30k_srp.sh), writes checkpoints/multi30k/stage1
+# and checkpoints/multi30k/stage2.
+# An interrupted run continues from its last checkpoint when it is started again.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+
+LR=5e-4
+DROPOUT=0.3
+COMPRESSION_RATE=0.2  # parameters kept
+PERIOD=10             # of each stage: epochs over which the connectivity goes to zero
+MAX_EPOCH=10          # of each stage
+find_python
+
+step ../checkpoints/multi30k/stage1 ../checkpoints/multi30k/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \
+    ../data-bin/multi30k.de-en \
+    --user-dir ../src \
+    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
+    --task SRPtranslation \
+    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+    --lr $LR \
+    --dropout $DROPOUT --weight-decay 0.0001 \
+    --criterion srp --label-smoothing 0.1 \
+    --max-epoch $MAX_EPOCH --weighted-layernorm \
+    --compression-rate $COMPRESSION_RATE --srp --pruning-stage 1 \
+    --pruning-iter 1 --pruning-period $PERIOD --decreasing sa \
+    --max-tokens 4096 \
+    --eval-bleu \
+    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-detok moses \
+    --eval-bleu-remove-bpe \
+    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
+    --no-epoch-checkpoints \
+    --save-dir ../checkpoints/multi30k/stage1 \
+    --pretrained-model ../checkpoints/multi30k/base/checkpoint_best.pt "$@"
+
+step ../checkpoints/multi30k/stage2 ../checkpoints/multi30k/stage1/checkpoint_last.pt "$PYTHON" ../src/pruning.py \
+    ../data-bin/multi30k.de-en \
+    --user-dir ../src \
+    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
+    --task SRPtranslation \
+    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+    --lr $LR \
+    --dropout $DROPOUT --weight-decay 0.0001 \
+    --criterion srp --label-smoothing 0.1 \
+    --max-epoch $MAX_EPOCH --weighted-layernorm \
+    --compression-rate $COMPRESSION_RATE --srp --pruning-stage 2 \
+    --pruning-iter 1 --pruning-period $PERIOD --decreasing sa \
+    --max-tokens 4096 \
+    --eval-bleu \
+    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-detok moses \
+    --eval-bleu-remove-bpe \
+    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
+    --no-epoch-checkpoints \
+    --save-dir ../checkpoints/multi30k/stage2 \
+    --pretrained-model ../checkpoints/multi30k/stage1/checkpoint_last.pt "$@"

@@ -1,0 +1,225 @@
+"""One table and one picture of several runs: base, stages, finetuned.
+
+    python src/report.py checkpoints/multi30k/base checkpoints/multi30k/stage1 ...
+    python src/report.py checkpoints/multi30k
+
+Each folder holds the report.json that ``generate.py --report`` wrote and, if it
+was trained here, results.csv. A single folder without report.json stands for its
+sub-folders that have one, the largest model first. The table is printed and
+written as report.csv (plain numbers) and report.md; report.png shows the widths
+that remain in the last run and BLEU against the number of parameters.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.report").main())
+
+import json  # noqa: E402
+from typing import Any, Dict, List, Optional  # noqa: E402
+
+import pandas as pd  # noqa: E402
+
+from .checkpoint_utils import atomic_write  # noqa: E402
+from .cli import ArgumentParser  # noqa: E402
+from .errors import UserError  # noqa: E402
+from .picture import draw  # noqa: E402
+
+REPORT, RESULTS = "report.json", "results.csv"
+NEEDED = ("bleu", "parameters", "uncut_parameters", "flops", "checkpoint_bytes")
+NEEDED += ("model_bytes", "tokens_per_second", "widths")
+# Speed compares only where these are equal, BLEU where its signature is.
+SPEED_CONDITIONS = ("device", "machine", "threads", "beam", "batch_size", "max_tokens")
+
+Run = Dict[str, Any]
+
+
+def find_runs(folders: List[Path]) -> List[Path]:
+    """The folders that hold a report, or those inside the only one given.
+
+    Raises:
+        UserError: a folder or its report is missing.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"RUN_DIR {folder}: no such folder")
+    if len(folders) == 1 and not (folders[0] / REPORT).is_file():
+        inside = [path.parent for path in folders[0].glob(f"*/{REPORT}")]
+        if not inside:
+            raise UserError(
+                f"RUN_DIR {folders[0]}: neither it nor a folder in it has {REPORT}; "
+                "write it with generate.py --report"
+            )
+
+        def largest_first(folder: Path):
+            written = (folder / REPORT).stat().st_mtime
+            return -read_report(folder)["parameters"], written, folder.name
+
+        return sorted(inside, key=largest_first)
+    return folders
+
+
+def read_report(folder: Path) -> Run:
+    """A run's report.json.
+
+    Raises:
+        UserError: missing, or not what ``generate.py --report`` writes.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; write it with generate.py --report {path}")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); write it anew") from None
+    missing = [n for n in NEEDED if not isinstance(report, dict) or n not in report]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; write it anew")
+    return report
+
+
+def valid_loss(folder: Path, num_updates: Optional[int]) -> Optional[float]:
+    """Validation loss of the tested checkpoint, from results.csv where there is one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        results = pd.read_csv(path)
+        losses = results.loc[results["num_updates"] == num_updates, "valid_loss"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: can't be read ({error})") from None
+    return float(losses.iloc[-1]) if len(losses) else None
+
+
+def names(folders: List[Path]) -> List[str]:
+    """The folders' last parts, with as many parents as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(len(p) for p in parts) + 1):
+        found = ["/".join(p[-depth:]) for p in parts]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def read_runs(folders: List[Path]) -> List[Run]:
+    """Reports in order, with ``name`` and ``valid_loss`` added."""
+    runs = []
+    for name, folder in zip(names(folders), folders):
+        run = read_report(folder)
+        loss = valid_loss(folder, run.get("num_updates"))
+        runs.append({**run, "name": name, "valid_loss": loss})
+    return runs
+
+
+def table(runs: List[Run]) -> pd.DataFrame:
+    """One row a run, plain numbers; speed-up is against the first."""
+    rows = []
+    first = runs[0]["tokens_per_second"]
+    for run in runs:
+        speed = run["tokens_per_second"]
+        rows.append(
+            {
+                "name": run["name"],
+                "bleu": run["bleu"],
+                "valid_loss": run["valid_loss"],
+                "parameters": run["parameters"],
+                "share": run["parameters"] / run["uncut_parameters"],
+                "flops": run["flops"],
+                "checkpoint_bytes": run["checkpoint_bytes"],
+                "model_bytes": run["model_bytes"],
+                "tokens_per_second": speed,
+                "speed_up": speed / first if speed and first else None,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def readable(numbers: pd.DataFrame) -> pd.DataFrame:
+    """The table for people: titles with units, few digits."""
+
+    def column(name: str, pattern: str, unit: float = 1.0) -> List[str]:
+        return [
+            "–" if pd.isna(value) else pattern.format(value / unit)
+            for value in numbers[name]
+        ]
+
+    columns = {
+        "run": numbers["name"].tolist(),
+        "BLEU": column("bleu", "{:.2f}"),
+        "valid loss": column("valid_loss", "{:.3f}"),
+        "parameters": column("parameters", "{:,.0f}"),
+        "of uncut": column("share", "{:.1%}"),
+        "MFLOPs": column("flops", "{:,.1f}", 1e6),
+        "checkpoint MB": column("checkpoint_bytes", "{:,.2f}", 1e6),
+        "weights MB": column("model_bytes", "{:,.2f}", 1e6),
+        "tokens/s": column("tokens_per_second", "{:,.0f}"),
+        "speed-up": column("speed_up", "{:.2f}x"),
+    }
+    if numbers["valid_loss"].isna().all():
+        del columns["valid loss"]
+    return pd.DataFrame(columns)
+
+
+def conditions(runs: List[Run]) -> List[str]:
+    """What the figures were measured with, and which of them can't be compared."""
+    lines = []
+    signatures = list(dict.fromkeys(r.get("bleu_signature") for r in runs))
+    lines += [f"BLEU: {signature}" for signature in signatures if signature]
+    if len(signatures) > 1:
+        lines.append("BLEU is NOT comparable: the signatures differ")
+    measured = {name: {str(r.get(name)) for r in runs} for name in SPEED_CONDITIONS}
+    lines.append(
+        "Speed: "
+        + ", ".join(f"{n} {' / '.join(sorted(v))}" for n, v in measured.items() if v != {"None"})
+    )
+    different = [name for name, values in measured.items() if len(values) > 1]
+    if different:
+        lines.append(f"Speed is NOT comparable: {', '.join(different)} differ")
+    lengths = {(r.get("flops_source_length"), r.get("flops_target_length")) for r in runs}
+    shown = " / ".join(f"{s} source and {t} target" for s, t in sorted(lengths, key=str))
+    lines.append(f"FLOPs: one sentence of {shown} tokens, beam 1, cached keys and values")
+    return lines
+
+
+def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]) -> None:
+    """report.csv, report.md and report.png in ``output``."""
+    with atomic_write(str(output / "report.csv"), encoding="utf-8") as stream:
+        numbers.to_csv(stream, index=False)
+    right = ("left",) + ("right",) * (readable(numbers).shape[1] - 1)
+    text = readable(numbers).to_markdown(index=False, colalign=right, disable_numparse=True)
+    with atomic_write(str(output / "report.md"), encoding="utf-8") as stream:
+        stream.write(f"{text}\n\n" + "".join(f"- {note}\n" for note in notes))
+        stream.write("\n![widths, and BLEU against size](report.png)\n")
+    with atomic_write(str(output / "report.png"), "wb") as stream:
+        draw(runs, stream)
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    parser = ArgumentParser(description="table and picture of several runs")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="see above")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where report.{csv,md,png} go (default: the parent of the first run)",
+    )
+    args = parser.parse_args(arguments)
+    folders = find_runs(args.runs)
+    output = args.output or folders[0].resolve().parent
+    runs = read_runs(folders)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; give a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    numbers, notes = table(runs), conditions(runs)
+    print(readable(numbers).to_string(index=False))
+    print("\n".join(notes))
+    write(output, numbers, notes, runs)
+    print(f"wrote {output}/report.csv, report.md and report.png")
