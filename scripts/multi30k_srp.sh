@@ -11,7 +11,7 @@ help_if_asked "$@"
 LR=2e-3
 WARMUP=1000
 DROPOUT=0.3
-MAX_EPOCH=40
+MAX_EPOCH=30
 find_python
 
 step ../checkpoints/multi30k/base ../data-bin/multi30k.de-en/dict.de.txt "$PYTHON" ../src/train.py \
@@ -23,10 +23,10 @@ step ../checkpoints/multi30k/base ../data-bin/multi30k.de-en/dict.de.txt "$PYTHO
     --lr $LR --lr-scheduler inverse_sqrt --warmup-updates $WARMUP \
     --dropout $DROPOUT --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
-    --max-epoch $MAX_EPOCH \
+    --max-epoch $MAX_EPOCH --validate-interval 2 \
     --max-tokens 4096 \
     --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --eval-bleu-detok moses \
     --eval-bleu-remove-bpe \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \

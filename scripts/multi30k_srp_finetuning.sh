@@ -8,9 +8,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
-LR=5e-4
+LR=1e-3
 DROPOUT=0.1  # less than for the base model: the pruned one is small
-MAX_EPOCH=10
+UPDATES=2600  # the learning rate falls to zero: 20 epochs of 130
+MAX_EPOCH=20
 find_python
 
 step ../checkpoints/multi30k/finetuned ../checkpoints/multi30k/stage2/checkpoint_last.pt "$PYTHON" ../src/finetuning.py \
@@ -19,13 +20,13 @@ step ../checkpoints/multi30k/finetuned ../checkpoints/multi30k/stage2/checkpoint
     --arch srp_multi30k_de_en --share-decoder-input-output-embed \
     --task SRPtranslation \
     --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
-    --lr $LR \
+    --lr $LR --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update $UPDATES \
     --dropout $DROPOUT --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
-    --max-epoch $MAX_EPOCH \
+    --max-epoch $MAX_EPOCH --validate-interval 2 \
     --max-tokens 4096 \
     --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --eval-bleu-detok moses \
     --eval-bleu-remove-bpe \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \

@@ -8,10 +8,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
 LR=5e-4
-DROPOUT=0.3
+DROPOUT=0.1  # the small model needs less than the base
 COMPRESSION_RATE=0.2  # parameters kept
-PERIOD=10             # epochs over which the connectivity goes to zero
-MAX_EPOCH=10
+PERIOD=8              # epochs over which the connectivity goes to zero
+MAX_EPOCH=8
 find_python
 
 step ../checkpoints/multi30k/single_stage ../checkpoints/multi30k/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \
@@ -28,7 +28,7 @@ step ../checkpoints/multi30k/single_stage ../checkpoints/multi30k/base/checkpoin
     --pruning-iter 1 --pruning-period $PERIOD --decreasing sa \
     --max-tokens 4096 \
     --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --eval-bleu-detok moses \
     --eval-bleu-remove-bpe \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \

@@ -11,4 +11,5 @@ find_python
 "$PYTHON" ../src/generate.py ../data-bin/multi30k.de-en \
     --user-dir ../src --task SRPtranslation \
     --path ../checkpoints/multi30k/finetuned/checkpoint_best.pt \
-    --batch-size 128 --beam 5 --remove-bpe "$@"
+    --batch-size 128 --beam 5 --remove-bpe \
+    --sacrebleu-lowercase --reference ../data-bin/multi30k.de-en/raw.test.en "$@"

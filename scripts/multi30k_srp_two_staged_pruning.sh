@@ -9,10 +9,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
 LR=5e-4
-DROPOUT=0.3
+DROPOUT_1=0.2  # less than the base: the model is losing width
+DROPOUT_2=0.1
 COMPRESSION_RATE=0.2  # parameters kept
-PERIOD=10             # of each stage: epochs over which the connectivity goes to zero
-MAX_EPOCH=10          # of each stage
+PERIOD=8              # of each stage: epochs over which the connectivity goes to zero
+MAX_EPOCH=8           # of each stage
 find_python
 
 step ../checkpoints/multi30k/stage1 ../checkpoints/multi30k/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \
@@ -22,14 +23,14 @@ step ../checkpoints/multi30k/stage1 ../checkpoints/multi30k/base/checkpoint_best
     --task SRPtranslation \
     --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
     --lr $LR \
-    --dropout $DROPOUT --weight-decay 0.0001 \
+    --dropout $DROPOUT_1 --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
     --max-epoch $MAX_EPOCH --weighted-layernorm \
     --compression-rate $COMPRESSION_RATE --srp --pruning-stage 1 \
     --pruning-iter 1 --pruning-period $PERIOD --decreasing sa \
     --max-tokens 4096 \
     --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --eval-bleu-detok moses \
     --eval-bleu-remove-bpe \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
@@ -44,14 +45,14 @@ step ../checkpoints/multi30k/stage2 ../checkpoints/multi30k/stage1/checkpoint_la
     --task SRPtranslation \
     --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
     --lr $LR \
-    --dropout $DROPOUT --weight-decay 0.0001 \
+    --dropout $DROPOUT_2 --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
     --max-epoch $MAX_EPOCH --weighted-layernorm \
     --compression-rate $COMPRESSION_RATE --srp --pruning-stage 2 \
     --pruning-iter 1 --pruning-period $PERIOD --decreasing sa \
     --max-tokens 4096 \
     --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --eval-bleu-detok moses \
     --eval-bleu-remove-bpe \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \

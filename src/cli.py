@@ -1,7 +1,6 @@
 """What the entry points share: parsing with this plug-in loaded, clear errors."""
 
 import argparse
-import argparse
 import logging
 import os
 import sys

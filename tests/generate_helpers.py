@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple
 
+import pytest
 import torch
 from fairseq import options, tasks
 from fairseq.data import Dictionary
@@ -132,7 +133,7 @@ def quiet_logging():
         root.setLevel(level)
 
 
-def run_tool(function: Callable, arguments: List[str], monkeypatch=None) -> str:
+def run_tool(function: Callable, arguments: List[str]) -> str:
     """Standard output of a tool that reads ``sys.argv``, run here."""
     output = io.StringIO()
     before, sys.argv = sys.argv, ["tool", *arguments]
@@ -157,3 +158,24 @@ def hypotheses(output: str, kind: str = "D") -> Dict[int, str]:
         number, _, text = line[2:].split("\t", 2)
         found.setdefault(int(number), text)
     return found
+
+
+# -- fixtures, imported by the tests that use them --------------------------------------
+
+ARCH = ["--arch", "srp_demo_de_en", "--share-decoder-input-output-embed"]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> str:
+    """A data-bin folder with splits valid and test."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_data(folder, random_pairs(1), "test")
+    write_data(folder, random_pairs(2, 5), "valid")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(corpus, tmp_path_factory) -> Checkpoints:
+    """Of the demo's architecture, with the README's --weighted-layernorm."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return make_checkpoints(corpus, folder, [*ARCH, "--weighted-layernorm"])

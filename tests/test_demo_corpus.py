@@ -198,6 +198,13 @@ def test_negation_and_marks_correspond(pairs):
         assert bool(re.search(r"\b[Nn]ie\b", german)) == bool(re.search(r"\b[Nn]ever\b", english)), german
 
 
+def test_possessives_correspond(pairs):
+    for german, english in pairs:
+        assert bool(re.search(r"\b[Ss]ein(e[mnrs]?)?\b", german)) == bool(re.search(r"\b[Hh]is\b", english)), german
+        if re.search(r"\b[Ii]hre[mnrs]?\b", german):
+            assert re.search(r"\b([Hh]er|[Tt]heir)\b", english), german
+
+
 # German clauses
 
 FINITE = collections.defaultdict(set)  # forms by person and number, as they end a subordinate clause
@@ -318,6 +325,15 @@ def test_perfect_takes_the_auxiliary_of_its_verb(german_clauses):
                 assert set(tokens) & auxiliaries[auxiliary], tokens
                 found[auxiliary] += 1
     assert min(found["haben"], found["sein"]) > 200
+
+
+def test_reflexive_pronoun_agrees_with_its_subject(german_clauses):
+    checked = 0
+    for tokens in german_clauses["main"] + german_clauses["subordinate"]:
+        if "sich" in tokens:
+            checked += 1
+            assert not {"ich", "du", "wir"} & set(tokens), tokens
+    assert checked > 50
 
 
 # German noun phrases

@@ -52,7 +52,8 @@ TENSES = {
 # a trait of the verb, else for an animal, else by what the place is to the action.
 PLACES = {
     "town": (1, 0, ""), "home": (0.5, 0, "house hotel village city"), "market": (0.2, 0, "supermarket village city"),
-    "region": (0.4, 0, "city village island"), "animal": (0, 0.1, "green house kitchen room village"),
+    "at": (0.3, 0.1, "building airport town beach island"), "region": (0.4, 0, "city village island"),
+    "animal": (0, 0.1, "green house kitchen room village"),
     "loc": (0.08, 0.1, "building room green town far airport"),
     "dir": (0, 0.1, "building room green town far airport"),
     "from": (0.3, 0, "building room green town far airport"),
@@ -86,6 +87,7 @@ def things(tags):
 
 PLACE_VERBS = (*((verb, None) for verb in lexicon.VERBS if "place" in verb.traits and "person" in verb.subjects),
                *taking("loc"))
+COLOUR_WORDS = {adjective.english for adjective in lexicon.ADJECTIVES if adjective.lemma in lexicon.COLOURS}
 # What one can mean to do.
 VOLUNTARY = tuple(verb for verb in lexicon.VERBS
                   if "person" in verb.subjects and not verb.traits & {"simple", "unwanted"}
@@ -225,6 +227,8 @@ class Grammar:
         noun = self.noun(frozenset(kinds.split()))
         rest, motion, english = lexicon.PLACE_PREPOSITIONS[noun.lemma]
         phrase = self.noun_phrase((), SETTING, number="sg", noun=noun)
+        if verb and "at" in verb.traits and "town" not in noun.tags:
+            english = "at"
         if mode == "loc":
             return contract(rest, phrase.german["dat"]), f"{english} {phrase.english}"
         if mode == "dir":
@@ -377,7 +381,7 @@ class Grammar:
             adjective for adjective in lexicon.ADJECTIVES
             if (adjective.comparative or kind not in ("comparative", "equal"))
             and (adjective.lemma in lexicon.PASSING or kinds is not STATES)])
-        self.used.add(adjective.english)
+        self.used |= COLOUR_WORDS if adjective.english in COLOUR_WORDS else {adjective.english}
         tags = {"age": {"person", "animal", "building"}, "price": {"goods", "car"}, "job": {"person"},
                 "place": {"person"}}.get(kind, adjective.tags)
         if relative:

@@ -299,9 +299,9 @@ COLOURS = ("rot", "blau", "grün", "gelb", "schwarz", "weiß", "braun")
 # Complements: acc:TAGS, dat:TAGS, PREP/CASE:TAGS, loc (where), dir (where to),
 # from (where from), on:CASE (on or under furniture).
 # Traits: simple (no English progressive), present (no other tense), unwanted (no
-# modals), once (no habit), place, manner, with, for
-# (the adjuncts it takes), to (English indirect object with "to"), town (dir
-# and loc are cities), home, market (kinds of place).
+# modals), once (no habit); place, manner, with, for (the adjuncts it takes); to
+# (English indirect object with "to"), at (English place with "at" for "in");
+# town, home, market, at (kinds of place).
 VERB_TABLE = """
 essen|isst|gegessen|haben|eat ate eaten|person|acc:food|place with
 trinken|trinkt|getrunken|haben|drink drank drunk|person|acc:drink|place with
@@ -335,7 +335,7 @@ fotografieren|fotografiert|fotografiert|haben|photograph|person|acc:person,anima
 füttern|füttert|gefüttert|haben|feed fed|person|acc:pet|place
 fangen|fängt|gefangen|haben|catch caught|cat,dog,fox,lion|acc:mouse,bird,rabbit|place
 jagen|jagt|gejagt|haben|chase|dog,fox,lion,bear|acc:cat,mouse,bird,rabbit,duck|place
-beißen|beißt|gebissen|haben|bite bit bitten|animal|acc:person|
+beißen|beißt|gebissen|haben|bite bit bitten|animal|acc:person|unwanted
 verlieren|verliert|verloren|haben|lose lost|person|acc:goods|simple place unwanted once
 stehlen|stiehlt|gestohlen|haben|steal stole stolen|person|acc:goods,car|unwanted once
 verstehen|versteht|verstanden|haben|understand understood|person|acc:abstract,tale,film|simple
@@ -371,7 +371,7 @@ schlafen|schläft|geschlafen|haben|sleep slept|person,animal||place
 arbeiten|arbeitet|gearbeitet|haben|work|person||place with manner
 tanzen|tanzt|getanzt|haben|dance|person||place with
 weinen|weint|geweint|haben|cry|person||place
-lachen|lacht|gelacht|haben|laugh|person||manner
+lachen|lacht|gelacht|haben|laugh|person||place
 frühstücken|frühstückt|gefrühstückt|haben|have had +breakfast|person||place with
 ein.kaufen|kauft|eingekauft|haben|shop|person||place market with
 fern.sehen|sieht|ferngesehen|haben|watch +television|person||with
@@ -388,7 +388,7 @@ fliegen|fliegt|geflogen|sein|fly flew flown|person|dir|town with
 um.ziehen|zieht|umgezogen|sein|move|person|dir|town with once
 zurück.kommen|kommt|zurückgekommen|sein|come came come +back|person|from|
 kommen|kommt|gekommen|sein|come came come|person|from|
-an.kommen|kommt|angekommen|sein|arrive|person,transit|loc|
+an.kommen|kommt|angekommen|sein|arrive|person,transit|loc|at
 bleiben|bleibt|geblieben|sein|stay|person|loc|with
 wohnen|wohnt|gewohnt|haben|live|person|loc|simple with home
 sitzen|sitzt|gesessen|haben|sit sat|person|on:dat|

@@ -1,0 +1,434 @@
+"""Translation: generate.py against fairseq's own tools, BLEU, report, refusals."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq_cli import generate as fairseq_generate
+from fairseq_cli import interactive as fairseq_interactive
+from fairseq_cli import validate as fairseq_validate
+from sacrebleu import corpus_bleu
+from sacremoses import MosesDetokenizer
+
+from generate_helpers import (  # noqa: F401
+    ARCH,
+    EMPTY,
+    SENTENCES,
+    USER_DIR,
+    checkpoints,
+    corpus,
+    hypotheses,
+    make_checkpoints,
+    quiet_logging,
+    random_pairs,
+    run_tool,
+    sentence_lines,
+    write_data,
+)
+from src import generate
+from src.flops_counter import count_flops, load_model
+
+SEARCH = ["--beam", "2", "--max-len-a", "1", "--max-len-b", "3", "--cpu"]
+SEARCH += ["--batch-size", "4", "--no-progress-bar"]
+
+
+def translate(corpus, path, *extra):  # noqa: F811
+    """Standard output of generate.py."""
+    arguments = [corpus, "--path", path, *SEARCH, "--remove-bpe", *extra]
+    return run_tool(lambda: generate.main(list(arguments)), arguments)
+
+
+def score_of(output):
+    return float(re.search(r"^BLEU\|\S+ = ([\d.]+)", output, re.MULTILINE)[1])
+
+
+def detokenized(output):
+    moses = MosesDetokenizer("en")
+    found = hypotheses(output)
+    return [moses.detokenize(found[n].split()) for n in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def translated(corpus, checkpoints):  # noqa: F811
+    """What generate.py prints for the cut model."""
+    return translate(corpus, checkpoints.cut)
+
+
+# -- the same hypotheses everywhere ----------------------------------------------------------
+
+
+def stock_generate(corpus, path):  # noqa: F811
+    arguments = [corpus, "--path", path, *SEARCH, "--remove-bpe", "--user-dir", USER_DIR]
+    arguments += ["--required-batch-size-multiple", "1", "--task", "SRPtranslation"]
+    return run_tool(fairseq_generate.cli_main, arguments)
+
+
+@pytest.mark.parametrize("kind", ["dense", "gated", "cut"])
+def test_lines_are_those_of_stock_fairseq_generate(corpus, checkpoints, kind):  # noqa: F811
+    path = getattr(checkpoints, kind)
+    ours, stock = translate(corpus, path), stock_generate(corpus, path)
+    assert sentence_lines(ours) == sentence_lines(stock)
+    assert len(sentence_lines(ours, "H")) == SENTENCES
+    line = re.compile("^Generate test with beam=2: .*$", re.MULTILINE)
+    assert line.findall(ours) == line.findall(stock)
+
+
+def test_cut_model_translates_as_the_gated_one(corpus, checkpoints):  # noqa: F811
+    gated, cut = (
+        stock_generate(corpus, path) for path in (checkpoints.gated, checkpoints.cut)
+    )
+    assert hypotheses(gated) == hypotheses(cut)
+    assert hypotheses(cut) != hypotheses(stock_generate(corpus, checkpoints.dense))
+
+
+def test_stock_interactive_translates_the_same(
+    corpus, checkpoints, translated, tmp_path  # noqa: F811
+):
+    lines = [source for source, _ in random_pairs(1)]
+    text = tmp_path / "input.de"
+    text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    arguments = [corpus, "--path", checkpoints.cut, *SEARCH, "--remove-bpe"]
+    arguments += ["--input", str(text), "--buffer-size", "20"]
+    arguments += ["--user-dir", USER_DIR, "--task", "SRPtranslation"]
+    output = run_tool(fairseq_interactive.cli_main, arguments)
+    assert hypotheses(output) == hypotheses(translated)
+
+
+def test_stock_validate_gives_gated_and_cut_the_same_loss(
+    corpus, checkpoints, capfd  # noqa: F811
+):
+    def loss(path):
+        arguments = [corpus, "--path", path, "--user-dir", USER_DIR, "--cpu"]
+        arguments += ["--task", "SRPtranslation", "--batch-size", "4", "--no-progress-bar"]
+        arguments += ["--required-batch-size-multiple", "1", "--valid-subset", "valid"]
+        lines = []
+
+        class Recorder(fairseq_validate.progress_bar.SimpleProgressBar):
+            def print(self, stats, tag=None, step=None):
+                lines.append(stats)
+
+        before = fairseq_validate.progress_bar.progress_bar
+        fairseq_validate.progress_bar.progress_bar = lambda itr, **_: Recorder(itr)
+        try:
+            run_tool(fairseq_validate.cli_main, arguments)
+        finally:
+            fairseq_validate.progress_bar.progress_bar = before
+        return float(lines[0]["loss"])
+
+    gated, cut, dense = (loss(path) for path in (
+        checkpoints.gated, checkpoints.cut, checkpoints.dense
+    ))  # fmt: skip
+    assert gated == pytest.approx(cut, abs=1e-5)
+    assert dense != pytest.approx(cut, abs=1e-3)
+
+
+def test_plain_transformer_checkpoints_too(corpus, tmp_path):  # noqa: F811
+    from generate_helpers import make_trainer, save
+
+    options = ["--arch", "transformer", "--encoder-layers", "1", "--decoder-layers", "1"]
+    for side in ("encoder", "decoder"):
+        options += [f"--{side}-embed-dim", "16", f"--{side}-attention-heads", "2"]
+        options += [f"--{side}-ffn-embed-dim", "16"]
+    path = save(make_trainer(corpus, options), tmp_path / "plain.pt")
+    report = tmp_path / "report.json"
+    ours = translate(corpus, path, "--report", str(report))
+    assert sentence_lines(ours) == sentence_lines(stock_generate(corpus, path))
+    facts = json.loads(report.read_text())
+    assert facts["widths"] == {}
+    assert facts["parameters"] == facts["uncut_parameters"]
+
+
+# -- BLEU ------------------------------------------------------------------------------------
+
+
+def test_an_empty_source_line_keeps_the_numbers(translated):
+    sources = {}
+    for line in sentence_lines(translated, "S"):
+        number, text = line[2:].split("\t", 1)
+        sources[int(number)] = text
+    plain = [source.replace("@@ ", "") for source, _ in random_pairs(1)]
+    assert [sources[n] for n in range(SENTENCES)] == plain
+    assert sources[EMPTY] == ""
+    assert sorted(hypotheses(translated)) == list(range(SENTENCES))
+
+
+def test_bleu_is_sacrebleus_of_detokenized_text(translated):
+    moses = MosesDetokenizer("en")
+    references = [
+        moses.detokenize(target.replace("@@ ", "").split())
+        for _, target in random_pairs(1)
+    ]
+    expected = corpus_bleu(detokenized(translated), [references])
+    assert f"= {expected.score:.2f} " in translated.split("BLEU|")[1]
+    assert "BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in translated
+
+
+def test_references_are_matched_by_number_not_by_order(
+    corpus, checkpoints, translated, tmp_path  # noqa: F811
+):
+    order = [int(line[2:].split("\t")[0]) for line in sentence_lines(translated, "H")]
+    assert order != sorted(order)  # fairseq prints in the order of batches
+    reference = tmp_path / "reference.en"
+    lines = detokenized(translated)
+    reference.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output = translate(corpus, checkpoints.cut, "--reference", str(reference))
+    assert score_of(output) == pytest.approx(100)
+
+    upper = tmp_path / "upper.en"
+    upper.write_text("\n".join(line.upper() for line in lines), encoding="utf-8")
+    arguments = ["--reference", str(upper), "--quiet"]
+    strict = translate(corpus, checkpoints.cut, *arguments)
+    assert score_of(strict) < 50
+    lenient = translate(corpus, checkpoints.cut, *arguments, "--sacrebleu-lowercase")
+    assert score_of(lenient) == pytest.approx(100)
+    assert "|case:lc|" in lenient
+    assert not sentence_lines(lenient)  # --quiet
+
+
+def test_tokenized_bleu_stands_beside(corpus, checkpoints, translated):  # noqa: F811
+    output = translate(corpus, checkpoints.cut, "--tokenized-bleu", "--detok", "none")
+    targets = [target.replace("@@ ", "") for _, target in random_pairs(1)]
+    found = hypotheses(translated)
+    tokens = [found[n] for n in range(SENTENCES)]
+    for tokenize, force in (("13a", False), ("none", True)):
+        expected = corpus_bleu(tokens, [targets], tokenize=tokenize, force=force)
+        line = re.search(rf"^BLEU\|\S+tok:{tokenize}\S+ = ([\d.]+)", output, re.MULTILINE)
+        assert float(line[1]) == pytest.approx(expected.score, abs=0.005)
+
+
+def test_too_long_sentences_count_as_empty(
+    corpus, checkpoints, tmp_path, capsys  # noqa: F811
+):
+    pairs = random_pairs(1)
+    pairs[5] = (" ".join(["Hund"] * 40), "a dog")
+    write_data(tmp_path, pairs)
+    limit = ["--max-source-positions", "30"]
+    with pytest.raises(SystemExit) as stopped:
+        translate(str(tmp_path), checkpoints.cut, *limit)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip().split("\n")[-1]
+    for part in ("sentence 5 (line 6)", "41 tokens", "30", "--skip-invalid-size-inputs"):
+        assert part in message
+
+    limit += ["--skip-invalid-size-inputs-valid-test"]
+    output = translate(str(tmp_path), checkpoints.cut, *limit)
+    found = hypotheses(output)
+    assert sorted(found) == [n for n in range(SENTENCES) if n != 5]
+    assert "left out 1 too long" in output
+    reference = tmp_path / "reference.en"
+    moses = MosesDetokenizer("en")
+    lines = [moses.detokenize(found.get(n, "a the").split()) for n in range(SENTENCES)]
+    reference.write_text("\n".join(lines), encoding="utf-8")
+    scored = score_of(
+        translate(str(tmp_path), checkpoints.cut, *limit, "--reference", str(reference))
+    )
+    lacking = [line if n != 5 else "" for n, line in enumerate(lines)]
+    expected = corpus_bleu(lacking, [lines]).score
+    assert scored == pytest.approx(expected, abs=0.005)
+    assert scored < 100
+
+
+# -- report ----------------------------------------------------------------------------------
+
+
+def test_report_holds_what_can_be_checked(
+    corpus, checkpoints, translated, tmp_path  # noqa: F811
+):
+    path = tmp_path / "report.json"
+    lengths = ["--flops-source-length", "9", "--flops-target-length", "7"]
+    output = translate(corpus, checkpoints.cut, "--report", str(path), *lengths)
+    report = json.loads(path.read_text())
+    model = load_model(checkpoints.cut)
+    assert report["bleu"] == pytest.approx(score_of(output), abs=0.005)
+    assert report["bleu_signature"] in output
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    dense = load_model(checkpoints.dense)
+    assert report["uncut_parameters"] == sum(p.numel() for p in dense.parameters())
+    assert report["flops"] == count_flops(model, 9, 7)["total"]
+    assert sum(report["flops_parts"].values()) == report["flops"]
+    file_size = Path(checkpoints.cut).stat().st_size
+    assert report["checkpoint_bytes"] == file_size
+    assert 4 * report["parameters"] < report["model_bytes"] < file_size
+    printed = [len(line.split("\t")[1].split()) for line in sentence_lines(output, "P")]
+    assert report["tokens"] == sum(printed)
+    assert report["sentences"] == SENTENCES
+    assert report["warm_up_batches"] == 1
+    assert report["tokens_per_second"] > 0
+    assert report["beam"] == 2
+    uncut = {name: group[1] for name, group in report["widths"].items()}
+    assert uncut["encoder.embedding"] == 128 and uncut["decoder.layers.1.ffn"] == 256
+    assert all(0 < width < whole for width, whole in report["widths"].values())
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_flops_are_of_the_mean_sentence_by_default(
+    corpus, checkpoints, tmp_path  # noqa: F811
+):
+    path = tmp_path / "report.json"
+    translate(corpus, checkpoints.cut, "--report", str(path))
+    report = json.loads(path.read_text())
+    for side, name in ((0, "source"), (1, "target")):
+        lengths = [len(pair[side].split()) + 1 for pair in random_pairs(1)]
+        mean = sum(lengths) / len(lengths)
+        assert abs(report[f"flops_{name}_length"] - mean) <= 0.5
+
+
+def test_results_path_and_ensembles(corpus, checkpoints, tmp_path):  # noqa: F811
+    both = f"{checkpoints.cut}:{checkpoints.dense}"
+    folder = tmp_path / "results"
+    printed = translate(corpus, both, "--results-path", str(folder))
+    written = (folder / "generate-test.txt").read_text(encoding="utf-8")
+    assert len(hypotheses(written)) == SENTENCES
+    assert not sentence_lines(printed)
+    assert score_of(written) == score_of(printed)
+
+
+# -- what is refused, before any work --------------------------------------------------------
+
+
+class Payload:
+    """Would run code when unpickled."""
+
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def damaged(checkpoints, folder):  # noqa: F811
+    path = folder / "truncated.pt"
+    path.write_bytes(Path(checkpoints.cut).read_bytes()[:-5000])
+    return str(path)
+
+
+def unsafe(checkpoints, folder):  # noqa: F811
+    state = torch.load(checkpoints.cut)
+    state["extra_state"]["payload"] = Payload()
+    path = folder / "unsafe.pt"
+    torch.save(state, path)
+    return str(path)
+
+
+def other_data(folder):
+    data = folder / "other"
+    data.mkdir()
+    write_data(data, random_pairs(3))
+    with open(data / "dict.de.txt", "a", encoding="utf-8") as stream:
+        stream.write("".join(f"neu{n} 1\n" for n in range(8)))
+    return str(data)
+
+
+REFUSALS = {
+    "no path": ([], ["--path: missing"]),
+    "missing checkpoint": (["--path", "no.pt"], ["--path no.pt", "no such file"]),
+    "folder as checkpoint": (["--path", "{corpus}"], ["--path", "no such file"]),
+    "truncated": (["--path", "{damaged}"], ["--path", "truncated"]),
+    "unsafe pickle": (["--path", "{unsafe}"], ["--path", "--trust-checkpoint"]),
+    "no data": (["data=no-folder", "--path", "{cut}"], ["no-folder", "no such folder"]),
+    "empty data": (["data={folder}", "--path", "{cut}"], ["{folder}", "--source-lang"]),
+    "no subset": (["--path", "{cut}", "--gen-subset", "test7"], ["test7"]),
+    "dictionary": (["data={other}", "--path", "{cut}"], ["source dictionary", "24", "32"]),
+    "no reference": (["--path", "{cut}", "--reference", "no.en"], ["--reference no.en"]),
+    "short reference": (
+        ["--path", "{cut}", "--reference", "{corpus}/dict.en.txt"],
+        ["--reference", "20 lines", "11 sentences"],
+    ),
+    "report's folder": (
+        ["--path", "{cut}", "--report", "no-folder/report.json"],
+        ["--report no-folder/report.json", "no folder"],
+    ),
+    "report of two": (["--path", "{cut}:{cut}", "--report", "{folder}/r"], ["--report"]),
+    "unknown arch": (["--path", "{cut}", "--arch", "srp_new"], ["srp_new", "srp_demo_de_en"]),
+    "other arch": (
+        ["--path", "{cut}", "--arch", "srp_multi30k_de_en"],
+        ["--arch srp_multi30k_de_en", "--encoder-embed-dim 256", "128"],
+    ),
+    "other dimension": (
+        ["--path", "{cut}", "--arch", "srp_demo_de_en", "--decoder-layers", "3"],
+        ["--decoder-layers 3", "has 2"],
+    ),
+    "other norm": (
+        ["--path", "{cut}", "--arch", "srp_demo_de_en", "--encoder-normalize-before"],
+        ["--encoder-normalize-before True", "has False"],
+    ),
+    "beam": (["--path", "{cut}", "--beam", "0"], ["--beam 0", "at least 1"]),
+    "length": (["--path", "{cut}", "--flops-source-length", "0"], ["at least 1"]),
+    "max tokens": (["--path", "{cut}", "--max-tokens", "5"], ["--max-tokens 5", "raise it"]),
+    "shards": (
+        ["--path", "{cut}", "--distributed-world-size", "2"],
+        ["--distributed-world-size 2"],
+    ),
+    "unknown option": (["--path", "{cut}", "--beams", "2"], ["--beams"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_in_one_line_before_any_work(
+    case, corpus, checkpoints, tmp_path, capsys, monkeypatch  # noqa: F811
+):
+    def no_work(*args, **kwargs):
+        raise AssertionError("translation has begun")
+
+    monkeypatch.setattr(fairseq_generate, "_main", no_work)
+    given, expected = REFUSALS[case]
+    places = {"corpus": corpus, "cut": checkpoints.cut, "folder": str(tmp_path)}
+    for name, make in (
+        ("damaged", lambda: damaged(checkpoints, tmp_path)),
+        ("unsafe", lambda: unsafe(checkpoints, tmp_path)),
+        ("other", lambda: other_data(tmp_path)),
+    ):
+        if any("{" + name + "}" in argument for argument in given):
+            places[name] = make()
+    given = [argument.format(**places) for argument in given]
+    data = [a[5:] for a in given if a.startswith("data=")] or [corpus]
+    arguments = data + SEARCH + [a for a in given if not a.startswith("data=")]
+    with pytest.raises(SystemExit) as stopped, quiet_logging():
+        generate.main(arguments)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err.strip().split("\n")
+    messages = [line for line in errors if line.startswith("error: ")]
+    assert len(messages) == 1 and errors[-1] == messages[0]
+    for part in expected:
+        assert part.format(**places) in messages[0]
+
+
+def test_a_trusted_pickle_is_translated_with(corpus, checkpoints, tmp_path, translated):  # noqa: F811
+    output = translate(corpus, unsafe(checkpoints, tmp_path), "--trust-checkpoint")
+    assert hypotheses(output) == hypotheses(translated)
+
+
+# -- the README's command ----------------------------------------------------------------------
+
+
+def test_arch_and_weighted_layernorm_as_in_the_readme(
+    corpus, checkpoints, translated, tmp_path, capsys  # noqa: F811
+):
+    readme = ["--user-dir", USER_DIR, "--arch", "srp_demo_de_en", "--task"]
+    readme += ["SRPtranslation", "--weighted-layernorm"]
+    output = translate(corpus, checkpoints.cut, *readme)
+    assert hypotheses(output) == hypotheses(translated)
+    assert "was cut without it" not in capsys.readouterr().err
+    assert "--share-decoder-input-output-embed" in ARCH  # which the command leaves out
+
+    plain = make_checkpoints(corpus, tmp_path, ARCH)
+    asked = translate(corpus, plain.cut, *readme)
+    assert "was cut without it" in capsys.readouterr().err
+    assert hypotheses(asked) == hypotheses(translate(corpus, plain.cut))
+    translate(corpus, plain.dense, *readme)  # uncut: both compute the same
+    assert "was cut without it" not in capsys.readouterr().err
+
+
+def test_data_without_a_target_side(corpus, checkpoints, tmp_path):  # noqa: F811
+    for name in Path(corpus).iterdir():
+        if not name.name.startswith("test.de-en.en"):
+            shutil.copy(name, tmp_path)
+    languages = ["-s", "de", "-t", "en"]
+    output = translate(str(tmp_path), checkpoints.cut, *languages)
+    assert "no BLEU" in output
+    reference = tmp_path / "reference.en"
+    reference.write_text("\n".join(detokenized(output)), encoding="utf-8")
+    report = tmp_path / "report.json"
+    extra = ["--reference", str(reference), "--report", str(report)]
+    translate(str(tmp_path), checkpoints.cut, *languages, *extra)
+    assert json.loads(report.read_text())["bleu"] == pytest.approx(100)

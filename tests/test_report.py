@@ -1,0 +1,180 @@
+"""The table and the picture of several runs."""
+
+import json
+import os
+import re
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from generate_helpers import quiet_logging
+from src import picture, report
+
+RUNS = {
+    "base": dict(bleu=41.4, parameters=6000, tokens_per_second=500.0, num_updates=40),
+    "stage1": dict(bleu=40.9, parameters=2400, tokens_per_second=800.0, num_updates=10),
+    "stage2": dict(bleu=39.4, parameters=1200, tokens_per_second=1100.0, num_updates=10),
+    "finetuned": dict(bleu=40.6, parameters=1200, tokens_per_second=1250.0, num_updates=9),
+}
+SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+
+
+def widths(share):
+    groups = {}
+    for side, attentions in (
+        ("encoder", ["self_attn"]),
+        ("decoder", ["self_attn", "encoder_attn"]),
+    ):
+        groups[f"{side}.embedding"] = [int(100 * share), 100]
+        for layer in range(2):
+            for attention in attentions:
+                for kind, width in (("qk", 40), ("vo", 60)):
+                    name = f"{side}.layers.{layer}.{attention}.{kind}"
+                    groups[name] = [int(width * share) + layer, 80]
+            groups[f"{side}.layers.{layer}.ffn"] = [int(180 * share) + layer, 200]
+    return groups
+
+
+def write_run(folder, name, **changes):
+    path = folder / name
+    path.mkdir(parents=True)
+    facts = {
+        "bleu_signature": SIGNATURE, "uncut_parameters": 6000, "flops": 10**8,
+        "flops_source_length": 12, "flops_target_length": 13,
+        "checkpoint_bytes": 72_000, "model_bytes": 24_000, "device": "cpu",
+        "machine": "CPU", "threads": 2, "beam": 5, "batch_size": 128, "max_tokens": None,
+        **RUNS.get(name, RUNS["base"]),
+    }  # fmt: skip
+    facts["widths"] = widths(facts["parameters"] / 6000)
+    facts.update(changes)
+    (path / "report.json").write_text(json.dumps(facts))
+    with open(path / "results.csv", "w") as stream:
+        stream.write("num_updates,valid_loss\n5,4.0\n9,3.5\n40,3.25\n")
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [write_run(tmp_path / "runs", name) for name in RUNS]
+
+
+def call(arguments):
+    with quiet_logging():
+        report.main([str(a) for a in arguments])
+
+
+def test_table_is_written_as_numbers_and_for_people(runs, capsys):
+    call(runs)
+    output = runs[0].parent
+    numbers = pd.read_csv(output / "report.csv")
+    assert numbers["name"].tolist() == list(RUNS)
+    assert numbers["bleu"].tolist() == [run["bleu"] for run in RUNS.values()]
+    assert numbers["share"].tolist() == pytest.approx([1, 0.4, 0.2, 0.2])
+    assert numbers["speed_up"].tolist() == pytest.approx([1, 1.6, 2.2, 2.5])
+    # the tested checkpoint's row of results.csv, not just the last one
+    losses = numbers["valid_loss"].tolist()
+    assert losses[0] == 3.25 and losses[3] == 3.5 and pd.isna(losses[1])
+
+    printed = capsys.readouterr().out
+    markdown = (output / "report.md").read_text(encoding="utf-8")
+    for text in (printed, markdown):
+        for figure in ("41.40", "6,000", "20.0%", "100.0", "0.07", "0.02", "2.50x"):
+            assert figure in text
+        assert SIGNATURE in text and "NOT comparable" not in text
+    assert "(report.png)" in markdown
+    assert not list(output.glob("*.tmp"))
+
+
+def test_a_parent_stands_for_its_runs_largest_first(runs, tmp_path):
+    parent = runs[0].parent
+    (parent / "unrelated").mkdir()
+    for name, time in (("stage2", 1000), ("finetuned", 2000)):
+        os.utime(parent / name / "report.json", (time, time))
+    call([parent])
+    assert pd.read_csv(parent / "report.csv")["name"].tolist() == list(RUNS)
+    for name, time in (("stage2", 3000), ("finetuned", 2000)):
+        os.utime(parent / name / "report.json", (time, time))
+    call([parent, "--output", tmp_path / "new" / "folder"])
+    names = pd.read_csv(tmp_path / "new" / "folder" / "report.csv")["name"].tolist()
+    assert names == ["base", "stage1", "finetuned", "stage2"]
+
+
+def test_figures_that_do_not_compare_are_said_to(tmp_path, capsys):
+    one = write_run(tmp_path / "a", "base")
+    two = write_run(
+        tmp_path / "b", "base", threads=8, bleu_signature=SIGNATURE.replace("mixed", "lc")
+    )
+    call([one, two, "--output", tmp_path])
+    printed = capsys.readouterr().out
+    assert "BLEU is NOT comparable" in printed
+    assert "Speed is NOT comparable: threads differ" in printed
+    names = pd.read_csv(tmp_path / "report.csv")["name"].tolist()
+    assert names == ["a/base", "b/base"]  # told apart
+
+
+def test_what_is_not_measured_stays_empty(tmp_path, capsys):
+    path = write_run(tmp_path, "base", bleu=None, bleu_signature=None, widths={})
+    (path / "results.csv").unlink()
+    call([path])
+    numbers = pd.read_csv(tmp_path / "report.csv")
+    assert numbers["bleu"].isna().all() and numbers["valid_loss"].isna().all()
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_picture_shows_every_width_of_the_last_run(runs):
+    read = report.read_runs(runs)
+    axes = Figure().subplots()
+    picture.draw_widths(axes, read[-1])
+    shown = texts(axes)
+    expected = [f"{width}/{whole}" for width, whole in read[-1]["widths"].values()]
+    assert sorted(t for t in shown if re.fullmatch(r"\d+/\d+", t)) == sorted(expected)
+    percents = [f"{100 * w // whole}%" for w, whole in read[-1]["widths"].values()]
+    assert sorted(t for t in shown if t.endswith("%")) == sorted(percents)
+    assert "finetuned" in axes.get_title(loc="left")
+
+
+def test_picture_shows_every_run_and_its_score(runs):
+    axes = Figure().subplots()
+    picture.draw_bleu(axes, report.read_runs(runs))
+    assert texts(axes) == [f"{n}  {run['bleu']:.1f}" for n, run in RUNS.items()]
+    places = [place for points in axes.collections for place in points.get_offsets()]
+    expected = [(run["parameters"], run["bleu"]) for run in RUNS.values()]
+    assert sorted(map(tuple, places)) == sorted(expected)
+
+
+def test_labels_do_not_overlap():
+    points = [(0.1, 0.5), (0.12, 0.51), (0.1, 0.52), (0.9, 0.5)]
+    heights = picture._label_heights(points, near=0.25, gap=0.08)
+    near = sorted(heights[:3])
+    assert min(b - a for a, b in zip(near, near[1:])) >= 0.08 - 1e-9
+    assert heights[3] == 0.5
+
+
+@pytest.mark.parametrize(
+    "break_it, parts",
+    [
+        (lambda run: run / "nothing", ["nothing", "no such folder"]),
+        (lambda run: (run / "report.json").unlink(), ["report.json"]),
+        (lambda run: (run / "report.json").write_text("{"), ["report.json", "JSON"]),
+        (lambda run: (run / "report.json").write_text("{}"), ["lacks", "parameters"]),
+        (lambda run: (run / "results.csv").write_text("a\n1\n"), ["results.csv"]),
+    ],
+)
+def test_refused_in_one_line(tmp_path, capsys, break_it, parts):
+    run = write_run(tmp_path / "runs", "base")
+    good = write_run(tmp_path / "runs", "stage1")
+    changed = break_it(run)
+    folder = changed if hasattr(changed, "is_dir") else run
+    with pytest.raises(SystemExit) as stopped:
+        call([folder, good])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert not list((tmp_path / "runs").glob("report.*"))
