@@ -140,7 +140,8 @@ def report(title: str, rows: List[Dict], output: str, **conditions) -> None:
     """Print a Markdown table; write it and the JSON to ``output``.{md,json}."""
     import pandas as pd
 
-    table = pd.DataFrame(rows).to_markdown(index=False)
+    cells = pd.DataFrame(rows).astype(object)
+    table = cells.where(cells.notna(), "").to_markdown(index=False)
     facts = {**conditions, **machine()}
     text = (
         f"# {title}\n\n{table}\n\n"

@@ -90,6 +90,7 @@ translate() {  # translate NAME CHECKPOINT
     rm -f "$dir/report.json"  # written last
     "$PYTHON" ../src/generate.py "$BIN" --user-dir ../src --task SRPtranslation \
         --path "$checkpoint" --gen-subset test --batch-size 128 --beam 5 --remove-bpe \
+        --sacrebleu-lowercase --reference "$BIN/raw.test.en" \
         --report "$dir/report.json" >"$dir/generate.txt.part" 2>"$dir/generate.log" \
         || { tail -n 15 "$dir/generate.log" >&2; refuse "translating with ${checkpoint#../} failed; the whole log is $dir/generate.log"; }
     mv "$dir/generate.txt.part" "$dir/generate.txt"

@@ -76,8 +76,9 @@ def count_flops(
             self-attention reads the positions so far. Otherwise the whole target
             goes through at once (teacher forcing, a training step's forward
             pass), where the causal mask saves nothing.
-        beam: hypotheses that are extended side by side; they share the encoder
-            and cross-attention's keys and values. Only with ``incremental``.
+        beam: hypotheses that are extended side by side. They share the encoder
+            and cross-attention's keys and values, as after the decoder's
+            ``set_beam_size(beam)``. Only with ``incremental``.
 
     Returns:
         FLOPs for each name in ``PARTS``, and their ``total``.

@@ -98,6 +98,7 @@ def close_gates(model, keep: Dict[str, torch.Tensor]) -> None:
 
 
 def save(trainer: SRPTrainer, path: Path) -> str:
+    trainer.consolidate_optimizer()  # as fairseq's own saving does first
     trainer.save_checkpoint(str(path), {"val_loss": 1.0})
     return str(path)
 

@@ -144,9 +144,11 @@ def test_incremental_is_what_fairseqs_beam_search_takes(beam):
     model = variant("pre-norm", is_cut=True)
     source, target, sentences = 6, 8, 2
     dictionary = _Task(60, 60).target_dictionary
+    # fairseq asks the model for this method, which Transformers have on the decoder only
+    model.decoder.set_beam_size(beam)
     generator = SequenceGenerator(
         [model], dictionary, beam_size=beam, max_len_a=0, max_len_b=target - 1,
-        min_len=target,
+        min_len=target - 1,
     )  # fmt: skip
     sample = {
         "net_input": {

@@ -31,14 +31,18 @@ from generate_helpers import (  # noqa: F401
 from src import generate
 from src.flops_counter import count_flops, load_model
 
-SEARCH = ["--beam", "2", "--max-len-a", "1", "--max-len-b", "3", "--cpu"]
-SEARCH += ["--batch-size", "4", "--no-progress-bar"]
+SEARCH = ["--beam", "2", "--max-len-a", "1", "--max-len-b", "6", "--min-len", "5"]
+SEARCH += ["--batch-size", "4", "--no-progress-bar", "--cpu"]
 
 
 def translate(corpus, path, *extra):  # noqa: F811
     """Standard output of generate.py."""
     arguments = [corpus, "--path", path, *SEARCH, "--remove-bpe", *extra]
     return run_tool(lambda: generate.main(list(arguments)), arguments)
+
+
+def without_bpe(line):
+    return f"{line} ".replace("@@ ", "").rstrip()
 
 
 def score_of(output):
@@ -149,7 +153,7 @@ def test_an_empty_source_line_keeps_the_numbers(translated):
     for line in sentence_lines(translated, "S"):
         number, text = line[2:].split("\t", 1)
         sources[int(number)] = text
-    plain = [source.replace("@@ ", "") for source, _ in random_pairs(1)]
+    plain = [without_bpe(source) for source, _ in random_pairs(1)]
     assert [sources[n] for n in range(SENTENCES)] == plain
     assert sources[EMPTY] == ""
     assert sorted(hypotheses(translated)) == list(range(SENTENCES))
@@ -158,8 +162,7 @@ def test_an_empty_source_line_keeps_the_numbers(translated):
 def test_bleu_is_sacrebleus_of_detokenized_text(translated):
     moses = MosesDetokenizer("en")
     references = [
-        moses.detokenize(target.replace("@@ ", "").split())
-        for _, target in random_pairs(1)
+        moses.detokenize(without_bpe(target).split()) for _, target in random_pairs(1)
     ]
     expected = corpus_bleu(detokenized(translated), [references])
     assert f"= {expected.score:.2f} " in translated.split("BLEU|")[1]
@@ -190,7 +193,7 @@ def test_references_are_matched_by_number_not_by_order(
 
 def test_tokenized_bleu_stands_beside(corpus, checkpoints, translated):  # noqa: F811
     output = translate(corpus, checkpoints.cut, "--tokenized-bleu", "--detok", "none")
-    targets = [target.replace("@@ ", "") for _, target in random_pairs(1)]
+    targets = [without_bpe(target) for _, target in random_pairs(1)]
     found = hypotheses(translated)
     tokens = [found[n] for n in range(SENTENCES)]
     for tokenize, force in (("13a", False), ("none", True)):
