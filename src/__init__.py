@@ -3,11 +3,16 @@
 Importing this package registers its parts with fairseq (``--user-dir src``).
 """
 
-from . import checkpoint_utils, trainer
-from .criterions import srp as _criterion  # noqa: F401
-from .models import srp_legacy as _models  # noqa: F401
-from .optim import srp_adam as _optimizer  # noqa: F401
-from .tasks import srp_translation as _task  # noqa: F401
+import logging
+
+# it asks for tensorboardX, which only speech synthesis needs, whenever fairseq is imported
+logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+
+from . import checkpoint_utils, trainer  # noqa: E402
+from .criterions import srp as _criterion  # noqa: E402,F401
+from .models import srp_legacy as _models  # noqa: E402,F401
+from .optim import srp_adam as _optimizer  # noqa: E402,F401
+from .tasks import srp_translation as _task  # noqa: E402,F401
 
 checkpoint_utils.install()
 trainer.install()

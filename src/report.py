@@ -25,7 +25,7 @@ from typing import Any, Dict, List, Optional  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from .checkpoint_utils import atomic_write  # noqa: E402
-from .cli import ArgumentParser  # noqa: E402
+from .cli import ArgumentParser, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .picture import draw  # noqa: E402
 
@@ -203,6 +203,7 @@ def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
+    set_up_logging(sys.stderr)
     parser = ArgumentParser(description="table and picture of several runs")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="see above")
     parser.add_argument(

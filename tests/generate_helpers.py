@@ -35,7 +35,6 @@ def write_data(folder: Path, pairs: List[tuple], split: str = "test") -> None:
         dictionary = Dictionary()
         for number, word in enumerate(WORDS[language]):
             dictionary.add_symbol(word, n=100 - number)
-        dictionary.pad_to_multiple_(8)
         dictionary.save(str(folder / f"dict.{language}.txt"))
         prefix = str(folder / f"{split}.de-en.{language}")
         builder = make_builder(f"{prefix}.bin", "mmap", vocab_size=len(dictionary))
@@ -68,6 +67,9 @@ def make_trainer(data: str, extra: List[str]) -> SRPTrainer:
         task = tasks.setup_task(cfg.task)
         torch.manual_seed(1)
         model = task.build_model(cfg.model)
+        with torch.no_grad():
+            for parameter in model.parameters():  # so that it does not repeat one word
+                parameter.add_(0.1 * torch.randn_like(parameter))
         return SRPTrainer(cfg, task, model, task.build_criterion(cfg.criterion))
 
 

@@ -1,4 +1,5 @@
 """FLOPs from the declared structure are those of real forward passes."""
+# ruff: noqa: F811, F401  (fixtures are imported)
 
 import argparse
 
@@ -9,7 +10,7 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from generate_helpers import checkpoints, corpus, quiet_logging, random_cut  # noqa: F401
+from generate_helpers import checkpoints, corpus, quiet_logging, random_cut
 from src.connectivity.cut import cut
 from src.flops_counter import count_flops, load_model, main
 
