@@ -5,8 +5,10 @@ Importing this package registers its parts with fairseq (``--user-dir src``).
 
 import logging
 
-# it asks for tensorboardX, which only speech synthesis needs, whenever fairseq is imported
-logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+# fairseq sets the root logger to DEBUG, and asks for tensorboardX, which only its speech
+# synthesis needs, whenever it is imported
+for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 from . import checkpoint_utils, trainer  # noqa: E402
 from .criterions import srp as _criterion  # noqa: E402,F401

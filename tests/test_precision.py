@@ -123,3 +123,34 @@ def test_copies_and_moments_follow_a_cut(flat):
     for copy in made[0].optimizer.state:
         copy.grad = torch.randn_like(copy)
     made[0].optimizer.step()
+
+
+needs_bf16 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(),
+    reason="this processor multiplies no bfloat16",
+)
+
+
+@needs_bf16
+def test_cpu_bf16_trains_nearly_the_same(data, base, tmp_path):
+    """Weights stay float32; the loss is that of float32 to bfloat16's accuracy."""
+    losses = []
+    for flag in ([], ["--cpu-bf16"]):
+        folder = tmp_path / str(len(losses))
+        trainer = run_training(
+            [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, *flag]
+            + ["--weighted-layernorm", "--dropout", "0", "--save-dir", folder]
+        )
+        assert all(p.dtype == torch.float32 for p in trainer.get_model().parameters())
+        rows = (folder / "results.csv").read_text().splitlines()
+        losses.append(float(rows[-1].split(",")[3]))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_cpu_bf16_needs_the_processor(data, tmp_path, monkeypatch):
+    from src.errors import UserError
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(UserError, match="--cpu-bf16"):
+        run_training([data, *TINY, *RUN, "--cpu-bf16", "--save-dir", tmp_path])
