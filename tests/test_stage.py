@@ -260,6 +260,15 @@ def test_plain_transformer_checkpoint_is_accepted(data, tmp_path):
     assert parameters(weights(tmp_path / "s")) < 0.45 * parameters(weights(tmp_path / "t"))
 
 
+def test_registered_parts_work_with_fairseqs_own_task(data, tmp_path):
+    drop = {"--scoring-batches", "--scoring-tokens"}
+    run = [o for i, o in enumerate(RUN) if o not in drop and RUN[i - 1] not in drop]
+    run[run.index("SRPtranslation")] = "translation"
+    trainer = run_training([data, *TINY, *run, "--max-epoch", "1", "--save-dir", tmp_path])
+    assert type(trainer.task).__name__ == "TranslationTask"
+    assert os.path.exists(tmp_path / "checkpoint_last.pt")
+
+
 @pytest.mark.parametrize("name", IMPORTANCE)
 def test_importance_is_deterministic_and_follows_its_definition(data, base, name):
     """Against finite differences of the loss over the very same batches."""

@@ -1,6 +1,7 @@
 """Label-smoothed cross-entropy, and distillation from the unpruned teacher."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -116,7 +117,11 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
             raise UserError(f"--T {T}: the temperature must be a positive number")
         self.prob_kd, self.attn_kd, self.temperature = prob_kd, attn_kd, T
         if prob_kd or attn_kd:
+            if not hasattr(task, "check_teacher"):
+                raise UserError("--prob-kd/--attn-kd: need --task SRPtranslation")
             task.check_teacher()
+        # other tasks have no say in it
+        self.forward_precision = getattr(task, "forward_precision", nullcontext)
 
     def compute_loss(self, model, net_output, sample, reduce=True):
         if not reduce:
@@ -136,7 +141,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         if distil and self.attn_kd:
             for layer in student.decoder.layers:
                 layer.keep_attention_map = True
-        with self.task.forward_precision():
+        with self.forward_precision():
             net_output = model(**sample["net_input"])
         loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
         sample_size = (
@@ -162,7 +167,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         teacher = self.task.teacher(device)
         for layer in teacher.decoder.layers:
             layer.keep_attention_map = bool(self.attn_kd)
-        with torch.no_grad(), self.task.forward_precision():
+        with torch.no_grad(), self.forward_precision():
             teacher_output = teacher(**sample["net_input"])
         present = sample["target"].ne(self.padding_idx)
         if self.prob_kd:
