@@ -35,7 +35,6 @@ from src import generate
 from src.flops_counter import count_flops, load_model
 
 SEARCH = ["--beam", "2", "--max-len-a", "1", "--max-len-b", "6", "--min-len", "5"]
-SEARCH += ["--no-repeat-ngram-size", "2"]  # random models repeat themselves
 SEARCH += ["--batch-size", "4", "--no-progress-bar", "--cpu"]
 
 

@@ -1,197 +1,28 @@
 """fairseq's translation task with a pruning stage."""
 
-import csv
 import logging
-import math
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Iterator, Optional
 
 import numpy as np
 import torch
 from fairseq import models, utils
-from fairseq.data import data_utils
-from fairseq.dataclass import ChoiceEnum
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.tasks.translation import TranslationTask
 
-from ..checkpoint_utils import atomic_write, load_checkpoint
+from ..checkpoint_utils import load_checkpoint
 from ..connectivity.budget import ParameterCount, plan_widths
 from ..connectivity.groups import channel_groups
 from ..connectivity.importance import IMPORTANCE, Scores
-from ..connectivity.shrink import SCHEDULES
 from ..connectivity.stage import PruningStage, StagePlan
 from ..errors import UserError
 from ..pretrained import check_structure, inherit_layernorm, srp_arguments
+from ..results import append_result
+from ..task_options import SRPTranslationConfig, check_data, check_options, check_run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SRPTranslationConfig(TranslationConfig):
-    pretrained_model: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "start from the weights (and, if it was cut, the widths) of this "
-            "checkpoint of an SRP model or of fairseq's transformer"
-        },
-    )
-    trust_checkpoint: bool = field(
-        default=False,
-        metadata={
-            "help": "unpickle any object in --pretrained-model and --teacher-model: for "
-            "old checkpoints of your own, since a pickle can run code"
-        },
-    )
-    compression_rate: float = field(
-        default=1.0,
-        metadata={
-            "help": "share of the uncut model's parameters (embeddings and all) to keep, "
-            "in (0, 1]; below 1 this run prunes"
-        },
-    )
-    srp: bool = field(
-        default=False,
-        metadata={
-            "help": "shrink the selected channels' connectivity to zero during training "
-            "before they are cut; without it they are cut at once (one-shot pruning)"
-        },
-    )
-    pruning_stage: int = field(
-        default=0,
-        metadata={
-            "help": "1: cut embedding widths; 2: cut attention and feed-forward widths "
-            "(after stage 1); 0: cut all at once"
-        },
-    )
-    pruning_iter: int = field(
-        default=1,
-        metadata={
-            "help": "number of iterations, each scoring anew, removing an equal ratio "
-            "and lasting --pruning-period epochs"
-        },
-    )
-    pruning_period: int = field(
-        default=1, metadata={"help": "epochs that one pruning iteration lasts"}
-    )
-    warming_up: int = field(
-        default=0, metadata={"help": "epochs of training before the first scoring"}
-    )
-    decreasing: str = field(
-        default="sa",
-        metadata={
-            "help": "how connectivity shrinks: sa arithmetically, sg geometrically, at "
-            "every update; ea, eg the same once per epoch"
-        },
-    )
-    importance: ChoiceEnum(sorted(IMPORTANCE)) = field(
-        default="fisher",
-        metadata={
-            "help": "what ranks the channels: 'fisher', the squared gradient of the loss "
-            "by connectivity summed over scoring batches, or 'connectivity', the signed "
-            "negative gradient (SRP's own)"
-        },
-    )
-    scoring_batches: int = field(
-        default=150,
-        metadata={"help": "number of training batches that importance is summed over"},
-    )
-    scoring_tokens: int = field(
-        default=256,
-        metadata={
-            "help": "target tokens in a scoring batch; small batches tell channels apart "
-            "better, since gradients of many sentences cancel"
-        },
-    )
-    teacher_model: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "checkpoint of the teacher for --prob-kd and --attn-kd (default: "
-            "--pretrained-model)"
-        },
-    )
-    cpu_bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "run matrix products of training in bfloat16 (autocast) on CPUs with "
-            "AVX512-BF16 or AMX; weights, optimizer and loss stay in float32"
-        },
-    )
-
-
-def check_options(cfg: SRPTranslationConfig) -> None:
-    """Refuse impossible values of the task's own options.
-
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    rate = cfg.compression_rate
-    if not (math.isfinite(rate) and 0 < rate <= 1):
-        raise UserError(
-            f"--compression-rate {rate:g}: must be in (0, 1], the share of parameters "
-            "to keep"
-        )
-    if cfg.decreasing not in SCHEDULES:
-        raise UserError(
-            f"--decreasing {cfg.decreasing}: must be one of {', '.join(SCHEDULES)}"
-        )
-    if cfg.pruning_stage not in (0, 1, 2):
-        raise UserError(f"--pruning-stage {cfg.pruning_stage}: must be 0, 1 or 2")
-    for name, least in (
-        ("pruning_iter", 1),
-        ("pruning_period", 1),
-        ("warming_up", 0),
-        ("scoring_batches", 1),
-        ("scoring_tokens", 1),
-    ):
-        value = getattr(cfg, name)
-        if value < least:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: must be at least {least}"
-            )
-    if cfg.srp and rate == 1:
-        raise UserError("--srp: needs a --compression-rate below 1")
-    if rate < 1 and not cfg.pretrained_model:
-        raise UserError(
-            f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "
-            "checkpoint of the trained model to prune"
-        )
-    if cfg.cpu_bf16:
-        capability = torch.backends.cpu.get_cpu_capability()
-        if not torch.cpu._is_avx512_bf16_supported():
-            raise UserError(
-                f"--cpu-bf16: this processor ({capability}) has no AVX512-BF16 or AMX, "
-                "bfloat16 would be slower; leave the option out"
-            )
-
-
-def check_data(cfg: SRPTranslationConfig) -> None:
-    """Refuse a data folder without dictionaries, before any work.
-
-    Raises:
-        UserError: names the folder or file.
-    """
-    for folder in utils.split_paths(cfg.data or ""):
-        if not os.path.isdir(folder):
-            raise UserError(
-                f"data {folder}: no such folder; make it with fairseq-preprocess or a "
-                "script scripts/*_preprocess.sh"
-            )
-    folder = utils.split_paths(cfg.data or "")[0]
-    languages = (cfg.source_lang, cfg.target_lang)
-    if None in languages:
-        languages = data_utils.infer_language_pair(folder)
-    if None in languages:
-        raise UserError(
-            f"data {folder}: holds no binarized pair (train.SRC-TGT.SRC.idx); give "
-            "--source-lang and --target-lang or the right folder"
-        )
-    for language in languages:
-        path = os.path.join(folder, f"dict.{language}.txt")
-        if not os.path.isfile(path):
-            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
 
 
 @register_task("SRPtranslation", dataclass=SRPTranslationConfig)
@@ -220,7 +51,7 @@ class SRPTranslationTask(TranslationTask):
     def build_model(self, cfg, from_checkpoint=False):
         if from_checkpoint:
             return super().build_model(cfg, from_checkpoint)
-        self._check_run(cfg)
+        check_run(self.cfg, cfg, self.plan)
         self.save_dir = getattr(cfg, "save_dir", None)
         state = None
         if self.cfg.pretrained_model:
@@ -236,31 +67,6 @@ class SRPTranslationTask(TranslationTask):
         if self.cfg.compression_rate < 1:
             self._prepare_stage(model)
         return model
-
-    def _check_run(self, cfg) -> None:
-        """Refuse what the rest of the command line rules out, before any work."""
-        has_gpu = torch.cuda.is_available() and not getattr(cfg, "cpu", False)
-        for name in ("fp16", "bf16", "amp", "memory_efficient_fp16"):
-            if getattr(cfg, name, False) and not has_gpu:
-                raise UserError(
-                    f"--{name.replace('_', '-')}: needs a GPU; on a CPU leave it out"
-                    " or use --cpu-bf16"
-                )
-        if self.cfg.cpu_bf16 and has_gpu:
-            raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
-        if self.cfg.compression_rate == 1:
-            return
-        if getattr(cfg, "store_ema", False):
-            raise UserError("--store-ema: can't follow a model that is cut; leave it out")
-        max_epoch = getattr(cfg, "max_epoch", 0)
-        plan = self.plan
-        if max_epoch and plan.epochs > max_epoch:
-            raise UserError(
-                f"--pruning-period {plan.period}: the last cut comes after "
-                f"{plan.epochs} epochs ({plan.warming_up} warming up + {plan.iterations} "
-                f"iterations), --max-epoch is {max_epoch}; raise --max-epoch or shorten "
-                "the period"
-            )
 
     def _load_pretrained(self, model, cfg, state) -> None:
         path = self.cfg.pretrained_model
@@ -419,19 +225,3 @@ class SRPTranslationTask(TranslationTask):
             **{f"width:{name}": width for name, width in count.current.items()},
         }
         append_result(os.path.join(self.save_dir, "results.csv"), row)
-
-
-def append_result(path: str, row: dict) -> None:
-    """Add a row to a CSV; rows of the same or later updates (before a resume) go."""
-    rows = []
-    if os.path.exists(path):
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = [
-                old
-                for old in csv.DictReader(stream)
-                if int(old["num_updates"]) < row["num_updates"]
-            ]
-    with atomic_write(path, newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows + [row])
