@@ -17,7 +17,15 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser, for tools without fairseq's options, that refuses in one line."""
+    """A parser, for tools without fairseq's options, that refuses in one line.
+
+    It shows its description as it is written: the docstring of the tool.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists all options)")

@@ -134,6 +134,7 @@ def report(
     flops = count_flops(model, source, target)
     has_gpu = torch.cuda.is_available() and not cfg.common.cpu
     return {
+        "checkpoint": cfg.common_eval.path,
         **sizes(model, cfg.common_eval.path),
         "flops": flops.pop("total"),
         "flops_parts": flops,

@@ -169,7 +169,7 @@ def load_model(path: str, trust: bool = False) -> nn.Module:
 
 def main(arguments: Optional[List[str]] = None) -> None:
     set_up_logging(sys.stderr)
-    parser = ArgumentParser(description="FLOPs to translate one sentence")
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="of an SRP model or fairseq Transformer")
     parser.add_argument("--source-length", type=int, default=50, help="source tokens")
     parser.add_argument("--target-length", type=int, default=50, help="target tokens")

@@ -1,7 +1,8 @@
 """Translate a test set: fairseq-generate, then BLEU and a report.
 
-    python src/generate.py data-bin/multi30k.de-en --path checkpoints/base/checkpoint_best.pt \\
-        --batch-size 128 --beam 5 --remove-bpe --report checkpoints/base/report.json
+    python src/generate.py data-bin/multi30k.de-en \\
+        --path checkpoints/base/checkpoint_best.pt --batch-size 128 --beam 5 \\
+        --remove-bpe --report checkpoints/base/report.json
 
 Options and output lines are fairseq-generate's (log lines go to standard error);
 then follows BLEU of the detokenized text with sacreBLEU's signature. What
@@ -54,6 +55,9 @@ def get_parser() -> argparse.ArgumentParser:
     """fairseq-generate's options and this tool's own."""
     parser = options.get_generation_parser(default_task="SRPtranslation")
     parser.set_defaults(required_batch_size_multiple=1)
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "%(prog)s DATA --path CHECKPOINT [options]"
     group = parser.add_argument_group("checks against the checkpoint")
     group.add_argument(
         "--arch",

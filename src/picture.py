@@ -96,7 +96,9 @@ def draw_widths(axes, run: Run) -> None:
     axes.set_ylim(top, 0)
 
 
-def _label_heights(points: List[Tuple[float, float]], near: float, gap: float) -> List[float]:
+def _label_heights(
+    points: List[Tuple[float, float]], near: float, gap: float
+) -> List[float]:
     """Heights of the labels, moved up where two would overlap.
 
     Args:
@@ -157,7 +159,7 @@ def draw_bleu(axes, runs: List[Run]) -> None:
     axes.set_xticks(apart)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(FuncFormatter(_millions))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("parameters (logarithmic)", color=INK)
     axes.set_ylabel("BLEU", color=INK)
     axes.grid(axis="y", color="#e6ebf0", linewidth=0.8)

@@ -110,12 +110,16 @@ def names(folders: List[Path]) -> List[str]:
 
 
 def read_runs(folders: List[Path]) -> List[Run]:
-    """Reports in order, with ``name`` and ``valid_loss`` added."""
+    """Reports in order, with ``name``, ``valid_loss`` and ``stale`` added."""
     runs = []
     for name, folder in zip(names(folders), folders):
         run = read_report(folder)
         loss = valid_loss(folder, run.get("num_updates"))
-        runs.append({**run, "name": name, "valid_loss": loss})
+        # training went on after the translation
+        checkpoint = folder / Path(run.get("checkpoint", "")).name
+        written = (folder / REPORT).stat().st_mtime
+        stale = checkpoint.is_file() and checkpoint.stat().st_mtime > written
+        runs.append({**run, "name": name, "valid_loss": loss, "stale": stale})
     return runs
 
 
@@ -169,17 +173,20 @@ def readable(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def conditions(runs: List[Run]) -> List[str]:
-    """What the figures were measured with, and which of them can't be compared."""
-    lines = []
+    """What the figures were measured with, and which of them don't hold or compare."""
+    lines = [
+        f"{run['name']}: its checkpoint is NEWER than {REPORT}; translate again"
+        for run in runs
+        if run["stale"]
+    ]
     signatures = list(dict.fromkeys(r.get("bleu_signature") for r in runs))
     lines += [f"BLEU: {signature}" for signature in signatures if signature]
     if len(signatures) > 1:
         lines.append("BLEU is NOT comparable: the signatures differ")
     measured = {name: {str(r.get(name)) for r in runs} for name in SPEED_CONDITIONS}
-    lines.append(
-        "Speed: "
-        + ", ".join(f"{n} {' / '.join(sorted(v))}" for n, v in measured.items() if v != {"None"})
-    )
+    known = {name: sorted(values - {"None"}) for name, values in measured.items()}
+    shown = [f"{name} {' / '.join(values)}" for name, values in known.items() if values]
+    lines.append(f"Speed: {', '.join(shown)}")
     different = [name for name, values in measured.items() if len(values) > 1]
     if different:
         lines.append(f"Speed is NOT comparable: {', '.join(different)} differ")
@@ -204,8 +211,10 @@ def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]
 
 def main(arguments: Optional[List[str]] = None) -> None:
     set_up_logging(sys.stderr)
-    parser = ArgumentParser(description="table and picture of several runs")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="see above")
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder with report.json"
+    )
     parser.add_argument(
         "--output",
         type=Path,

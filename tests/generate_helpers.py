@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple
@@ -14,17 +15,20 @@ from fairseq import options, tasks
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from sacremoses import MosesDetokenizer
 
 import src  # noqa: F401  registers the plug-in
+from src import generate
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
 from src.trainer import SRPTrainer
 
 USER_DIR = str(Path(src.__file__).parent)
 WORDS = {
-    "de": "ein eine Mann Frau Hund Ha@@ us Ba@@ um läuft steht rot groß und , . &apos;s".split(),
-    "en": "a the man woman dog ho@@ use tr@@ ee runs stands red big and , . &apos;s".split(),
+    "de": "ein eine Mann Frau Hund Ha@@ us Ba@@ um läuft steht rot groß und , . &apos;s",
+    "en": "a the man woman dog ho@@ use tr@@ ee runs stands red big and , . &apos;s",
 }
+WORDS = {language: words.split() for language, words in WORDS.items()}
 SENTENCES = 11  # no multiple of 8
 EMPTY = 3  # the number of the sentence whose source is empty
 
@@ -65,10 +69,10 @@ def make_trainer(data: str, extra: List[str]) -> SRPTrainer:
         args = options.parse_args_and_arch(parser, input_args=arguments)
         cfg = convert_namespace_to_omegaconf(args)
         task = tasks.setup_task(cfg.task)
-        torch.manual_seed(1)
+        torch.manual_seed(3)
         model = task.build_model(cfg.model)
         with torch.no_grad():
-            for parameter in model.parameters():  # so that it does not repeat one word
+            for parameter in model.parameters():  # otherwise it repeats words
                 parameter.add_(0.1 * torch.randn_like(parameter))
         return SRPTrainer(cfg, task, model, task.build_criterion(cfg.criterion))
 
@@ -161,6 +165,32 @@ def hypotheses(output: str, kind: str = "D") -> Dict[int, str]:
         number, _, text = line[2:].split("\t", 2)
         found.setdefault(int(number), text)
     return found
+
+
+SEARCH = ["--beam", "2", "--max-len-a", "1", "--max-len-b", "6", "--min-len", "5"]
+SEARCH += ["--batch-size", "4", "--no-progress-bar", "--cpu"]
+
+
+def translate(corpus: str, path: str, *extra: str) -> str:
+    """Standard output of generate.py."""
+    arguments = [corpus, "--path", path, *SEARCH, "--remove-bpe", *extra]
+    return run_tool(lambda: generate.main(list(arguments)), arguments)
+
+
+def without_bpe(line: str) -> str:
+    return f"{line} ".replace("@@ ", "").rstrip()
+
+
+def score_of(output: str) -> float:
+    """The BLEU that generate.py printed."""
+    return float(re.search(r"^BLEU\|\S+ = ([\d.]+)", output, re.MULTILINE)[1])
+
+
+def detokenized(output: str) -> List[str]:
+    """The translations as text, in the order of the test set."""
+    moses = MosesDetokenizer("en")
+    found = hypotheses(output)
+    return [moses.detokenize(found[n].split()) for n in sorted(found)]
 
 
 # -- fixtures, imported by the tests that use them --------------------------------------

@@ -1,4 +1,4 @@
-"""Translation: generate.py against fairseq's own tools, BLEU, report, refusals."""
+"""Translation: generate.py against fairseq's own tools, BLEU, report."""
 # ruff: noqa: F811  (fixtures are imported)
 
 import json
@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
 from fairseq_cli import validate as fairseq_validate
@@ -17,45 +16,25 @@ from sacremoses import MosesDetokenizer
 from generate_helpers import (
     ARCH,
     EMPTY,
+    SEARCH,
     SENTENCES,
     USER_DIR,
     checkpoints,
     corpus,
+    detokenized,
     hypotheses,
     make_checkpoints,
     make_trainer,
-    quiet_logging,
     random_pairs,
     run_tool,
     save,
+    score_of,
     sentence_lines,
+    translate,
+    without_bpe,
     write_data,
 )
-from src import generate
 from src.flops_counter import count_flops, load_model
-
-SEARCH = ["--beam", "2", "--max-len-a", "1", "--max-len-b", "6", "--min-len", "5"]
-SEARCH += ["--batch-size", "4", "--no-progress-bar", "--cpu"]
-
-
-def translate(corpus, path, *extra):
-    """Standard output of generate.py."""
-    arguments = [corpus, "--path", path, *SEARCH, "--remove-bpe", *extra]
-    return run_tool(lambda: generate.main(list(arguments)), arguments)
-
-
-def without_bpe(line):
-    return f"{line} ".replace("@@ ", "").rstrip()
-
-
-def score_of(output):
-    return float(re.search(r"^BLEU\|\S+ = ([\d.]+)", output, re.MULTILINE)[1])
-
-
-def detokenized(output):
-    moses = MosesDetokenizer("en")
-    found = hypotheses(output)
-    return [moses.detokenize(found[n].split()) for n in sorted(found)]
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +103,9 @@ def test_stock_validate_gives_gated_and_cut_the_same_loss(
             fairseq_validate.progress_bar.progress_bar = before
         return float(lines[0]["loss"])
 
-    gated, cut, dense = (loss(path) for path in (
-        checkpoints.gated, checkpoints.cut, checkpoints.dense
-    ))  # fmt: skip
+    gated, cut = loss(checkpoints.gated), loss(checkpoints.cut)
     assert gated == pytest.approx(cut, abs=1e-5)
-    assert dense != pytest.approx(cut, abs=1e-3)
+    assert loss(checkpoints.dense) != pytest.approx(cut, abs=1e-3)
 
 
 def test_plain_transformer_checkpoints_too(corpus, tmp_path):
@@ -287,118 +264,6 @@ def test_results_path_and_ensembles(corpus, checkpoints, tmp_path):
     assert len(hypotheses(written)) == SENTENCES
     assert not sentence_lines(printed)
     assert score_of(written) == score_of(printed)
-
-
-# -- what is refused, before any work --------------------------------------------------------
-
-
-class Payload:
-    """Would run code when unpickled."""
-
-    def __reduce__(self):
-        return (print, ("unpickled",))
-
-
-def damaged(checkpoints, folder):
-    path = folder / "truncated.pt"
-    path.write_bytes(Path(checkpoints.cut).read_bytes()[:-5000])
-    return str(path)
-
-
-def unsafe(checkpoints, folder):
-    state = torch.load(checkpoints.cut)
-    state["extra_state"]["payload"] = Payload()
-    path = folder / "unsafe.pt"
-    torch.save(state, path)
-    return str(path)
-
-
-def other_data(folder):
-    data = folder / "other"
-    data.mkdir()
-    write_data(data, random_pairs(3))
-    with open(data / "dict.de.txt", "a", encoding="utf-8") as stream:
-        stream.write("".join(f"neu{n} 1\n" for n in range(8)))
-    return str(data)
-
-
-REFUSALS = {
-    "no path": ([], ["--path: missing"]),
-    "missing checkpoint": (["--path", "no.pt"], ["--path no.pt", "no such file"]),
-    "folder as checkpoint": (["--path", "{corpus}"], ["--path", "no such file"]),
-    "truncated": (["--path", "{damaged}"], ["--path", "truncated"]),
-    "unsafe pickle": (["--path", "{unsafe}"], ["--path", "--trust-checkpoint"]),
-    "no data": (["data=no-folder", "--path", "{cut}"], ["no-folder", "no such folder"]),
-    "empty data": (["data={folder}", "--path", "{cut}"], ["{folder}", "--source-lang"]),
-    "no subset": (["--path", "{cut}", "--gen-subset", "test7"], ["test7"]),
-    "dictionary": (["data={other}", "--path", "{cut}"], ["source dictionary", "21", "29"]),
-    "no reference": (["--path", "{cut}", "--reference", "no.en"], ["--reference no.en"]),
-    "short reference": (
-        ["--path", "{cut}", "--reference", "{corpus}/dict.en.txt"],
-        ["--reference", "17 lines", "11 sentences"],
-    ),
-    "report's folder": (
-        ["--path", "{cut}", "--report", "no-folder/report.json"],
-        ["--report no-folder/report.json", "no folder"],
-    ),
-    "report of two": (["--path", "{cut}:{cut}", "--report", "{folder}/r"], ["--report"]),
-    "unknown arch": (["--path", "{cut}", "--arch", "srp_new"], ["srp_new", "srp_demo_de_en"]),
-    "other arch": (
-        ["--path", "{cut}", "--arch", "srp_multi30k_de_en"],
-        ["--arch srp_multi30k_de_en", "--encoder-embed-dim 256", "128"],
-    ),
-    "other dimension": (
-        ["--path", "{cut}", "--arch", "srp_demo_de_en", "--decoder-layers", "3"],
-        ["--decoder-layers 3", "has 2"],
-    ),
-    "other norm": (
-        ["--path", "{cut}", "--arch", "srp_demo_de_en", "--encoder-normalize-before"],
-        ["--encoder-normalize-before True", "has False"],
-    ),
-    "beam": (["--path", "{cut}", "--beam", "0"], ["--beam 0", "at least 1"]),
-    "length": (["--path", "{cut}", "--flops-source-length", "0"], ["at least 1"]),
-    "max tokens": (["--path", "{cut}", "--max-tokens", "5"], ["--max-tokens 5", "raise it"]),
-    "shards": (
-        ["--path", "{cut}", "--distributed-world-size", "2"],
-        ["--distributed-world-size 2"],
-    ),
-    "unknown option": (["--path", "{cut}", "--beams", "2"], ["--beams"]),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refused_in_one_line_before_any_work(
-    case, corpus, checkpoints, tmp_path, capsys, monkeypatch
-):
-    def no_work(*args, **kwargs):
-        raise AssertionError("translation has begun")
-
-    monkeypatch.setattr(fairseq_generate, "_main", no_work)
-    given, expected = REFUSALS[case]
-    places = {"corpus": corpus, "cut": checkpoints.cut, "folder": str(tmp_path)}
-    for name, make in (
-        ("damaged", lambda: damaged(checkpoints, tmp_path)),
-        ("unsafe", lambda: unsafe(checkpoints, tmp_path)),
-        ("other", lambda: other_data(tmp_path)),
-    ):
-        if any("{" + name + "}" in argument for argument in given):
-            places[name] = make()
-    given = [argument.format(**places) for argument in given]
-    data = [a[5:] for a in given if a.startswith("data=")] or [corpus]
-    arguments = data + SEARCH + [a for a in given if not a.startswith("data=")]
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
-        generate.main(arguments)
-    assert stopped.value.code == 2
-    errors = capsys.readouterr().err.strip().split("\n")
-    messages = [line for line in errors if line.startswith("error: ")]
-    assert len(messages) == 1 and errors[-1] == messages[0]
-    for part in expected:
-        assert part.format(**places) in messages[0]
-
-
-def test_a_trusted_pickle_is_translated_with(corpus, checkpoints, tmp_path, translated):
-    output = translate(corpus, unsafe(checkpoints, tmp_path), "--trust-checkpoint")
-    assert hypotheses(output) == hypotheses(translated)
 
 
 # -- the README's command ----------------------------------------------------------------------

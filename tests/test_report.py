@@ -42,7 +42,8 @@ def write_run(folder, name, **changes):
     facts = {
         "bleu_signature": SIGNATURE, "uncut_parameters": 6000, "flops": 10**8,
         "flops_source_length": 12, "flops_target_length": 13,
-        "checkpoint_bytes": 72_000, "model_bytes": 24_000, "device": "cpu",
+        "checkpoint": f"somewhere/{name}/checkpoint_last.pt", "checkpoint_bytes": 72_000,
+        "model_bytes": 24_000, "device": "cpu",
         "machine": "CPU", "threads": 2, "beam": 5, "batch_size": 128, "max_tokens": None,
         **RUNS.get(name, RUNS["base"]),
     }  # fmt: skip
@@ -111,6 +112,18 @@ def test_figures_that_do_not_compare_are_said_to(tmp_path, capsys):
     assert "Speed is NOT comparable: threads differ" in printed
     names = pd.read_csv(tmp_path / "report.csv")["name"].tolist()
     assert names == ["a/base", "b/base"]  # told apart
+
+
+def test_a_report_of_an_earlier_checkpoint_is_said_to_be_one(runs, capsys):
+    for name, time in (("base", 1000), ("stage1", 3000)):
+        checkpoint = runs[0].parent / name / "checkpoint_last.pt"
+        checkpoint.touch()
+        os.utime(checkpoint, (time, time))
+        os.utime(runs[0].parent / name / "report.json", (2000, 2000))
+    call(runs)
+    printed = capsys.readouterr().out
+    assert "stage1: its checkpoint is NEWER" in printed
+    assert "base: its checkpoint" not in printed
 
 
 def test_what_is_not_measured_stays_empty(tmp_path, capsys):
