@@ -150,7 +150,7 @@ def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, An
             f"{option} {path}: holds objects that could run code on loading ({reason}); "
             "if you trust its origin, add --trust-checkpoint"
         ) from None
-    except (RuntimeError, EOFError, KeyError) as error:
+    except (RuntimeError, EOFError, KeyError, AttributeError, ImportError) as error:
         raise UserError(
             f"{option} {path}: can't be read as a fairseq checkpoint "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"

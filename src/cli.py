@@ -57,7 +57,11 @@ def parse(parser, arguments: Optional[List[str]] = None):
 
     parser.error = refuse
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not any(a == "--user-dir" or a.startswith("--user-dir=") for a in arguments):
+    named = [i for i, a in enumerate(arguments[:-1]) if a == "--user-dir"]
+    for i in named:
+        if os.path.realpath(arguments[i + 1]) == os.path.realpath(PACKAGE):
+            arguments[i + 1] = PACKAGE  # fairseq compares names, and this may be a link
+    if not named and not any(a.startswith("--user-dir=") for a in arguments):
         arguments += ["--user-dir", PACKAGE]
     return options.parse_args_and_arch(parser, input_args=arguments)
 

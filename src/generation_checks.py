@@ -10,7 +10,12 @@ from fairseq import tasks, utils
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from .errors import UserError
-from .pretrained import STRUCTURE, inherit_layernorm, read_model_config
+from .pretrained import (
+    STRUCTURE,
+    check_dictionaries,
+    inherit_layernorm,
+    read_model_config,
+)
 
 # What an --arch stands for; the README's commands name nothing else of the model.
 DIMENSIONS = tuple(
@@ -96,23 +101,9 @@ def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
     Raises:
         UserError: names the first dictionary or option that differs.
     """
-    for side, dictionary in (
-        ("encoder", task.source_dictionary),
-        ("decoder", task.target_dictionary),
-    ):
-        table = state["model"].get(f"{side}.embed_tokens.weight")
-        if table is None:
-            raise UserError(
-                f"--path {path}: is no SRP model or fairseq Transformer; translate with "
-                "fairseq-generate"
-            )
-        if len(table) != len(dictionary):
-            language = "source" if side == "encoder" else "target"
-            raise UserError(
-                f"--path {path}: its {language} dictionary has {len(table)} types, the "
-                f"data's has {len(dictionary)}; use the data it was trained on (or "
-                "preprocess yours with its dictionaries)"
-            )
+    check_dictionaries(
+        state, task.source_dictionary, task.target_dictionary, f"--path {path}"
+    )
     if args.weighted_layernorm:
         inherit_layernorm(argparse.Namespace(weighted_layernorm=True), state, path)
     if not hasattr(args, "arch"):

@@ -84,7 +84,7 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
     """Compare a model built from the command line with a checkpoint to load.
 
     Raises:
-        UserError: names the first option or dictionary that differs.
+        UserError: names the first option that differs.
     """
     config = read_model_config(state)
     for name in STRUCTURE:
@@ -95,13 +95,27 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
                 f"--{option} {mine}: --pretrained-model {path} has {its}; give an --arch "
                 f"or --{option} that matches it"
             )
-    for side in ("encoder", "decoder"):
-        mine = len(getattr(model, side).dictionary)
-        its = len(state["model"][f"{side}.embed_tokens.weight"])
-        if mine != its:
+
+
+def check_dictionaries(state: Dict[str, Any], source, target, what: str) -> None:
+    """Compare a checkpoint's embeddings with the data's dictionaries.
+
+    Args:
+        what: option and file of the checkpoint, for messages.
+
+    Raises:
+        UserError: another kind of model, or other dictionaries.
+    """
+    for side, dictionary in (("encoder", source), ("decoder", target)):
+        table = state["model"].get(f"{side}.embed_tokens.weight")
+        if table is None:
+            raise UserError(
+                f"{what}: is no SRP model or fairseq Transformer with encoder and decoder"
+            )
+        if len(table) != len(dictionary):
             language = "source" if side == "encoder" else "target"
             raise UserError(
-                f"--pretrained-model {path}: its {language} dictionary has {its} types, "
-                f"the data's has {mine}; use the data it was trained on (or preprocess "
-                "yours with its dictionaries)"
+                f"{what}: its {language} dictionary has {len(table)} types, the data's has "
+                f"{len(dictionary)}; use the data it was trained on (or preprocess yours "
+                "with its dictionaries)"
             )

@@ -172,6 +172,16 @@ def test_dimensions_that_do_not_match(capsys, prune, tmp_path, option, value):
     refused(capsys, command, tmp_path, option, "has")
 
 
+def test_another_kind_of_model(capsys, data, base, tmp_path):
+    state = torch.load(base)
+    for name in list(state["model"]):
+        if name.startswith("encoder"):
+            del state["model"][name]
+    torch.save(state, tmp_path / "lm.pt")
+    command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", tmp_path / "lm.pt"]
+    refused(capsys, command, tmp_path, "lm.pt", "no SRP model")
+
+
 def test_dictionaries_that_do_not_match(capsys, prune, tmp_path):
     other = tmp_path / "data"
     other.mkdir()

@@ -18,7 +18,12 @@ from ..connectivity.groups import channel_groups
 from ..connectivity.importance import IMPORTANCE, Scores
 from ..connectivity.stage import PruningStage, StagePlan
 from ..errors import UserError
-from ..pretrained import check_structure, inherit_layernorm, srp_arguments
+from ..pretrained import (
+    check_dictionaries,
+    check_structure,
+    inherit_layernorm,
+    srp_arguments,
+)
 from ..results import append_result
 from ..task_options import SRPTranslationConfig, check_data, check_options, check_run
 
@@ -60,6 +65,7 @@ class SRPTranslationTask(TranslationTask):
                 "--pretrained-model",
                 self.cfg.trust_checkpoint,
             )
+            self._check_dictionaries(state, f"--pretrained-model {self.cfg.pretrained_model}")
             inherit_layernorm(cfg, state, self.cfg.pretrained_model)
         model = super().build_model(cfg, from_checkpoint)
         if state is not None:
@@ -84,6 +90,9 @@ class SRPTranslationTask(TranslationTask):
                 f"--pretrained-model {path}: its weights don't fit "
                 f"({' '.join(str(error).split())[:300]})"
             ) from None
+
+    def _check_dictionaries(self, state, what: str) -> None:
+        check_dictionaries(state, self.source_dictionary, self.target_dictionary, what)
 
     @property
     def plan(self) -> StagePlan:
@@ -136,6 +145,7 @@ class SRPTranslationTask(TranslationTask):
             path = self.cfg.teacher_model or self.cfg.pretrained_model
             option = "--teacher-model" if self.cfg.teacher_model else "--pretrained-model"
             state = load_checkpoint(path, option, self.cfg.trust_checkpoint)
+            self._check_dictionaries(state, f"{option} {path}")
             with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
                 model = models.build_model(srp_arguments(state), self)
             model.load_state_dict(state["model"], strict=True)
