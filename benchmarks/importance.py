@@ -21,7 +21,7 @@ def load(data: str, path: str):
 
     import src  # noqa: F401
 
-    overrides = {"data": data, "pretrained_model": None, "eval_bleu": False}
+    overrides = {"data": data, "eval_bleu": False}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(
         [path], arg_overrides=overrides
     )

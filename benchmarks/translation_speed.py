@@ -30,7 +30,7 @@ def main():
 
     import src  # noqa: F401
 
-    overrides = {"data": args.data, "pretrained_model": None, "eval_bleu": False}
+    overrides = {"data": args.data, "eval_bleu": False}
     variants, tokens, sizes = {}, {}, {}
     batches = None
     for path in args.checkpoints:

@@ -154,3 +154,20 @@ def test_cpu_bf16_needs_the_processor(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.raises(UserError, match="--cpu-bf16"):
         run_training([data, *TINY, *RUN, "--cpu-bf16", "--save-dir", tmp_path])
+
+
+def test_checkpoints_of_pruning_runs_load_anywhere(data, base, tmp_path, monkeypatch):
+    """Their task is rebuilt without what only the run needed: the base, the processor."""
+    from fairseq import checkpoint_utils
+
+    run_training(
+        [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
+    )
+    path = str(tmp_path / "checkpoint_last.pt")
+    state = torch.load(path)
+    state["cfg"]["task"]["cpu_bf16"] = True
+    state["cfg"]["task"]["pretrained_model"] = None
+    torch.save(state, path)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path])
+    assert models[0].encoder.embedding.width < 16

@@ -47,7 +47,6 @@ class SRPTranslationTask(TranslationTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
-        check_options(cfg)
         check_data(cfg)
         return super().setup_task(cfg, **kwargs)
 
@@ -55,7 +54,9 @@ class SRPTranslationTask(TranslationTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         if from_checkpoint:
+            # options of the run that made the checkpoint do not bind this one
             return super().build_model(cfg, from_checkpoint)
+        check_options(self.cfg)
         check_run(self.cfg, cfg, self.plan)
         self.save_dir = getattr(cfg, "save_dir", None)
         state = None
