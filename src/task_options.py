@@ -208,8 +208,8 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     max_epoch = getattr(run, "max_epoch", 0)
     if max_epoch and plan.epochs > max_epoch:
         raise UserError(
-            f"--pruning-period {plan.period}: the last cut comes after "
-            f"{plan.epochs} epochs ({plan.warming_up} warming up + {plan.iterations} "
+            f"--pruning-period {plan.period}: the last cut comes in epoch "
+            f"{plan.epochs} ({plan.warming_up} warming up, {plan.iterations} "
             f"iterations), --max-epoch is {max_epoch}; raise --max-epoch or shorten "
             "the period"
         )

@@ -53,7 +53,7 @@ class SRPTrainer(Trainer):
         )
         if self._ends_with_cut:
             with open_dict(cfg):
-                optimization.max_epoch = max(1, self.stage.plan.epochs)
+                optimization.max_epoch = self.stage.plan.epochs
 
     @property
     def stage(self):
@@ -70,15 +70,16 @@ class SRPTrainer(Trainer):
         stage = self.stage
         if stage is None:
             return
-        if stage.due(epoch):
+        due = stage.due(epoch)
+        if due:
             self._begin_iteration(epoch)
-        if stage.done and self._ends_with_cut:
-            self._end_before_training(epoch)
+        if stage.done and self._ends_with_cut and not stage.plan.decreasing:
+            self._end_after_shot(validate=due)
 
-    def _end_before_training(self, epoch: int) -> None:
-        """End a one-shot run: validate and save the cut model, train nothing."""
+    def _end_after_shot(self, validate: bool) -> None:
+        """End a one-shot run: validate and save the cut model, train no further."""
         cfg = self.cfg
-        if self.get_num_updates() == 0 and not cfg.dataset.disable_validation:
+        if validate and not cfg.dataset.disable_validation:
             subsets = cfg.dataset.valid_subset.split(",")
             losses = fairseq_cli.train.validate(
                 cfg, self, self.task, self._epoch_itr, subsets

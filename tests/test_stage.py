@@ -170,6 +170,27 @@ def test_one_shot_without_an_epoch_limit_cuts_and_stops(data, base, tmp_path):
     assert os.path.exists(tmp_path / "checkpoint_best.pt")
 
 
+@pytest.mark.parametrize(
+    "options, updates",
+    [({"warming_up": 1}, 1), ({"pruning_iter": 2}, 1), ({"pruning_iter": 2, "warming_up": 1}, 2)],
+)
+def test_one_shot_without_an_epoch_limit_makes_its_last_cut(
+    data, base, tmp_path, options, updates
+):
+    """After warming up, and after recovery between iterations (epochs of updates)."""
+    command = [data, *TINY, *RUN, *stage_options(base, **options), "--save-dir", tmp_path]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            run_training(command)
+        assert stop.value.code == 0
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    small = 0.4 * parameters(torch.load(base)["model"])
+    assert parameters(state["model"]) == pytest.approx(small, rel=0.01)
+    assert state["extra_state"]["train_iterator"]["epoch"] == updates + 1
+    with open(tmp_path / "results.csv", newline="") as stream:
+        assert float(list(csv.DictReader(stream))[-1]["rate"]) == pytest.approx(0.4, rel=0.01)
+
+
 def test_one_shot_then_finetuning_in_iterations(data, base, tmp_path):
     trainer = run_training(
         [data, *TINY, *RUN, *stage_options(base, pruning_iter=2, period=1)]

@@ -40,9 +40,13 @@ class StagePlan:
 
     @property
     def epochs(self) -> int:
-        """Epochs until the last cut."""
-        whole = self.iterations if self.decreasing else self.iterations - 1
-        return self.warming_up + whole * self.period
+        """Epochs that a run must have for its last cut.
+
+        Shrinking ends with an epoch; one shot is made at the start of one.
+        """
+        if self.decreasing:
+            return self.warming_up + self.iterations * self.period
+        return self.warming_up + (self.iterations - 1) * self.period + 1
 
 
 class PruningStage:
