@@ -136,13 +136,15 @@ class SRPTrainer(Trainer):
         return total
 
     def train_step(self, samples, raise_oom=False):
-        before = self.get_num_updates()
-        output = super().train_step(samples, raise_oom)
         stage = self.stage
         if stage is None or not stage.shrinking:
-            return output
+            return super().train_step(samples, raise_oom)
+        before, step = self.get_num_updates(), stage.step
+        output = super().train_step(samples, raise_oom)
+        if not stage.shrinking:
+            return output  # after an overflow fairseq repeats the step from inside it
         stage.freezer.restore()
-        if self.get_num_updates() > before:
+        if self.get_num_updates() > before and stage.step == step:
             stage.advance()
         # skipped updates (overflow) must not push the cut beyond its epoch
         if (

@@ -290,6 +290,19 @@ def test_registered_parts_work_with_fairseqs_own_task(data, tmp_path):
     assert os.path.exists(tmp_path / "checkpoint_last.pt")
 
 
+def test_scoring_leaves_out_sentences_that_the_model_cannot_take(data, base):
+    trainer = run_training(
+        [data, *TINY, *RUN, "--pretrained-model", base, "--max-update", "1", "--no-save"]
+        + ["--scoring-batches", "1000"]
+    )
+    task = trainer.task
+    every = [i for s in task.scoring_samples("train", 1) for i in s["id"].tolist()]
+    short = [i for s in task.scoring_samples("train", 1, (8, 8)) for i in s["id"].tolist()]
+    assert len(every) == 60 and 0 < len(short) < 60
+    sizes = {i: task.dataset("train").size(i) for i in every}
+    assert set(short) == {i for i in every if max(sizes[i]) <= 8}
+
+
 @pytest.mark.parametrize("name", IMPORTANCE)
 def test_importance_is_deterministic_and_follows_its_definition(data, base, name):
     """Against finite differences of the loss over the very same batches."""

@@ -163,10 +163,15 @@ class SRPTranslationTask(TranslationTask):
 
     # -- scoring -------------------------------------------------------------------
 
-    def scoring_samples(self, split: str, seed: int) -> Iterator[dict]:
-        """Small batches of random training sentences, the same for any number of processes."""
+    def scoring_samples(self, split: str, seed: int, limits=None) -> Iterator[dict]:
+        """Small batches of random training sentences, the same for any number of processes.
+
+        Args:
+            limits: longest source and target; longer pairs are left out, as in training.
+        """
         dataset = self.datasets[split]
         order = np.random.default_rng(seed).permutation(len(dataset))
+        order, _ = dataset.filter_indices_by_size(order, limits or self.max_positions())
         batch, tokens, made = [], 0, 0
         for index in order.tolist():
             length = max(dataset.num_tokens(index), 1)
@@ -192,7 +197,11 @@ class SRPTranslationTask(TranslationTask):
         model.eval()
 
         def losses():
-            for number, sample in enumerate(self.scoring_samples(split, seed)):
+            limits = utils.resolve_max_positions(
+                self.max_positions(), model.max_positions()
+            )
+            samples = self.scoring_samples(split, seed, limits)
+            for number, sample in enumerate(samples):
                 if number % world == rank:
                     if device.type == "cuda":
                         sample = utils.move_to_cuda(sample, device)
