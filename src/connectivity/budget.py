@@ -6,7 +6,7 @@ declaration of channel groups, exactly.
 """
 
 import math
-from typing import Callable, Dict, Iterable, Mapping
+from typing import Callable, Dict, Iterable, Mapping, Tuple
 
 from torch import nn
 
@@ -88,12 +88,15 @@ def scaled_widths(
     return widths
 
 
-def _largest_ratio(fits: Callable[[float], bool]) -> float:
+def _turning_point(fits: Callable[[float], bool]) -> Tuple[float, float]:
+    """The ratio up to which ``fits`` holds, from below and from above (at most 1)."""
     low, high = 0.0, 1.0
-    for _ in range(60):
+    if fits(high):
+        return high, high
+    for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return low, high
 
 
 def plan_widths(model: nn.Module, compression_rate: float, stage: int) -> Widths:
@@ -126,18 +129,24 @@ def plan_widths(model: nn.Module, compression_rate: float, stage: int) -> Widths
         )
     if stage == 1:
         # The embedding alone: at the ratio that suits the whole model.
-        everything = STAGE_KINDS[0]
-        ratio = _largest_ratio(
-            lambda r: count(_uncut_scaled(groups, everything, r)) <= target
+        ratio, _ = _turning_point(lambda r: count(_uncut_scaled(groups, r)) <= target)
+        # But no further than stage 2 can still meet the rate.
+        _, least_ratio = _turning_point(
+            lambda r: count(scaled_widths(groups, kinds, r)) < target
         )
-        return scaled_widths(groups, kinds, ratio)
-    ratio = _largest_ratio(lambda r: count(scaled_widths(groups, kinds, r)) <= target)
-    widths = scaled_widths(groups, kinds, ratio)
-    return _settle(count, widths, target)
+        return scaled_widths(groups, kinds, max(ratio, least_ratio))
+    ratios = _turning_point(lambda r: count(scaled_widths(groups, kinds, r)) <= target)
+    below, above = (
+        _settle(count, scaled_widths(groups, kinds, ratio), target) for ratio in ratios
+    )
+    # Near rate 1 there are too few removed units to make up for what rounding took
+    # from below; from above there are enough to remove.
+    gaps = abs(count(below) - target), abs(count(above) - target)
+    return below if gaps[0] <= max(gaps[1], 0.001 * target) else above
 
 
-def _uncut_scaled(groups, kinds, ratio) -> Widths:
-    """As :func:`scaled_widths`, from the uncut model whatever was cut already."""
+def _uncut_scaled(groups: Mapping[str, ChannelGroup], ratio: float) -> Widths:
+    """All widths scaled, of the uncut model, whatever was cut already."""
     widths = {}
     for name, group in groups.items():
         per_head = round(group.original_width * ratio / group.heads)
