@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from typing import Callable, List, Optional
 
 from fairseq import options
@@ -40,6 +41,10 @@ def set_up_logging(stream=sys.stdout) -> None:
         stream=stream,
         force=True,
     )
+    # deprecations inside fairseq and hydra that a user can do nothing about
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\.")
+    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
 
 
 def parse(parser, arguments: Optional[List[str]] = None):
