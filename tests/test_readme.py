@@ -1,0 +1,56 @@
+"""The README's commands are understood and its files exist."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from fairseq import options
+
+from src import cli, generate
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
+COMMANDS = [
+    line
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python src/") and "[options]" not in line
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.split()[1])
+def test_commands_parse(command):
+    script, *arguments = shlex.split(command)[1:]
+    assert (ROOT / script).is_file()
+    if script == "src/report.py":
+        return
+    if script == "src/generate.py":
+        cli.parse(generate.get_parser(), arguments)
+    else:
+        parser = options.get_training_parser(default_task="SRPtranslation")
+        assert cli.parse(parser, arguments).task == "SRPtranslation"
+
+
+def test_there_are_commands_for_every_step():
+    assert {c.split()[1] for c in COMMANDS} >= {
+        f"src/{name}.py" for name in ("train", "pruning", "generate", "report")
+    }
+
+
+def test_links_and_scripts_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for script in re.findall(r"`(?:bash )?(?:scripts/)?(\w+\.sh)", README):
+        assert (ROOT / "scripts" / script).is_file(), script
+
+
+def test_options_in_the_table_are_in_the_help(capsys):
+    parser = options.get_training_parser(default_task="SRPtranslation")
+    cli.show_help(parser)
+    text = capsys.readouterr().out
+    table = README.split("### Key arguments")[1].split("##")[0]
+    named = re.findall(r"`(--[a-z-]+|--T)`", table)
+    assert len(named) > 12
+    for option in named:
+        assert re.search(rf"{option}\b", text), option
