@@ -9,6 +9,7 @@ import torch
 from fairseq import tasks, utils
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
+from . import ctranslate2_engine
 from .errors import UserError
 from .pretrained import (
     STRUCTURE,
@@ -16,6 +17,7 @@ from .pretrained import (
     inherit_layernorm,
     read_model_config,
 )
+from .task_options import check_precision
 
 # What an --arch stands for; the README's commands name nothing else of the model.
 DIMENSIONS = tuple(
@@ -67,6 +69,8 @@ def check_options(args, cfg) -> None:
         )
     if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
         raise UserError("--fp16: needs a GPU; on a CPU leave it out")
+    check_precision(cfg.task)
+    ctranslate2_engine.check_options(args, cfg)
     for folder in utils.split_paths(cfg.task.data or ""):
         if not os.path.isdir(folder):
             raise UserError(f"data {folder}: there is no such folder of binarized data")

@@ -103,8 +103,15 @@ class SRPTranslationConfig(TranslationConfig):
     cpu_bf16: bool = field(
         default=False,
         metadata={
-            "help": "run matrix products of training in bfloat16 (autocast) on CPUs with "
-            "AVX512-BF16 or AMX; weights, optimizer and loss stay in float32"
+            "help": "run matrix products of training and translation in bfloat16 on CPUs "
+            "with AVX512-BF16 or AMX; weights, optimizer and loss stay in float32"
+        },
+    )
+    fairseq_search: bool = field(
+        default=False,
+        metadata={
+            "help": "translate with fairseq's own beam search, which gives the same "
+            "hypotheses and takes longer"
         },
     )
 
@@ -146,13 +153,21 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "
             "checkpoint of the trained model to prune"
         )
-    if cfg.cpu_bf16:
+    check_precision(cfg)
+
+
+def check_precision(cfg: SRPTranslationConfig) -> None:
+    """Refuse --cpu-bf16 where the processor has no instructions for it.
+
+    Raises:
+        UserError: names the option and the processor.
+    """
+    if getattr(cfg, "cpu_bf16", False) and not torch.cpu._is_avx512_bf16_supported():
         capability = torch.backends.cpu.get_cpu_capability()
-        if not torch.cpu._is_avx512_bf16_supported():
-            raise UserError(
-                f"--cpu-bf16: this processor ({capability}) has no AVX512-BF16 or AMX, "
-                "bfloat16 would be slower; leave the option out"
-            )
+        raise UserError(
+            f"--cpu-bf16: this processor ({capability}) has no AVX512-BF16 or AMX, "
+            "bfloat16 would be slower; leave the option out"
+        )
 
 
 def check_data(cfg: SRPTranslationConfig) -> None:

@@ -25,6 +25,7 @@ from ..pretrained import (
     srp_arguments,
 )
 from ..results import append_result
+from ..sequence_generator import FastSequenceGenerator
 from ..task_options import SRPTranslationConfig, check_data, check_options, check_run
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,33 @@ class SRPTranslationTask(TranslationTask):
         if self.cfg.cpu_bf16:
             return torch.autocast("cpu", torch.bfloat16)
         return nullcontext()
+
+    # -- translating ---------------------------------------------------------------
+
+    def build_generator(
+        self,
+        models,
+        args,
+        seq_gen_cls=None,
+        extra_gen_cls_kwargs=None,
+        prefix_allowed_tokens_fn=None,
+    ):
+        """As in fairseq, with this plug-in's beam search unless told otherwise."""
+        own = not self.cfg.fairseq_search and not getattr(args, "print_alignment", None)
+        if seq_gen_cls is None and own:
+            seq_gen_cls = FastSequenceGenerator
+            extra_gen_cls_kwargs = {
+                **(extra_gen_cls_kwargs or {}),
+                "bfloat16": self.cfg.cpu_bf16,
+            }
+        return super().build_generator(
+            models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+        )
+
+    def inference_step(self, generator, *args, **kwargs):
+        own = isinstance(generator, FastSequenceGenerator)  # knows what to run in bfloat16
+        with nullcontext() if own else self.forward_precision():
+            return super().inference_step(generator, *args, **kwargs)
 
     # -- scoring -------------------------------------------------------------------
 

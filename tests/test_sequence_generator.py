@@ -1,0 +1,273 @@
+# ruff: noqa: F811  (fixtures are imported)
+"""The fast beam search gives the hypotheses of fairseq's."""
+
+import logging
+
+import pytest
+import torch
+from conftest import DictionaryTask, batch, build
+from fairseq import search
+from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.sequence_generator import SequenceGenerator
+from generate_helpers import (  # noqa: F401  fixtures among them
+    checkpoints,
+    corpus,
+    hypotheses,
+    random_cut,
+    translate,
+)
+
+from src import sequence_generator
+from src.connectivity.cut import cut
+from src.connectivity.groups import channel_groups
+from src.modules import decoder_step
+from src.sequence_generator import FastSequenceGenerator, top
+
+DICTIONARY = DictionaryTask().target_dictionary
+LENGTHS = {"max_len_a": 0, "max_len_b": 14}
+
+
+def sample(sentences=7, seed=1):
+    source, _, previous = batch(sentences=sentences, seed=seed)
+    return {
+        "id": torch.arange(sentences),
+        "net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)},
+        "target": torch.cat([previous, torch.full((sentences, 1), 2)], dim=1),
+    }
+
+
+def livelier(model):
+    """The end of a sentence is likely at some steps and unlikely at others."""
+    with torch.no_grad():
+        model.decoder.output_projection.weight[DICTIONARY.eos()] *= 3
+    return model
+
+
+def lively(**options):
+    """A model whose hypotheses have many lengths."""
+    return livelier(build(encoder_learned_pos=True, decoder_learned_pos=True, **options))
+
+
+def assert_same(models, prefix=None, inputs=None, reference=SequenceGenerator, **options):
+    """Both searches on the same batch: tokens equal, scores to rounding."""
+    options = {**LENGTHS, **options}
+    inputs = inputs or sample()
+    results = []
+    for kind in (reference, FastSequenceGenerator):
+        generator = kind(models, DICTIONARY, **options)
+        results.append(generator.generate(models, inputs, prefix_tokens=prefix))
+    assert generator.fallback is None
+    for expected, found in zip(*results, strict=True):
+        assert [h["tokens"].tolist() for h in expected] == [
+            h["tokens"].tolist() for h in found
+        ]
+        for one, other in zip(expected, found):
+            torch.testing.assert_close(one["score"], other["score"].to(one["score"]))
+            torch.testing.assert_close(
+                one["positional_scores"],
+                other["positional_scores"].to(one["score"]),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+    return results[1]
+
+
+MODELS = {
+    "post-norm": {},
+    "pre-norm": {"encoder_normalize_before": True, "decoder_normalize_before": True},
+    "tied": {"share_decoder_input_output_embed": True},
+    "embedding norm": {"layernorm_embedding": True, "no_scale_embedding": True},
+    "learned positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
+    "no positions": {"no_token_positional_embeddings": True},
+    "gelu": {"activation_fn": "gelu"},
+    "other encoder": {"encoder_embed_dim": 8, "encoder_attention_heads": 4},
+    "fairseq's": {"arch": "transformer"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_model(name):
+    model = livelier(build(**MODELS[name]))
+    assert_same([model], beam_size=5)
+
+
+def test_sentences_end_at_different_steps():
+    found = assert_same([lively()], beam_size=5)
+    assert len({len(h["tokens"]) for beams in found for h in beams}) > 5
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_cut_and_gated_models(weighted, before):
+    model = build(
+        weighted_layernorm=weighted,
+        encoder_normalize_before=before,
+        decoder_normalize_before=before,
+    )
+    keep = random_cut(livelier(model))
+    for name, group in channel_groups(model).items():
+        gate = torch.rand(group.width, generator=torch.Generator().manual_seed(2))
+        gate[keep[name]] += 0.5
+        group.set_connectivity(gate)
+    assert_same([model], beam_size=4)  # half shrunk
+    for group in channel_groups(model).values():
+        group.set_connectivity(torch.ones(group.width))
+    cut(model, keep)
+    assert_same([model], beam_size=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam_size": 1},
+        {"beam_size": 2, "len_penalty": 0.3},
+        {"beam_size": 5, "len_penalty": 2.0, "unk_penalty": 1.5},
+        {"beam_size": 3, "normalize_scores": False},
+        {"beam_size": 3, "temperature": 1.7},
+        {"beam_size": 3, "min_len": 6},
+        {"beam_size": 3, "min_len": 14},
+        {"beam_size": 4, "max_len_a": 0.4, "max_len_b": 1},
+        {"beam_size": 4, "max_len": 5},
+        {"beam_size": 4, "tokens_to_suppress": ["en3", "en7"]},
+        {"beam_size": 3, "eos": 9},
+    ],
+    ids=str,
+)
+def test_every_option(options):
+    assert_same([lively()], **options)
+
+
+def test_an_ensemble():
+    assert_same([lively(seed=1), lively(seed=2)], beam_size=4)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_prefixes(length, beam):
+    inputs = sample()
+    # the second sentence's prefix is padded, the third's ends with eos
+    inputs["target"][1, 1:] = DICTIONARY.pad()
+    inputs["target"][2, 2:] = DICTIONARY.pad()
+    inputs["target"][2, 1] = DICTIONARY.eos()
+    prefix = inputs["target"][:, :length]
+    found = assert_same([lively()], prefix, inputs, beam_size=beam)
+    for forced, beams in zip(prefix.tolist(), found):
+        wanted = [token for token in forced if token != DICTIONARY.pad()]
+        assert beams[0]["tokens"].tolist()[: len(wanted)] == wanted
+
+
+class _BlocksWhatWasGenerated(SequenceGenerator):
+    """fairseq's search with its blocker shown the tokens without the padding."""
+
+    def __init__(self, *args, no_repeat_ngram_size, **kwargs):
+        super().__init__(*args, **kwargs)
+
+        class Blocker(NGramRepeatBlock):
+            def forward(self, tokens, lprobs, bsz, beam_size, step):
+                shown = tokens[:, : step + 1]
+                return super().forward(shown, lprobs, bsz, beam_size, step)
+
+        self.repeat_ngram_blocker = Blocker(no_repeat_ngram_size)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_no_ngram_is_repeated(size):
+    model = lively()
+    found = assert_same(
+        [model],
+        beam_size=4,
+        min_len=10,
+        no_repeat_ngram_size=size,
+        reference=_BlocksWhatWasGenerated,
+    )
+    free = assert_same([model], beam_size=4, min_len=10)
+
+    def repeats(tokens):
+        ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+        return len(ngrams) - len(set(ngrams))
+
+    assert not any(repeats(h["tokens"].tolist()) for beams in found for h in beams)
+    assert any(repeats(h["tokens"].tolist()) for beams in free for h in beams)
+
+
+def test_caches_that_grow_and_small_blocks(monkeypatch):
+    monkeypatch.setattr(decoder_step, "_SLOTS", 3)
+    monkeypatch.setattr(sequence_generator, "_BLOCK", 3)
+    assert_same([lively()], beam_size=4, min_len=9)
+
+
+@pytest.mark.parametrize("share", [1, 1000])
+def test_when_finished_sentences_leave_does_not_matter(share, monkeypatch):
+    monkeypatch.setattr(sequence_generator, "_DEAD_SHARE", share)
+    assert_same([lively()], beam_size=4)
+
+
+@pytest.mark.parametrize("width", [5, 640, 1000])
+def test_top_is_topk(width):
+    generator = torch.Generator().manual_seed(width)
+    for k in (1, 2, 5):
+        scores = torch.randn(9, width, generator=generator)
+        scores[0] = -float("inf")
+        scores[1, : width - 2] = -float("inf")
+        values, index = top(scores, k)
+        torch.testing.assert_close(values, scores.topk(k, dim=1).values, rtol=0, atol=0)
+        torch.testing.assert_close(values, scores.gather(1, index), rtol=0, atol=0)
+        assert all(len(set(row)) == k for row in index.tolist())
+
+
+def test_weights_that_change_are_noticed():
+    model = lively()
+    generator = FastSequenceGenerator([model], DICTIONARY, beam_size=3, **LENGTHS)
+    first = generator.generate([model], sample())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    second = generator.generate([model], sample())
+    fresh = FastSequenceGenerator([model], DICTIONARY, beam_size=3, **LENGTHS)
+    fresh = fresh.generate([model], sample())
+    scores = [[float(h[0]["score"]) for h in r] for r in (first, second, fresh)]
+    assert scores[1] == scores[2] != scores[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search_strategy": search.Sampling(DICTIONARY)},
+        {"search_strategy": search.DiverseBeamSearch(DICTIONARY, 2, 0.5)},
+        {"match_source_len": True},
+        {"beam_size": 30},
+    ],
+    ids=["sampling", "diverse", "match-source-len", "beam"],
+)
+def test_the_rest_is_left_to_fairseq(options, caplog):
+    caplog.set_level(logging.INFO, logger=sequence_generator.__name__)
+    model = lively().float()
+    results = []
+    for kind in (SequenceGenerator, FastSequenceGenerator):
+        torch.manual_seed(5)
+        generator = kind([model], DICTIONARY, **{**LENGTHS, "beam_size": 4, **options})
+        found = generator.generate([model], sample())
+        results.append([h["tokens"].tolist() for beams in found for h in beams])
+    assert results[0] == results[1]
+    assert "fairseq's own search" in caplog.text
+
+
+def test_bfloat16_stays_close():
+    model = lively().float()
+    scores = []
+    for low in (False, True):
+        generator = FastSequenceGenerator(
+            [model], DICTIONARY, beam_size=4, bfloat16=low, **LENGTHS
+        )
+        found = generator.generate([model], sample(), prefix_tokens=sample()["target"])
+        scores.append(torch.stack([beams[0]["score"] for beams in found]))
+    difference = (scores[0] - scores[1]).abs() / scores[0].abs()
+    assert 0 < difference.max() < 0.05
+
+
+def test_generate_with_either_search(corpus, checkpoints, caplog):
+    fast = translate(corpus, checkpoints.cut, "--nbest", "3")
+    assert "fairseq's own search" not in caplog.text
+    stock = translate(corpus, checkpoints.cut, "--nbest", "3", "--fairseq-search")
+    assert hypotheses(fast) == hypotheses(stock)
+    assert hypotheses(fast, "H") == hypotheses(stock, "H")
