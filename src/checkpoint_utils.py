@@ -33,7 +33,7 @@ def allow_safe_globals() -> None:
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
-def _fsync(path: str) -> None:
+def fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,9 +43,9 @@ def _fsync(path: str) -> None:
 
 def replace_durably(temporary: str, path: str) -> None:
     """Give a complete file its final name; both survive a power cut after return."""
-    _fsync(temporary)
+    fsync(temporary)
     os.replace(temporary, path)
-    _fsync(os.path.dirname(os.path.abspath(path)))
+    fsync(os.path.dirname(os.path.abspath(path)))
 
 
 @contextmanager
@@ -97,12 +97,20 @@ def damage(path: str) -> Optional[str]:
         return "it is truncated or no PyTorch checkpoint"
 
 
+def _is_average(path: str) -> bool:
+    """Whether average_checkpoints.py made a file; a run is not to go on from it."""
+    try:
+        return "averaged" in torch.load(path, map_location="cpu", mmap=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        return False  # an old format, or objects that need trust: not ours
+
+
 def previous_checkpoint(path: str) -> Optional[str]:
-    """The most recent undamaged checkpoint beside ``path``."""
+    """The most recent undamaged checkpoint of the run beside ``path``."""
     others = glob.glob(os.path.join(os.path.dirname(path) or ".", "checkpoint*.pt"))
     others = [p for p in others if os.path.abspath(p) != os.path.abspath(path)]
     for other in sorted(others, key=os.path.getmtime, reverse=True):
-        if damage(other) is None:
+        if damage(other) is None and not _is_average(other):
             return other
     return None
 
@@ -121,6 +129,25 @@ def trusted_pickle(trust: bool):
         yield
     finally:
         torch.load = original
+
+
+def read_tensors(path: str, option: str) -> Any:
+    """A file of tensors and plain containers, read without running code from it.
+
+    Raises:
+        UserError: missing, damaged, or holding anything else.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{option} {path}: no such file")
+    problem = damage(path)
+    if problem:
+        raise UserError(f"{option} {path}: {problem}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(
+            f"{option} {path}: can't be read ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, Any]:
