@@ -1,76 +1,150 @@
-"""Translation speed of several checkpoints, side by side, in PyTorch.
+"""Translation speed of checkpoints by several engines, side by side with fairseq.
 
     python benchmarks/translation_speed.py data-bin/multi30k.de-en \\
         checkpoints/multi30k/base/checkpoint_best.pt \\
-        checkpoints/multi30k/finetuned/checkpoint_best.pt
+        checkpoints/multi30k/finetuned/checkpoint_best.pt \\
+        --engines pytorch,pytorch-bf16,ctranslate2-float32,ctranslate2-int8 --threads 1
 
-Every model translates the same sentences once a round, in a new random order
-each round; the figure is the ratio of tokens per second to the first checkpoint's
-in the same round, with fairseq's beam search.
+The first line is the first checkpoint as fairseq's own transformer translates it,
+with fairseq's beam search. Everything translates the same sentences once a round, in
+a new random order each round; figures are medians of the ratios of tokens per second
+to that line's in the same round. "identical" is the share of sentences whose best
+hypothesis is the one that fairseq's search gives with the same checkpoint.
 """
 
+import os
 import statistics
+import tempfile
+from argparse import RawDescriptionHelpFormatter
+from typing import Callable, Dict, List
 
 import torch
 from common import arguments, interleave, report
 
+STOCK = "fairseq"
+QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
+ENGINES = ("pytorch", "pytorch-bf16", "fairseq-search", *QUANTIZATIONS)
+
+
+def batches_of(task, subset: str, sentences: int, size: int) -> List[dict]:
+    """Evenly spaced sentences of a data set, sorted by length."""
+    task.load_dataset(subset)
+    dataset = task.dataset(subset)
+    order = dataset.ordered_indices()
+    order = order[:: max(1, len(order) // sentences)][:sentences]
+    return [
+        dataset.collater([dataset[i] for i in order[start : start + size]])
+        for start in range(0, len(order), size)
+    ]
+
+
+def as_fairseq_transformer(path: str, task):
+    """An uncut SRP checkpoint's weights in fairseq's own model."""
+    from fairseq import models
+
+    from src.checkpoint_utils import load_checkpoint
+    from src.pretrained import srp_arguments
+
+    state = load_checkpoint(path, "checkpoint")
+    options = srp_arguments(state)
+    options.arch = options._name = "transformer"
+    model = models.build_model(options, task)
+    model.load_state_dict({name: state["model"][name] for name in model.state_dict()})
+    return model
+
+
+def generator_of(engine: str, model, task, search, threads: int):
+    """What ``task.inference_step`` takes as generator."""
+    model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
+    if engine in QUANTIZATIONS:
+        from src.ctranslate2_generator import CTranslate2Generator
+        from src.export import export
+
+        both = task.source_dictionary, task.target_dictionary
+        with tempfile.TemporaryDirectory() as folder:
+            export(model, both, folder, QUANTIZATIONS[engine], "checkpoint")
+            limit = model.max_decoder_positions()
+            return CTranslate2Generator(folder, both, search, limit, threads, "checkpoint")
+    task.cfg.fairseq_search = engine in (STOCK, "fairseq-search")
+    task.cfg.cpu_bf16 = engine == "pytorch-bf16"
+    try:
+        return task.build_generator([model], search)
+    finally:
+        task.cfg.cpu_bf16 = False
+
 
 def main():
     parser = arguments(__doc__, "")
+    parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("data", help="fairseq data folder")
-    parser.add_argument("checkpoints", nargs="+", help="the first is the base")
+    parser.add_argument("checkpoints", nargs="+", help="the first one is uncut")
+    parser.add_argument("--engines", default="pytorch", help=", ".join(ENGINES))
     parser.add_argument("--subset", default="test", help="part of the data")
     parser.add_argument("--sentences", type=int, default=256, help="how many of them")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences a batch")
     parser.add_argument("--beam", type=int, default=5, help="beam size")
     args = parser.parse_args()
+    engines = args.engines.split(",")
+    for engine in engines:
+        if engine not in ENGINES:
+            parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
     torch.set_num_threads(args.threads)
     from fairseq import checkpoint_utils
     from fairseq.dataclass.configs import GenerationConfig
 
     import src  # noqa: F401
 
-    overrides = {"data": args.data, "eval_bleu": False}
-    variants, tokens, sizes = {}, {}, {}
-    batches = None
-    for path in args.checkpoints:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+    search = GenerationConfig(beam=args.beam)
+    overrides = {"data": args.data, "eval_bleu": False, "cpu_bf16": False}
+    variants: Dict[tuple, Callable] = {}
+    found, sizes, batches = {}, {}, None
+    for number, path in enumerate(args.checkpoints):
+        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
             [path], arg_overrides=overrides
         )
         if batches is None:
-            task.load_dataset(args.subset)
-            dataset = task.dataset(args.subset)
-            order = dataset.ordered_indices()[: args.sentences]
-            batches = [
-                dataset.collater([dataset[i] for i in order[start : start + args.batch_size]])
-                for start in range(0, len(order), args.batch_size)
-            ]
-        sizes[path] = sum(p.numel() for p in models[0].parameters())
-        models[0].make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
-        generator = task.build_generator(models, GenerationConfig(beam=args.beam))
+            batches = batches_of(task, args.subset, args.sentences, args.batch_size)
+        sizes[path] = sum(p.numel() for p in model.parameters())
+        for engine in [*([STOCK] if number == 0 else []), *engines]:
+            used = as_fairseq_transformer(path, task) if engine == STOCK else model
+            generator = generator_of(engine, used, task, search, args.threads)
 
-        def translate(path=path, task=task, generator=generator, models=models):
-            tokens[path] = sum(
-                len(hypotheses[0]["tokens"])
-                for batch in batches
-                for hypotheses in task.inference_step(generator, models, batch)
-            )
+            def translate(key=(engine, path), task=task, generator=generator, model=used):
+                found[key] = [
+                    hypotheses[0]["tokens"].tolist()
+                    for batch in batches
+                    for hypotheses in task.inference_step(generator, [model], batch)
+                ]
 
-        variants[path] = translate
+            variants[engine, path] = translate
+        reference = generator_of("fairseq-search", model, task, search, args.threads)
+        variants_reference = [
+            hypotheses[0]["tokens"].tolist()
+            for batch in batches
+            for hypotheses in task.inference_step(reference, [model], batch)
+        ]
+        found["reference", path] = variants_reference
     times = interleave(variants, args.rounds, warmup=1)
-    base = args.checkpoints[0]
+    tokens = {key: sum(map(len, hypotheses)) for key, hypotheses in found.items()}
+    base = STOCK, args.checkpoints[0]
+    common_part = os.path.commonpath(list(map(os.path.dirname, args.checkpoints)))
     rows = []
-    for path, seconds in times.items():
-        speed = [tokens[path] / s for s in seconds]
-        quotients = [v * b / tokens[base] for v, b in zip(speed, times[base])]
+    for key, seconds in times.items():
+        engine, path = key
+        quotients = [
+            tokens[key] / s * b / tokens[base] for s, b in zip(seconds, times[base])
+        ]
         quartiles = statistics.quantiles(quotients, n=4)
+        same = sum(map(list.__eq__, found[key], found["reference", path]))
         rows.append(
             {
-                "checkpoint": path,
+                "checkpoint": os.path.relpath(path, common_part),
                 "parameters": sizes[path],
-                "tokens/s": round(statistics.median(speed)),
+                "engine": engine,
+                "tokens/s": round(tokens[key] / statistics.median(seconds)),
                 "speed-up": round(statistics.median(quotients), 2),
                 "quartiles": f"{quartiles[0]:.2f}-{quartiles[2]:.2f}",
+                "identical": f"{same / len(found[key]):.1%}",
             }
         )
     report(

@@ -118,6 +118,7 @@ def report(
     dataset,
     steps: Sequence[Step],
     lengths: Tuple[Optional[int], Optional[int]],
+    engine=None,
 ) -> Dict[str, Any]:
     """What ``--report`` writes beside BLEU.
 
@@ -126,6 +127,7 @@ def report(
         dataset: the translated sentence pairs.
         lengths: source and target tokens for FLOPs (default: the dataset's mean),
             which are of one sentence at beam 1, see ``flops_counter``.
+        engine: what translated instead of PyTorch, with ``facts()`` of its own.
     """
     sources, targets = dataset.src_sizes, dataset.tgt_sizes
     targets = sources if targets is None else targets
@@ -148,4 +150,6 @@ def report(
         "gen_subset": cfg.dataset.gen_subset,
         "device": torch.cuda.get_device_name() if has_gpu else "cpu",
         **machine(),
+        "engine": "pytorch",
+        **(engine.facts() if engine else {}),
     }

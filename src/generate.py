@@ -39,7 +39,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.models import ARCH_MODEL_REGISTRY  # noqa: E402
 from fairseq_cli import generate as fairseq_generate  # noqa: E402
 
-from . import bleu, cli, evaluation  # noqa: E402
+from . import bleu, cli, ctranslate2_engine, evaluation  # noqa: E402
 from . import generation_checks as checks  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint, trusted_pickle  # noqa: E402
 
@@ -78,6 +78,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="unpickle any object in --path: for old checkpoints of your own, since "
         "a pickle can run code",
     )
+    ctranslate2_engine.add_options(parser)
     group = parser.add_argument_group("BLEU and report")
     group.add_argument(
         "--detok",
@@ -114,17 +115,21 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def translate(args, cfg, task_class: type, stream: TextIO):
+def translate(args, cfg, task_class: type, stream: TextIO, engine=None):
     """Run fairseq-generate, its lines going to ``stream``.
+
+    Args:
+        engine: what generates instead of PyTorch, from ``ctranslate2_engine``.
 
     Returns:
         Hypotheses by sentence number, and the time of each batch.
     """
-    lines = bleu.OutputLines(stream, cfg.common_eval.quiet)
-    cfg.common_eval.quiet = False  # the lines are needed
-    with trusted_pickle(args.trust_checkpoint):
-        with evaluation.timed_inference(task_class) as steps:
-            fairseq_generate._main(cfg, lines)
+    with ctranslate2_engine.translating(task_class, engine, stream) as stream:
+        lines = bleu.OutputLines(stream, cfg.common_eval.quiet)
+        cfg.common_eval.quiet = False  # the lines are needed
+        with trusted_pickle(args.trust_checkpoint):
+            with evaluation.timed_inference(task_class) as steps:
+                fairseq_generate._main(cfg, lines)
     return lines.hypotheses, steps
 
 
@@ -154,7 +159,9 @@ def run(args, cfg) -> None:
         references = bleu.read_references(args.reference, len(dataset))
     for path, state in zip(paths, states):
         checks.check_checkpoint(args, task, state, path)
-    updates = (states[0].get("optimizer_history") or [{}])[-1].get("num_updates")
+    updates = None  # report.py finds a run's validation by them; an average has none
+    if "averaged" not in states[0]:
+        updates = (states[0].get("optimizer_history") or [{}])[-1].get("num_updates")
     models = []
     for path in paths:
         loaded, _ = checkpoint_utils.load_model_ensemble(
@@ -163,8 +170,9 @@ def run(args, cfg) -> None:
         models += loaded
     skipped = checks.check_lengths(cfg, task, models)
 
+    engine = ctranslate2_engine.prepare(args, cfg, task, models[0], skipped)
     with output_stream(cfg) as stream:
-        hypotheses, steps = translate(args, cfg, type(task), stream)
+        hypotheses, steps = translate(args, cfg, type(task), stream, engine)
         scores = bleu.score(
             [hypotheses.get(number, "") for number in range(len(dataset))],
             bleu.target_side(cfg, task),
@@ -184,7 +192,7 @@ def run(args, cfg) -> None:
     if args.report:
         facts = {
             **bleu.report(scores),
-            **evaluation.report(cfg, models[0], dataset, steps, _lengths(args)),
+            **evaluation.report(cfg, models[0], dataset, steps, _lengths(args), engine),
             "skipped_sentences": len(skipped),
             "num_updates": updates,
             "command": args.command,

@@ -16,6 +16,8 @@ from .connectivity.shrink import SCHEDULES
 from .connectivity.stage import StagePlan
 from .errors import UserError
 
+ADAPTER_CHOICES = ChoiceEnum(["splora", "splopa"])
+
 
 @dataclass
 class SRPTranslationConfig(TranslationConfig):
@@ -100,6 +102,49 @@ class SRPTranslationConfig(TranslationConfig):
             "--pretrained-model)"
         },
     )
+    adapter: Optional[ADAPTER_CHOICES] = field(
+        default=None,
+        metadata={
+            "help": "train adapters and the biases of the adapted layers, all other "
+            "weights frozen: 'splora' adds low-rank updates to weights, 'splopa' updates "
+            "made of shared blocks; fused they cost nothing in translation"
+        },
+    )
+    adapter_rank: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "rank of the updates (default 16), below 1 a share of each layer's "
+            "outputs; for splopa rank of a prototype (default 1)"
+        },
+    )
+    adapter_block_size: int = field(
+        default=32, metadata={"help": "rows and columns of a block of splopa"}
+    )
+    adapter_prototypes: int = field(
+        default=64,
+        metadata={"help": "number of blocks that the updates of splopa are made of"},
+    )
+    adapter_include: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "adapt the linear layers whose names match one of these patterns "
+            "(with commas between: 'decoder.*,*.fc1'; default: all)"
+        },
+    )
+    adapter_exclude: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "leave out layers whose names match one of these patterns; an output "
+            "projection tied to an embedding always is"
+        },
+    )
+    adapter_path: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "translate with this file of adapters (export_adapters.py makes it) "
+            "added to the base checkpoint"
+        },
+    )
     cpu_bf16: bool = field(
         default=False,
         metadata={
@@ -153,7 +198,44 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "
             "checkpoint of the trained model to prune"
         )
+    check_adapter_options(cfg)
     check_precision(cfg)
+
+
+def check_adapter_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse impossible values of the adapter options.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if cfg.adapter is None:
+        for name in ("rank", "include", "exclude"):
+            value = getattr(cfg, f"adapter_{name}")
+            if value is not None:
+                raise UserError(f"--adapter-{name} {value}: needs --adapter splora or splopa")
+        return
+    if not cfg.pretrained_model:
+        raise UserError(
+            f"--adapter {cfg.adapter}: needs --pretrained-model, the checkpoint to adapt"
+        )
+    if cfg.adapter_path:
+        raise UserError(
+            "--adapter-path: is for translation; to train on from adapters, give their "
+            "checkpoint as --pretrained-model"
+        )
+    rank = cfg.adapter_rank
+    if rank is not None:
+        whole = rank >= 1 and rank == int(rank)
+        if not (whole or (cfg.adapter == "splora" and 0 < rank < 1)):
+            raise UserError(
+                f"--adapter-rank {rank:g}: must be a whole number of at least 1"
+                + (" or a share in (0, 1)" if cfg.adapter == "splora" else "")
+            )
+    for name in ("block_size", "prototypes"):
+        value = getattr(cfg, f"adapter_{name}")
+        if value < 1:
+            option = f"--adapter-{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: must be at least 1")
 
 
 def check_precision(cfg: SRPTranslationConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Callable, Dict, Iterable, Mapping, Tuple
 from torch import nn
 
 from ..errors import UserError
-from .groups import ChannelGroup, channel_groups, tied_dimensions
+from .groups import ChannelGroup, base_parameters, channel_groups, tied_dimensions
 
 # A LayerNorm over one channel has no variance left: its output is constant.
 MINIMUM_EMBEDDING = 2
@@ -32,6 +32,8 @@ def minimum_width(group: ChannelGroup) -> int:
 class ParameterCount:
     """Number of parameters of a model as a function of its groups' widths.
 
+    Adapters are not counted: fused, they are part of the weights.
+
     Args:
         model: any model with channel groups; only shapes and ties are read.
     """
@@ -41,7 +43,7 @@ class ParameterCount:
         self.constant = 0
         self.terms = []  # (size of the untied dimensions, names of the groups)
         tied = {id(p): dims for p, dims in tied_dimensions(self.groups)}
-        for parameter in model.parameters():
+        for parameter in base_parameters(model):
             dims = tied.get(id(parameter), {})
             if not dims:
                 self.constant += parameter.numel()

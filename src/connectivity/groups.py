@@ -28,6 +28,16 @@ class Slice:
     def parameter(self) -> nn.Parameter:
         return getattr(self.module, self.name)
 
+    def followers(self) -> Iterator["Slice"]:
+        """What an adapter on the module ties to the same channels.
+
+        A module with an update of its ``weight`` says in ``follows`` which of its
+        tensors has which of the weight's dimensions.
+        """
+        follows = getattr(self.module, "follows", {})
+        if self.name == "weight" and self.dim in follows:
+            yield Slice(self.module, *follows[self.dim])
+
 
 class ChannelGroup(nn.Module):
     """Channels that are scored, shrunk and cut together.
@@ -115,11 +125,22 @@ def tied_dimensions(
     """Each tied parameter once, with the group of each of its tied dimensions.
 
     Tied weights (one parameter under two names) come once, so that nothing is
-    counted, frozen or cut twice.
+    counted, frozen or cut twice. What adapters hold is among them.
     """
     tied: Dict[int, Tuple[nn.Parameter, Dict[int, ChannelGroup]]] = {}
     for group in groups.values():
-        for piece in group.slices:
-            parameter = piece.parameter
-            tied.setdefault(id(parameter), (parameter, {}))[1][piece.dim] = group
+        for declared in group.slices:
+            for piece in (declared, *declared.followers()):
+                parameter = piece.parameter
+                tied.setdefault(id(parameter), (parameter, {}))[1][piece.dim] = group
     return iter(tied.values())
+
+
+def base_parameters(model: nn.Module) -> List[nn.Parameter]:
+    """The parameters of a model without those of its adapters, which can be fused."""
+    adapters = {
+        id(getattr(module, name))
+        for module in model.modules()
+        for name in getattr(module, "adapter_names", ())
+    }
+    return [p for p in model.parameters() if id(p) not in adapters]

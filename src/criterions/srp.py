@@ -14,6 +14,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 
 from ..errors import UserError
+from ..models.srp_base import SRPModel
+from .projected_loss import is_plain, projected_nll
 
 
 @dataclass
@@ -134,16 +136,39 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
             logits.view(-1, logits.size(-1)), target.view(-1), self.eps, self.padding_idx
         )
 
+    def _needs_no_logits(self, student) -> bool:
+        if not isinstance(student, SRPModel) or self.report_accuracy:
+            return False
+        projection = student.decoder.output_projection
+        # scoring wants no gradient of the weights, which would be made all the same
+        scoring = torch.is_grad_enabled() and not student.training
+        return projection.weight.is_cpu and is_plain(projection) and not scoring
+
+    def _projected_loss(self, features, projection, target):
+        prefix = self.ignore_prefix_size
+        return projected_nll(
+            features[:, prefix:], projection, target[:, prefix:], self.eps, self.padding_idx
+        )
+
     def forward(self, model, sample, reduce=True):
         """As in fairseq; in training with the distillation losses added."""
         distil = model.training and (self.prob_kd or self.attn_kd)
-        student = getattr(model, "module", model)  # out of its distributed wrapper
+        student = model
+        while hasattr(student, "module"):  # out of its distributed wrappers
+            student = student.module
         if distil and self.attn_kd:
             for layer in student.decoder.layers:
                 layer.keep_attention_map = True
-        with self.forward_precision():
-            net_output = model(**sample["net_input"])
-        loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
+        if reduce and not distil and self._needs_no_logits(student):
+            with self.forward_precision():
+                loss, nll_loss = model(
+                    **sample["net_input"],
+                    loss=lambda *given: self._projected_loss(*given, sample["target"]),
+                )
+        else:
+            with self.forward_precision():
+                net_output = model(**sample["net_input"])
+            loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
         sample_size = (
             sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         )

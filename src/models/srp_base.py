@@ -1,6 +1,6 @@
 """The SRP model: fairseq's Transformer with channel groups."""
 
-from typing import Dict
+from typing import Callable, Dict, Optional
 
 from torch import Tensor
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -8,8 +8,10 @@ from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
+from ..adapters import insert_like
 from ..connectivity.cut import take_shape
 from ..connectivity.groups import ChannelGroup, channel_groups
+from ..modules.linear import accelerate
 from .srp_config import SRPConfig, check_config
 from .srp_decoder import SRPDecoder
 from .srp_encoder import SRPEncoder
@@ -22,8 +24,12 @@ class SRPModel(TransformerModel):
     Without gates it computes the same function as fairseq's ``transformer``
     with the same weights, and it loads such checkpoints. When it loads the
     weights of a cut model, it takes over that model's widths, which stand in
-    the ``channel_ids`` buffers: any fairseq tool rebuilds a cut model.
+    the ``channel_ids`` buffers: any fairseq tool rebuilds a cut model. Adapters
+    among the weights are inserted likewise.
     """
+
+    # called with the model when weights have been loaded, see --adapter-path
+    after_loading: Optional[Callable] = None
 
     @classmethod
     def hub_models(cls):
@@ -39,6 +45,7 @@ class SRPModel(TransformerModel):
         super().__init__(cfg, encoder, decoder)
         for layer in decoder.layers:
             layer.encoder_attn.tie_memory(encoder.embedding)
+        accelerate(self)
 
     @classmethod
     def build_model(cls, args, task):
@@ -62,6 +69,19 @@ class SRPModel(TransformerModel):
     def build_decoder(cls, cfg, tgt_dict, embed_tokens):
         return SRPDecoder(cfg, tgt_dict, embed_tokens)
 
+    def forward(self, *args, loss: Optional[Callable] = None, **kwargs):
+        """As in fairseq, or with ``loss``: what that returns.
+
+        Args:
+            loss: function of the decoder's features ``[B, T, D]`` and its output
+                projection, for losses that need no logits. It is called in here, where
+                a distributed wrapper knows which parameters take part.
+        """
+        if loss is None:
+            return super().forward(*args, **kwargs)
+        features, _ = super().forward(*args, features_only=True, **kwargs)
+        return loss(features, self.decoder.output_projection)
+
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str):
         """Complete a plain Transformer's weights, and take over a cut model's widths."""
         super().upgrade_state_dict_named(state_dict, name)
@@ -79,9 +99,12 @@ class SRPModel(TransformerModel):
                     state_dict[f"{prefix}encoder.embedding.{buffer}"],
                 )
         take_shape(self, channel_ids)
+        insert_like(self, state_dict, prefix)
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         result = super().load_state_dict(state_dict, strict, model_cfg, args)
         for group in channel_groups(self).values():
             group.refresh()
+        if self.after_loading is not None:
+            self.after_loading(self)
         return result

@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 
-
-linear = F.linear
-
-
-def adapted_weight(module):
-    return module.weight
-
+from ..adapters import adapted_weight
+from .linear import linear
 
 _SLOTS = 64  # of keys and values, to begin with; doubled when they are full
 

@@ -12,12 +12,15 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationTask
 
+from .. import adaptation
+from ..adapters import adapted_layers, fuse
 from ..checkpoint_utils import load_checkpoint
 from ..connectivity.budget import ParameterCount, plan_widths
 from ..connectivity.groups import channel_groups
 from ..connectivity.importance import IMPORTANCE, Scores
 from ..connectivity.stage import PruningStage, StagePlan
 from ..errors import UserError
+from ..models.srp_base import SRPModel
 from ..pretrained import (
     check_dictionaries,
     check_structure,
@@ -49,14 +52,18 @@ class SRPTranslationTask(TranslationTask):
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         check_data(cfg)
-        return super().setup_task(cfg, **kwargs)
+        task = super().setup_task(cfg, **kwargs)
+        if kwargs.get("from_checkpoint"):
+            # how its training was run says nothing of this process (hub, for example)
+            task.cfg.cpu_bf16 = False
+        return task
 
     # -- building -----------------------------------------------------------
 
     def build_model(self, cfg, from_checkpoint=False):
         if from_checkpoint:
             # options of the run that made the checkpoint do not bind this one
-            return super().build_model(cfg, from_checkpoint)
+            return self._with_adapters(super().build_model(cfg, from_checkpoint))
         check_options(self.cfg)
         check_run(self.cfg, cfg, self.plan)
         self.save_dir = getattr(cfg, "save_dir", None)
@@ -72,8 +79,24 @@ class SRPTranslationTask(TranslationTask):
         model = super().build_model(cfg, from_checkpoint)
         if state is not None:
             self._load_pretrained(model, cfg, state)
+        if self.cfg.adapter:
+            adaptation.insert(model, self.cfg)
         if self.cfg.compression_rate < 1:
             self._prepare_stage(model)
+        return model
+
+    def _with_adapters(self, model):
+        """Let the model take the adapters of --adapter-path when it has its weights."""
+        path = self.cfg.adapter_path
+        if path:
+            what = f"--adapter-path {path}"
+            if not isinstance(model, SRPModel):
+                raise UserError(
+                    f"{what}: the checkpoint is a {type(model).__name__}, whose layers would "
+                    "pass the adapters by; give an SRP model's"
+                )
+            content = adaptation.read_adapters(path, "--adapter-path")
+            model.after_loading = lambda m: adaptation.apply_adapters(m, content, what)
         return model
 
     def _load_pretrained(self, model, cfg, state) -> None:
@@ -92,6 +115,9 @@ class SRPTranslationTask(TranslationTask):
                 f"--pretrained-model {path}: its weights don't fit "
                 f"({' '.join(str(error).split())[:300]})"
             ) from None
+        if adapted_layers(model):
+            logger.info(f"{path}: its adapters are fused with its weights")
+            fuse(model).requires_grad_(True)
 
     def _check_dictionaries(self, state, what: str) -> None:
         check_dictionaries(state, self.source_dictionary, self.target_dictionary, what)

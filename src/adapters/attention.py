@@ -1,0 +1,60 @@
+"""``nn.MultiheadAttention`` with adapters on q, k, v and the output projection."""
+
+from types import SimpleNamespace
+from typing import Dict, List, Optional, Tuple
+
+from torch import Tensor, nn
+
+from .block import Block
+from .layer import AdaptedLayer, attribute, parts
+from .low_rank import LowRank
+
+
+class LowRankHolder(LowRank):
+    """The parameters of one projection's low-rank update."""
+
+
+class BlockHolder(Block):
+    """The parameters of one projection's block update."""
+
+
+class _WithWeights:
+    """An attention module seen with other weights than its own."""
+
+    def __init__(self, module: nn.Module, weights: Dict[str, Tensor]):
+        weights = dict(weights)
+        out_proj = SimpleNamespace(
+            weight=weights.pop("out_proj.weight"), bias=module.out_proj.bias
+        )
+        self.__dict__.update(weights, out_proj=out_proj, _module=module)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+class _AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
+    """Runs torch's own attention, fast paths and all, on the adapted weights."""
+
+    plain_class = nn.MultiheadAttention
+
+    def all_sources(self) -> List[Tensor]:
+        sources = [attribute(self, part.weight) for part in parts(self)]
+        for update in self.updates().values():
+            sources += update.sources()
+        return sources
+
+    def forward(self, *args, **kwargs) -> Tuple[Tensor, Optional[Tensor]]:
+        seen = _WithWeights(self, self.current_weights())
+        return nn.MultiheadAttention.forward(seen, *args, **kwargs)
+
+
+class SPLoRAMultiheadAttention(_AdaptedAttention):
+    """Attention with low-rank updates (:class:`LowRank`) of its projections."""
+
+    holder = LowRankHolder
+
+
+class SPLoPAMultiheadAttention(_AdaptedAttention):
+    """Attention with block updates (:class:`Block`) of its projections."""
+
+    holder = BlockHolder

@@ -1,0 +1,5 @@
+"""What a caller did wrong."""
+
+
+class AdapterError(ValueError):
+    """A layer, an option or a state that doesn't fit; the message names it."""

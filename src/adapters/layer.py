@@ -1,0 +1,372 @@
+"""What every adapted layer has in common.
+
+An adapted layer is the layer itself: its class is exchanged for a subclass that
+adds parameters to it. So hooks, tied weights, references from elsewhere, mode,
+dtype and device stay as they are. The base weight stays where it was, frozen.
+
+Legend: ``n`` outputs, ``m`` inputs of a weight ``W [n, m]``.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import AdapterError
+
+# What configure_parameter_read() replaces on an instance.
+READERS = ("named_parameters", "state_dict")
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One weight matrix of a layer, and where its update is held.
+
+    Args:
+        update: name of the submodule with the update's parameters, ``""`` when
+            the layer holds them itself.
+        weight: path of the weight in the layer.
+        bias: path of the bias.
+        weight_rows: the rows of the weight that belong to this part, or None.
+        bias_rows: the same for the bias.
+    """
+
+    update: str
+    weight: str
+    bias: str
+    weight_rows: Optional[slice] = None
+    bias_rows: Optional[slice] = None
+
+    def weight_of(self, layer: nn.Module) -> Tensor:
+        weight = attribute(layer, self.weight)
+        return weight if self.weight_rows is None else weight[self.weight_rows]
+
+    def bias_of(self, layer: nn.Module) -> Optional[Tensor]:
+        bias = attribute(layer, self.bias)
+        if bias is None or self.bias_rows is None:
+            return bias
+        return bias[self.bias_rows]
+
+    def update_of(self, layer: nn.Module) -> nn.Module:
+        return getattr(layer, self.update) if self.update else layer
+
+
+def parts(layer: nn.Module) -> Tuple[Part, ...]:
+    """The weight matrices of a layer, plain or adapted."""
+    if not isinstance(layer, nn.MultiheadAttention):
+        return (Part("", "weight", "bias"),)
+    width = layer.embed_dim
+    pieces = []
+    for i, name in enumerate("qkv"):
+        rows = slice(i * width, (i + 1) * width)
+        if layer.in_proj_weight is not None:
+            part = Part(f"{name}_adapter", "in_proj_weight", "in_proj_bias", rows, rows)
+        else:
+            weight = f"{name}_proj_weight"
+            part = Part(f"{name}_adapter", weight, "in_proj_bias", None, rows)
+        pieces.append(part)
+    return (*pieces, Part("out_adapter", "out_proj.weight", "out_proj.bias"))
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """``module.<path>``, with dots."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def join(*names: str) -> str:
+    """A dotted path, without its empty pieces."""
+    return ".".join(name for name in names if name)
+
+
+def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Adapters stay float32 next to half types, where small updates would be lost."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
+def uniform(shape: Sequence[int], bound: float, like: Tensor) -> nn.Parameter:
+    """A new parameter ``~ U(-bound, bound)``; exactly zero for ``bound=0``."""
+    data = torch.zeros(shape, dtype=adapter_dtype(like.dtype), device=like.device)
+    return nn.Parameter(data.uniform_(-bound, bound) if bound else data)
+
+
+def no_autocast(device: torch.device):
+    """Updates are added up in the adapters' own precision."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+class AdapterModule(nn.Module):
+    """A module with adapter parameters, which remembers what it computed from them."""
+
+    adapter_names: Tuple[str, ...] = ()
+
+    def remember(self, name: str, sources: List[Tensor], compute: Callable) -> Any:
+        """``compute()``, again only when one of ``sources`` has changed.
+
+        In-place changes through ``.data`` leave no trace; :meth:`train` and
+        :meth:`eval` forget everything for their sake.
+        """
+        memory = self.__dict__.setdefault("_remembered", {})
+        known = memory.get(name)
+        if known is not None and _unchanged(known[0], sources):
+            return known[1]
+        value = compute()
+        if any(t.is_inference() for t in sources):  # these have no version
+            return value
+        # The aliases keep the storages alive, so that an address can't be reused.
+        memory[name] = [(t.detach(), t.data_ptr(), t._version) for t in sources], value
+        return value
+
+    def forget(self) -> None:
+        self.__dict__.pop("_remembered", None)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "_remembered"}
+
+    def train(self, mode: bool = True):
+        self.forget()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.forget()
+        return super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn, recurse=True):
+        self.forget()
+        own = [self._parameters.get(name) for name in self.adapter_names]
+        own = [p for p in own if p is not None]
+        own_ids = {id(t) for p in own for t in (p, p.grad) if t is not None}
+
+        def keep_precision(tensor):
+            applied = fn(tensor)
+            if id(tensor) in own_ids and applied.dtype in _HALF:
+                return tensor.to(applied.device, torch.float32)
+            return applied
+
+        return super()._apply(keep_precision, recurse)
+
+
+def _unchanged(known: List[Tuple[Tensor, int, int]], tensors: List[Tensor]) -> bool:
+    if len(known) != len(tensors):
+        return False
+    for (alias, address, version), tensor in zip(known, tensors):
+        if (
+            tensor.is_inference()
+            or tensor._version != version
+            or tensor.data_ptr() != address
+            or tensor.shape != alias.shape
+            or tensor.stride() != alias.stride()
+            or tensor.dtype != alias.dtype
+        ):
+            return False
+    return True
+
+
+def _no_fast_path(module, args):
+    """A hook that does nothing.
+
+    ``nn.TransformerEncoderLayer`` hands the weights of layers without hooks to
+    a fused kernel, past the layers themselves.
+    """
+
+
+class AdaptedLayer(AdapterModule):
+    """Base of the adapted layers: base weight, update, fusing."""
+
+    plain_class: Type[nn.Module]
+
+    def updates(self) -> Dict[str, nn.Module]:
+        """The modules that hold the parameters of the updates, by name."""
+        return {part.update: part.update_of(self) for part in parts(self)}
+
+    def adapted_weights(self) -> Dict[str, Tensor]:
+        """The weights with their updates, by path, differentiable in the adapters."""
+        pieces: Dict[str, List[Tensor]] = {}
+        for part in parts(self):
+            weight = part.weight_of(self).detach()
+            merged = part.update_of(self).merge(weight)
+            pieces.setdefault(part.weight, []).append(merged)
+        return {n: p[0] if len(p) == 1 else torch.cat(p) for n, p in pieces.items()}
+
+    def fused_weights(self) -> Dict[str, Tensor]:
+        """The same as constants, computed once and kept until a parameter changes."""
+        return self.remember("fused", self.all_sources(), self._fuse_now)
+
+    def all_sources(self) -> List[Tensor]:
+        """Everything that the adapted weights are computed from."""
+        return [self._parameters["weight"], *self.sources()]
+
+    def _fuse_now(self) -> Dict[str, Tensor]:
+        with torch.inference_mode(False), torch.no_grad():
+            return {n: w.contiguous() for n, w in self.adapted_weights().items()}
+
+    def current_weights(self) -> Dict[str, Tensor]:
+        """Fused weights where nothing learns, differentiable ones otherwise."""
+        return self.fused_weights() if self.fuses() else self.adapted_weights()
+
+    def fuses(self) -> bool:
+        """Whether this forward pass is inference."""
+        if self.training or torch.compiler.is_compiling():
+            return False
+        if not torch.is_grad_enabled():
+            return True
+        bases = {id(attribute(self, part.weight)) for part in parts(self)}
+        return not any(
+            t.requires_grad for t in self.all_sources() if id(t) not in bases
+        )
+
+    def biases(self) -> Dict[str, nn.Parameter]:
+        """The biases, which are learned with the adapters, by path."""
+        paths = dict.fromkeys(part.bias for part in parts(self))
+        found = {path: attribute(self, path) for path in paths}
+        return {path: bias for path, bias in found.items() if bias is not None}
+
+    def become_adapted(self, plain_class: Type[nn.Module]) -> None:
+        """Called once, when the class was exchanged."""
+        if plain_class is not type(self).plain_class:
+            self.plain_class = plain_class
+        self._forward_pre_hooks["adapter"] = _no_fast_path
+
+    def become_plain(self, weights: Dict[str, Tensor]) -> None:
+        """Take the plain class again, with ``weights`` in place of base and update."""
+        for path, weight in weights.items():
+            parameter = attribute(self, path)
+            parameter.data = weight
+            parameter.grad = None
+        for part in parts(self):
+            if part.update:
+                del self._modules[part.update]
+            else:
+                self.remove()
+        self.forget()
+        self._forward_pre_hooks.pop("adapter", None)
+        self.reset_parameter_read()
+        self.__class__ = self.__dict__.pop("plain_class", type(self).plain_class)
+
+    @torch.no_grad()
+    def to_module(self) -> nn.Module:
+        """A plain layer with ``W + update``, which owns its storage."""
+        import copy
+
+        weights = {n: w.clone() for n, w in self.adapted_weights().items()}
+        plain = copy.deepcopy(self)
+        plain.become_plain(weights)
+        drop_shared(plain)
+        return plain.requires_grad_(True)
+
+    def configure_parameter_read(self, adapter_weights_only: bool = True, **masks):
+        """What ``parameters()`` and ``state_dict()`` of this layer show.
+
+        Args:
+            adapter_weights_only: leave out the base weight.
+            in_features_mask: bool ``[m]``, the inputs that are kept (SPLoRA).
+            out_features_mask: bool ``[n]``, the outputs that are kept (SPLoRA).
+            mask: bool ``[R, C]``, the blocks that are kept (SPLoPA).
+            masks: for attention, the above per ``q_adapter``, ``k_adapter``,
+                ``v_adapter``, ``out_adapter``.
+
+        Raises:
+            AdapterError: a mask of the wrong name, type or shape.
+        """
+        from .reading import configure_parameter_read
+
+        configure_parameter_read(
+            self, adapter_weights_only, masks.pop("masks", None) or {"": masks}
+        )
+
+    def reset_parameter_read(self) -> None:
+        """Show all parameters again."""
+        reset_parameter_read(self)
+
+
+class AdaptedLinear(AdaptedLayer, nn.Linear):
+    """Base of the adapted linear layers."""
+
+    plain_class = nn.Linear
+
+    @property
+    def product(self) -> Callable:
+        """``F.linear``, or what the plain class has in its place."""
+        return getattr(self.plain_class, "product", F.linear)
+
+
+def reset_parameter_read(network: nn.Module) -> None:
+    """Let ``parameters()`` and ``state_dict()`` show everything again."""
+    for name in READERS:
+        network.__dict__.pop(name, None)
+
+
+class SharedParameters(AdapterModule):
+    """Adapter parameters that several layers of one model use."""
+
+    shared = True
+
+
+def drop_shared(network: nn.Module) -> None:
+    """Remove shared parameters that no adapted layer of ``network`` uses any more."""
+    used = set()
+    for module in network.modules():
+        if isinstance(module, AdaptedLayer):
+            for update in module.updates().values():
+                used.update(id(s) for s in update.shared_modules())
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, SharedParameters) and id(child) not in used:
+                del module._modules[name]
+
+
+def adapted_layers(network: nn.Module) -> Dict[str, AdaptedLayer]:
+    """The adapted layers of a network by name; a layer is its own ``""``."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, AdaptedLayer)}
+
+
+def adapted_weight(module: nn.Module, name: str = "weight") -> Tensor:
+    """The weight that a layer works with: ``W`` with its update, or a plain ``W``.
+
+    Criteria that rank weights read it. Differentiable in the adapters.
+    """
+    if isinstance(module, AdaptedLayer):
+        weights = module.adapted_weights()
+        if name in weights:
+            return weights[name]
+    return attribute(module, name)
+
+
+@torch.no_grad()
+def fuse(network: nn.Module) -> nn.Module:
+    """Add every update to its weight, in place; the layers become plain again.
+
+    Weights stay the same parameters, so ties and references hold. Flags
+    ``requires_grad`` stay as they are.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        AdapterError: a layer that holds the prototypes of other layers.
+    """
+    layers = adapted_layers(network)
+    for child in network.children():
+        if "" in layers and isinstance(child, SharedParameters) and child.shared:
+            raise AdapterError(
+                f"this {type(network).__name__} holds prototypes of other layers; fuse "
+                "the network"
+            )
+    fused: Dict[int, Tensor] = {}
+    for layer in layers.values():
+        for path, weight in layer.adapted_weights().items():
+            fused[id(attribute(layer, path))] = weight.clone()
+    for layer in layers.values():
+        paths = dict.fromkeys(part.weight for part in parts(layer))
+        layer.become_plain({p: fused[id(attribute(layer, p))] for p in paths})
+    drop_shared(network)
+    reset_parameter_read(network)
+    return network

@@ -1,0 +1,115 @@
+"""Settings of SPLoPA, and the parameters that its layers share.
+
+Legend: blocks of ``p x q``, a grid of ``R x C`` blocks, ``N`` prototypes of rank
+``r``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Sequence, Tuple, Union
+
+from torch import Tensor, nn
+
+from .errors import AdapterError
+from .layer import SharedParameters, uniform
+from .low_rank import check_init_range
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """Settings of SPLoPA.
+
+    Args:
+        block_size: ``p`` and ``q``, or one number for both.
+        num_prototypes: ``N``.
+        rank: rank of a prototype.
+        shared_prototypes: one set of prototypes for all layers of a network.
+        shared_pos_weights: one set of position weights for all layers with the
+            same grid.
+        init_range: the prototypes' ``cols ~ U(-init_range, init_range)``.
+    """
+
+    block_size: Union[int, Tuple[int, int]] = 32
+    num_prototypes: int = 64
+    rank: int = 1
+    shared_prototypes: bool = True
+    shared_pos_weights: bool = False
+    init_range: float = 1e-4
+
+    def __post_init__(self):
+        size = self.block_size
+        pair = (size, size) if isinstance(size, int) else tuple(size)
+        if len(pair) != 2 or not all(map(_positive, pair)):
+            raise AdapterError(
+                f"block_size {size!r}: expected an integer of at least 1, or two"
+            )
+        object.__setattr__(self, "block_size", pair)
+        for name in ("num_prototypes", "rank"):
+            if not _positive(getattr(self, name)):
+                raise AdapterError(
+                    f"{name} {getattr(self, name)!r}: expected an integer of at least 1"
+                )
+        if self.rank > min(pair):
+            raise AdapterError(
+                f"rank {self.rank} is above the smaller side of the blocks {pair}"
+            )
+        check_init_range(self.init_range)
+
+    def grid(self, shape: Sequence[int]) -> Tuple[int, int]:
+        """``R`` and ``C`` for a weight of ``shape [n, m]``."""
+        return tuple(-(-s // b) for s, b in zip(shape, self.block_size))
+
+    def check(self, weight: Tensor) -> None:
+        """Every matrix can be adapted."""
+
+
+def _positive(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class Prototypes(SharedParameters):
+    """``N`` blocks ``cols_i [p, r] @ rows_i [r, q]``.
+
+    Args:
+        settings: sizes and init range.
+        like: a weight whose device and (at least float32) type is taken.
+    """
+
+    adapter_names = ("rows", "cols")
+
+    def __init__(self, settings: BlockSettings, like: Tensor):
+        super().__init__()
+        (p, q), r = settings.block_size, settings.rank
+        count = settings.num_prototypes
+        self.rows = uniform((count, r, q), 1 / math.sqrt(r * q), like)
+        self.cols = uniform((count, p, r), settings.init_range, like)
+
+    @property
+    def block_size(self) -> Tuple[int, int]:
+        return self.cols.shape[1], self.rows.shape[2]
+
+    def flat(self) -> Tensor:
+        """``[N, p * q]``."""
+        return (self.cols @ self.rows).flatten(1)
+
+    def fits(self, settings: BlockSettings) -> bool:
+        expected = (settings.num_prototypes, settings.rank, *settings.block_size)
+        return (*self.rows.shape[:2], *self.block_size) == expected
+
+    def extra_repr(self) -> str:
+        count, rank, _ = self.rows.shape
+        return "{}, block_size={}, rank={}".format(count, self.block_size, rank)
+
+
+class PositionWeights(SharedParameters):
+    """Position weights ``[N, R, C]`` that several layers share."""
+
+    adapter_names = ("weights",)
+
+    def __init__(self, settings: BlockSettings, grid: Tuple[int, int], like: Tensor):
+        super().__init__()
+        self.weights = position_weights(settings, grid, like)
+
+
+def position_weights(settings, grid, like) -> nn.Parameter:
+    return uniform((settings.num_prototypes, *grid), 1 / math.sqrt(math.prod(grid)), like)

@@ -1,0 +1,182 @@
+"""What ``parameters()`` and ``state_dict()`` show: all, or what was learned."""
+
+from functools import partial
+from typing import Dict, Iterator, Mapping, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AdapterError
+from .layer import adapted_layers, attribute, join, parts, reset_parameter_read
+
+Masks = Mapping[str, Mapping[str, Tensor]]
+
+
+def configure_parameter_read(
+    network: nn.Module,
+    adapter_weights_only: bool = True,
+    masks: Optional[Masks] = None,
+) -> None:
+    """Let ``parameters()``, ``named_parameters()`` and ``state_dict()`` show less.
+
+    They show the adapters and biases for the kept inputs, outputs and blocks;
+    ``state_dict()`` then is :func:`adapter_state_dict`. Nothing else changes:
+    forward passes, casting and ``load_state_dict()`` go on using everything.
+    A network's ``parameters()`` obey the network's own configuration, not its
+    layers'.
+
+    Args:
+        network: an adapted network or layer.
+        adapter_weights_only: leave out everything that isn't an adapter or a bias
+            of an adapted layer; otherwise masks apply to the base weights as well.
+        masks: by name of the layer (of an attention's projection:
+            ``self_attn.q_adapter``), ``in_features_mask [m]`` and
+            ``out_features_mask [n]`` (SPLoRA), or ``mask [R, C]`` (SPLoPA), True
+            for what is kept. SPLoPA's default is the layer's ``block_mask``.
+
+    Raises:
+        AdapterError: no adapter, an unknown layer, or a mask that doesn't fit.
+    """
+    masks = dict(masks or {})
+    check_masks(network, masks)
+    reset_parameter_read(network)
+    if not adapter_weights_only:
+        list(_readers(network, masks, True).values())
+    settings = (network, adapter_weights_only, masks)
+    # Instance attributes, so that the class and everything else stays as it is;
+    # parameters() calls named_parameters().
+    network.named_parameters = partial(_named_parameters, *settings)
+    network.state_dict = partial(_state_dict, *settings)
+
+
+def check_masks(network: nn.Module, masks: Masks) -> None:
+    """Raises AdapterError if ``masks`` don't fit the network's adapters."""
+    layers = adapted_layers(network)
+    if not layers:
+        raise AdapterError(f"{type(network).__name__} has no adapter")
+    updates = {
+        join(name, part): update
+        for name, layer in layers.items()
+        for part, update in layer.updates().items()
+    }
+    for name, mask in masks.items():
+        if name not in updates and mask:
+            raise AdapterError(
+                f"masks: no adapter {name!r}; there are {', '.join(map(repr, updates))}"
+            )
+        if mask:
+            updates[name].check_masks(mask, name)
+
+
+def _readers(network: nn.Module, masks: Masks, weights: bool) -> Dict[str, Tensor]:
+    """Everything of the adapted layers that is shown otherwise than it is stored."""
+    shown: Dict[str, Tensor] = {}
+    for name, layer in adapted_layers(network).items():
+        shown.update(learned(name, layer, masks))
+        if weights:
+            shown.update(_base_weights(name, layer, masks))
+    return shown
+
+
+def learned(name: str, layer: nn.Module, masks: Masks) -> Dict[str, Tensor]:
+    """The learned parameters of one layer, masked, by their names in the network."""
+    found: Dict[str, Tensor] = {}
+    out_masks: Dict[str, list] = {}
+    for part in parts(layer):
+        path = join(name, part.update)
+        mask = masks.get(path) or {}
+        update = part.update_of(layer)
+        found.update({join(path, n): t for n, t in update.read(mask).items()})
+        bias = part.bias_of(layer)
+        if bias is not None:
+            kept = update.out_mask(mask)
+            out_masks.setdefault(part.bias, []).append((bias, kept))
+    for path, pieces in out_masks.items():
+        bias = attribute(layer, path)
+        if any(kept is not None for _, kept in pieces):
+            bias = torch.cat(
+                [b if kept is None else b[kept.to(b.device)] for b, kept in pieces]
+            )
+        found[join(name, path)] = bias
+    return found
+
+
+def _base_weights(name: str, layer: nn.Module, masks: Masks) -> Dict[str, Tensor]:
+    pieces: Dict[str, list] = {}
+    for part in parts(layer):
+        mask = masks.get(join(name, part.update)) or {}
+        weight = part.weight_of(layer)
+        if mask:
+            weight = part.update_of(layer).read_weight(weight, mask)
+        pieces.setdefault(part.weight, []).append(weight)
+    found = {}
+    for path, weights in pieces.items():
+        if len({w.shape[1] for w in weights}) > 1:
+            raise AdapterError(
+                f"masks: {join(name, path)} is one weight, so its adapters must have the "
+                "same in_features_mask"
+            )
+        whole = attribute(layer, path)
+        if any(masks.get(join(name, part.update)) for part in parts(layer)):
+            whole = weights[0] if len(weights) == 1 else torch.cat(weights)
+        found[join(name, path)] = whole
+    return found
+
+
+def shared_names(network: nn.Module) -> set:
+    """Names of prototypes and position weights that are registered in the network."""
+    used = {
+        id(p)
+        for layer in adapted_layers(network).values()
+        for update in layer.updates().values()
+        for module in update.shared_modules()
+        for p in module.parameters()
+    }
+    named = type(network).named_parameters(network, remove_duplicate=False)
+    return {name for name, p in named if id(p) in used}
+
+
+def _named_parameters(
+    network: nn.Module,
+    adapter_weights_only: bool,
+    masks: Masks,
+    prefix: str = "",
+    recurse: bool = True,
+    remove_duplicate: bool = True,
+) -> Iterator[Tuple[str, Tensor]]:
+    shown = _readers(network, masks, not adapter_weights_only)
+    shared = shared_names(network)
+    for name, parameter in type(network).named_parameters(
+        network, "", recurse, remove_duplicate
+    ):
+        if name in shown:
+            yield join(prefix, name), shown[name]
+        elif not adapter_weights_only or name in shared:
+            yield join(prefix, name), parameter
+
+
+def _state_dict(
+    network: nn.Module,
+    adapter_weights_only: bool,
+    masks: Masks,
+    *args,
+    destination=None,
+    prefix: str = "",
+    keep_vars: bool = False,
+):
+    if args:  # torch's old positional form
+        destination, prefix, keep_vars = (*args, destination, prefix, keep_vars)[:3]
+    if adapter_weights_only:
+        from .state import adapter_state_dict
+
+        found = adapter_state_dict(network, masks, keep_vars)
+        if destination is None:
+            return found
+        destination.update({prefix + name: value for name, value in found.items()})
+        return destination
+    found = type(network).state_dict(
+        network, destination=destination, prefix=prefix, keep_vars=keep_vars
+    )
+    for name, value in _readers(network, masks, True).items():
+        found[prefix + name] = value if keep_vars else value.detach()
+    return found

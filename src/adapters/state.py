@@ -1,0 +1,130 @@
+"""Adapters as a small file of their own, one per task."""
+
+from typing import Dict, Mapping, Optional
+
+import torch
+from torch import Tensor, nn
+
+from .block import Block
+from .errors import AdapterError
+from .layer import adapted_layers, attribute, join, parts
+from .low_rank import LowRank
+from .masks import expect_shape
+from .reading import Masks, shared_names, check_masks, learned
+from .recognition import attach, recognise
+
+UPDATES = {"SPLoRA": LowRank, "SPLoPA": Block}
+
+
+def adapter_state_dict(
+    network: nn.Module, masks: Optional[Masks] = None, keep_vars: bool = False
+) -> Dict[str, Tensor]:
+    """What was learned: adapters, biases of adapted layers and bit-packed masks.
+
+    Plain tensors only; ``torch.load(weights_only=True)`` reads them back.
+
+    Args:
+        network: an adapted network or layer.
+        masks: the kept inputs, outputs and blocks per adapter, see
+            :func:`configure_parameter_read`. Only what is kept is stored.
+        keep_vars: the tensors themselves, with their graph, instead of copies.
+
+    Raises:
+        AdapterError: no adapter, or a mask that doesn't fit.
+    """
+    masks = masks or {}
+    check_masks(network, masks)
+    found: Dict[str, Tensor] = {}
+    for name, layer in adapted_layers(network).items():
+        found.update(learned(name, layer, masks))
+        for part in parts(layer):
+            path = join(name, part.update)
+            packed = part.update_of(layer).packed_masks(masks.get(path) or {})
+            found.update({join(path, n): t for n, t in packed.items()})
+    named = dict(type(network).named_parameters(network))
+    shared = shared_names(network)
+    found.update({name: p for name, p in named.items() if name in shared})
+    held = {id(tensor) for tensor in named.values()}
+    for name, layer in adapted_layers(network).items():
+        for update in layer.updates().values():
+            if not all(id(p) in held for p in _shared_parameters(update)):
+                raise AdapterError(
+                    f"{name or 'the layer'} uses prototypes that belong to a larger "
+                    "network; take the state of that network"
+                )
+    if keep_vars:
+        return found
+    copies: Dict[int, Tensor] = {}  # tied adapters stay one tensor
+    for tensor in found.values():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().clone()
+    return {name: copies[id(tensor)] for name, tensor in found.items()}
+
+
+def _shared_parameters(update: nn.Module):
+    return [p for module in update.shared_modules() for p in module.parameters()]
+
+
+@torch.no_grad()
+def load_adapter_state_dict(
+    network: nn.Module, state: Mapping[str, Tensor], train_others: bool = False
+) -> Dict[str, Dict[str, Tensor]]:
+    """Load what :func:`adapter_state_dict` gave onto the same base, in place.
+
+    Adapters are inserted where they are missing. The outputs then are those of
+    the saved network, bit for bit. Where a state was saved with masks of inputs
+    and outputs, adapters and biases are zero outside of them; the base weights
+    aren't touched, so cutting or gating those channels is left to the caller.
+
+    Returns:
+        The unpacked masks, as :func:`configure_parameter_read` takes them.
+
+    Raises:
+        AdapterError: an unknown layer, a shape that doesn't fit, a missing or
+            unexpected entry. Nothing has changed then.
+    """
+    found = recognise(network, state)
+    if not found.updates:
+        raise AdapterError("the state holds no adapter")
+    modules = dict(network.named_modules(remove_duplicate=False))
+    values: Dict[str, Tensor] = {}
+    masks: Dict[str, Dict[str, Tensor]] = {}
+    for name, updates in found.updates.items():
+        layer, sizes = modules[name], {}
+        for update in updates:
+            weight = update.part.weight_of(layer).detach()
+            holder = UPDATES[found.kinds[name]]
+            restored, mask = holder.restore(update.entries, weight)
+            values.update({join(update.path, n): t for n, t in restored.items()})
+            masks[update.path] = mask
+            if attribute(layer, update.part.bias) is not None:
+                kept = holder.out_mask(mask)
+                sizes.setdefault(update.part.bias, []).append((weight.shape[0], kept))
+        for path, pieces in sizes.items():
+            key = join(name, path)
+            if key not in state:
+                raise AdapterError(f"the state lacks {key}")
+            found.used.add(key)
+            values[key] = _restore_bias(state[key], pieces, key)
+    for path, (rows, cols) in found.prototypes.items():
+        values.update({f"{path}.rows": rows, f"{path}.cols": cols})
+    values.update({f"{path}.weights": w for path, w in found.positions.items()})
+    unexpected = sorted(set(state) - found.used)
+    if unexpected:
+        raise AdapterError(f"the state holds {unexpected[0]}, which isn't of an adapter")
+    attach(network, found, train_others)
+    for key, value in values.items():
+        attribute(network, key).copy_(value)
+    return masks
+
+
+def _restore_bias(saved: Tensor, pieces, key: str) -> Tensor:
+    """The whole bias, zero where it was masked."""
+    kept = torch.cat(
+        [
+            torch.ones(size, dtype=torch.bool) if mask is None else mask.cpu()
+            for size, mask in pieces
+        ]
+    ).to(saved.device)
+    expect_shape(saved, (int(kept.sum()),), key)
+    return saved.new_zeros(kept.numel()).index_copy_(0, kept.nonzero()[:, 0], saved)

@@ -1,0 +1,293 @@
+"""Export a trained model, cut or not, to CTranslate2.
+
+    python src/export.py data-bin/multi30k.de-en \\
+        --path checkpoints/finetuned/checkpoint_best.pt \\
+        --output checkpoints/finetuned/ctranslate2 --quantization int8
+
+The folder holds the model (model.bin, config.json) and its vocabularies. The model is
+built from the weights, cut to whatever widths, and compared with PyTorch before it is
+kept: the log-probabilities of random sentences, and of a set of DATA, must be the
+same to 1e-4 in float32. For a quantized model the difference is reported.
+
+To translate a test set with it: generate.py --engine ctranslate2. To use it:
+
+    translator = ctranslate2.Translator("checkpoints/finetuned/ctranslate2")
+    translator.translate_batch(
+        [tokens], beam_size=5, return_end_token=True, suppress_sequences=[["<pad>"]]
+    )
+
+where tokens are those of the training data (tokenized, BPE) without end of sentence.
+return_end_token makes scores count the end of sentence in the length, as fairseq does.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.export").main())
+
+import os  # noqa: E402
+import shutil  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple  # noqa: E402
+
+from fairseq import checkpoint_utils  # noqa: E402
+from fairseq.data import Dictionary  # noqa: E402
+from torch import nn  # noqa: E402
+
+from .checkpoint_utils import fsync, load_checkpoint, replace_durably  # noqa: E402
+from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .ctranslate2_check import (  # noqa: E402
+    Pair,
+    check_same,
+    load_translator,
+    random_pairs,
+    subset_pairs,
+)
+from .ctranslate2_model import (  # noqa: E402
+    QUANTIZATIONS,
+    build_spec,
+    check_exportable,
+    plain,
+    require_ctranslate2,
+)
+from .errors import UserError  # noqa: E402
+from .pretrained import check_dictionaries  # noqa: E402
+
+MODEL = "model.bin"
+# What CTranslate2 writes; nothing else is ever deleted with --force.
+FILES = {MODEL, "config.json", "shared_vocabulary.json"}
+FILES |= {"source_vocabulary.json", "target_vocabulary.json"}
+
+
+def check_output(output: str, force: bool, option: str = "--output") -> None:
+    """Refuse a place where the folder can't appear, before any work.
+
+    Raises:
+        UserError: it exists, or its parent does not.
+    """
+    path = os.path.abspath(output)
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        raise UserError(f"{option} {output}: there is no folder {parent}")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{option} {output}: the folder {parent} can't be written to")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise UserError(f"{option} {output}: exists; choose another or add --force")
+    if os.path.islink(path) or not os.path.isdir(path):
+        raise UserError(f"{option} {output}: is no folder; choose another")
+    others = sorted(set(os.listdir(path)) - FILES)
+    if others:
+        raise UserError(
+            f"{option} {output}: holds more than a CTranslate2 model ({others[0]}), "
+            "so --force does not replace it; choose another"
+        )
+
+
+@contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """A folder that appears under ``path`` when the block ends without error.
+
+    One that is there already is replaced then. It lies aside for the moment in which
+    they change places; if the process dies in that moment, the next call gives it its
+    name back.
+    """
+    path = os.path.abspath(path)
+    temporary, old = f"{path}.tmp-{os.getpid()}", f"{path}.replaced-by-export"
+    if os.path.isdir(old):
+        if os.path.isdir(path):
+            shutil.rmtree(old)
+        else:
+            os.rename(old, path)
+    os.mkdir(temporary)
+    try:
+        yield temporary
+        for name in os.listdir(temporary):
+            fsync(os.path.join(temporary, name))
+        if os.path.isdir(path):
+            os.rename(path, old)
+        try:
+            replace_durably(temporary, path)
+        except BaseException:
+            if os.path.isdir(old) and not os.path.isdir(path):
+                os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def export(
+    model: nn.Module,
+    dictionaries: Tuple[Dictionary, Dictionary],
+    folder: str,
+    quantization: str = "float32",
+    what: str = "--path",
+    pairs: Optional[Dict[str, Sequence[Pair]]] = None,
+    max_length: Optional[int] = None,
+) -> None:
+    """Write a CTranslate2 model into an existing folder and compare it with PyTorch.
+
+    The float32 model is always compared, whatever is written in the end: it shows that
+    the function is the same, where quantization would hide a small mistake.
+
+    Args:
+        model: in evaluation mode, not changed.
+        dictionaries: of source and target.
+        what: option and file of the model, for messages.
+        pairs: what to compare on, beside random sentences, by name.
+        max_length: longest source and target, with end of sentence (default: the
+            model's own limits).
+
+    Raises:
+        UserError: the model can't be exported, or the exported one differs.
+    """
+    model = plain(model)
+    check_exportable(model, what)
+    limits = [side.max_positions() for side in (model.encoder, model.decoder)]
+    if max_length is not None:
+        limits = [min(limit, max_length) for limit in limits]
+    pairs = {"random sentences": random_pairs(*dictionaries, limits), **(pairs or {})}
+    for kind in dict.fromkeys(("float32", quantization)):
+        for name in os.listdir(folder):
+            os.remove(os.path.join(folder, name))
+        spec = build_spec(model, *dictionaries, what, limits)
+        spec.config.add_attribute("quantization", kind)
+        spec.optimize(kind)
+        spec.save(folder)
+        translator = load_translator(folder, what)
+        for name, some in pairs.items():
+            check_same(translator, kind, model, dictionaries, some, name, what)
+
+
+def get_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("data", metavar="DATA", help="folder of binarized data")
+    parser.add_argument(
+        "--path", required=True, metavar="CHECKPOINT", help="the model to export"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder that will hold the model"
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="float32",
+        help="how weights are stored (default: float32); int8 is a quarter of the size "
+        "and computes in 8-bit integers, int16 and bfloat16 are half of the size and "
+        "fall back to another type where the processor lacks them",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="longest source and target in tokens, with end of sentence (default: the "
+        "model's, often 1024); the table of positions is stored in float32, so this "
+        "can be a large part of a small model's file",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing model")
+    parser.add_argument(
+        "--check-subset",
+        metavar="SUBSET",
+        help="set of DATA whose first 200 pairs are compared with PyTorch, beside "
+        "random sentences (default: valid if there is one)",
+    )
+    for side in ("source", "target"):
+        parser.add_argument(
+            f"-{side[0]}", f"--{side}-lang", help=f"{side} language (default: as in DATA)"
+        )
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle any object in --path: for old checkpoints of your own, since a "
+        "pickle can run code",
+    )
+    return parser
+
+
+def _pairs(task, subset: Optional[str], limits) -> Dict[str, List[Pair]]:
+    """The pairs of ``--check-subset``, by name; by default none if there is no set."""
+    try:
+        task.load_dataset(subset or "valid")
+    except FileNotFoundError:
+        if subset is None:
+            return {}
+        raise UserError(f"--check-subset {subset}: DATA has no such set") from None
+    dataset = task.dataset(subset or "valid")
+    pairs = subset_pairs(dataset, limits) if dataset.tgt is not None else []
+    if not pairs:
+        if subset is None:
+            return {}
+        raise UserError(f"--check-subset {subset}: has no pairs that can be scored")
+    return {f"set {subset or 'valid'}": pairs}
+
+
+def run(args) -> None:
+    """Check everything, export, report."""
+    require_ctranslate2("export")
+    from .tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
+
+    check_output(args.output, args.force)
+    if args.max_length is not None and args.max_length < 2:
+        raise UserError(f"--max-length {args.max_length}: must be at least 2")
+    what = f"--path {args.path}"
+    state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
+    task = SRPTranslationTask.setup_task(
+        SRPTranslationConfig(
+            data=args.data,
+            source_lang=args.source_lang,
+            target_lang=args.target_lang,
+            # fairseq fills these in from its other options
+            train_subset="train",
+            dataset_impl=None,
+            required_seq_len_multiple=1,
+        )
+    )
+    dictionaries = task.source_dictionary, task.target_dictionary
+    check_dictionaries(state, *dictionaries, what)
+    (model,), _ = checkpoint_utils.load_model_ensemble(
+        [args.path], task=task, state=state
+    )
+    model.eval()
+    check_exportable(plain(model), what)
+    limits = [side.max_positions() for side in (model.encoder, model.decoder)]
+    if args.max_length is not None:
+        if args.max_length > max(limits):
+            raise UserError(
+                f"--max-length {args.max_length}: the model's limit is {max(limits)}"
+            )
+        limits = [min(limit, args.max_length) for limit in limits]
+    pairs = _pairs(task, args.check_subset, limits)
+    try:
+        with new_folder(args.output) as folder:
+            export(
+                model, dictionaries, folder, args.quantization, what, pairs, args.max_length
+            )
+    except OSError as error:
+        raise UserError(f"--output {args.output}: {error}; nothing was written") from None
+    size = os.path.getsize(os.path.join(args.output, MODEL))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"wrote {args.output}: {parameters:,} parameters in {size:,} bytes "
+        f"({args.quantization})"
+    )
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """The command line tool.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = get_parser().parse_args(arguments)
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        print(f"interrupted: {args.output} is as it was", file=sys.stderr)
+        sys.exit(130)

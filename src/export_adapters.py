@@ -1,0 +1,96 @@
+"""Write the adapters of a checkpoint to a small file, or fuse them with its weights.
+
+    python src/export_adapters.py --path checkpoints/adapted/checkpoint_best.pt \\
+        --output checkpoints/adapted/adapters.pt
+    python src/generate.py data-bin/multi30k.de-en \\
+        --path checkpoints/stage2/checkpoint_last.pt \\
+        --adapter-path checkpoints/adapted/adapters.pt --remove-bpe
+
+The file holds what was learned (adapters and the biases of adapted layers), one bit
+for each channel of the uncut model, and a fingerprint of the base. It applies to the
+checkpoint that was the --pretrained-model of the training, also where adapters and
+widths were pruned together.
+
+With --fuse the output is a checkpoint instead, in which the updates are added to the
+weights: a plain cut model for every tool that reads one, without optimizer state.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.export_adapters").main())
+
+import os  # noqa: E402
+from typing import List, Optional  # noqa: E402
+
+import torch  # noqa: E402
+
+from . import adaptation  # noqa: E402
+from .adapters import adapted_layers, fuse  # noqa: E402
+from .average_checkpoints import without_weights  # noqa: E402
+from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
+from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .errors import UserError  # noqa: E402
+from .flops_counter import load_model  # noqa: E402
+
+
+def get_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--path", required=True, metavar="CHECKPOINT", help="checkpoint with adapters"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE.pt", help="file to write"
+    )
+    parser.add_argument(
+        "--fuse",
+        action="store_true",
+        help="write a whole checkpoint with the updates added to the weights",
+    )
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle any object in --path: for old checkpoints of your own, since a "
+        "pickle can run code",
+    )
+    return parser
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """The command line tool.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = get_parser().parse_args(arguments)
+    folder = os.path.dirname(args.output) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"--output {args.output}: there is no folder {folder}")
+    if os.path.isdir(args.output):
+        raise UserError(f"--output {args.output}: is a folder; give a file name")
+    if os.path.exists(args.output) and os.path.samefile(args.output, args.path):
+        raise UserError(f"--output {args.output}: is --path; give another name")
+    state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
+    model = load_model(args.path, args.trust_checkpoint)
+    layers = adapted_layers(model)
+    if not layers:
+        raise UserError(
+            f"--path {args.path}: has no adapters; give a checkpoint trained with --adapter"
+        )
+    if args.fuse:
+        head = without_weights(state)
+        with atomic_write(args.output, "wb") as stream:
+            torch.save({**head, "model": fuse(model).state_dict()}, stream)
+        done = "fused"
+    else:
+        adaptation.write_adapters(model, args.output)
+        done = "written"
+    print(
+        f"adapters of {len(layers)} layers {done}: {args.output}, "
+        f"{os.path.getsize(args.output):,} bytes"
+    )

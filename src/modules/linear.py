@@ -1,0 +1,161 @@
+"""Linear layers whose float32 products run on the faster library of the processor.
+
+PyTorch multiplies float32 matrices on x86 with MKL, which uses AVX2 on processors
+that are not Intel's; oneDNN, which PyTorch ships too, uses what the processor has.
+With AVX-512 that is twice as fast. Which library is used depends on the processor
+alone, never on a measurement, so that a run repeats bit for bit.
+"""
+
+import functools
+import os
+from pathlib import Path
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import UserError
+
+VARIABLE = "SRP_ONEDNN"
+# Vendors whose processors MKL gives AVX2 at most.
+_NOT_INTEL = ("AuthenticAMD", "HygonGenuine")
+# Multiply-adds and rows from which oneDNN's larger fixed cost of a call pays.
+_LEAST_WORK = 1 << 21
+_LEAST_ROWS = 4
+
+
+def _vendor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        if line.startswith("vendor_id"):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+@functools.cache
+def uses_onednn() -> bool:
+    """Whether large float32 products run on oneDNN in this process.
+
+    Where PyTorch has it: on AMD's processors with AVX-512. The environment variable
+    ``SRP_ONEDNN`` overrides that with 1 or 0, ahead of the first product.
+
+    Raises:
+        UserError: SRP_ONEDNN is neither, or is 1 and PyTorch was built without oneDNN.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", "0", "1"):
+        raise UserError(
+            f"{VARIABLE}={wanted}: must be 1 (multiply float32 matrices with oneDNN), 0 "
+            "(with PyTorch's own choice) or unset (1 on AMD's processors with AVX-512)"
+        )
+    present = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    if wanted == "1" and not present:
+        raise UserError(f"{VARIABLE}=1: this PyTorch was built without oneDNN; unset it")
+    if wanted:
+        return wanted == "1"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return present and wide and _vendor() in _NOT_INTEL
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
+        and x.numel() >= _LEAST_ROWS * x.shape[-1]
+        and uses_onednn()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """``a bᵀ``, not differentiable.
+
+    Shapes:
+        a ``[m, k]``, b ``[n, k]``, result ``[m, n]``; any strides.
+    """
+    return _onednn(a, b) if _pays(a, b) else a @ b.t()
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of ``x Wᵀ`` by W, ``gradᵀ x``.
+
+    Shapes:
+        grad ``[rows, out]``, x ``[rows, in]``, result ``[out, in]``.
+    """
+    # oneDNN is up to four times slower with the larger dimension first
+    if grad.shape[1] <= x.shape[1]:
+        return times(grad.t(), x.t())
+    return times(x.t(), grad.t()).t()
+
+
+class _Linear(torch.autograd.Function):
+    """``x Wᵀ + b``, forward and backward on oneDNN."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        ctx.shape = x.shape
+        return _onednn(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_x = times(grad, weight.t()).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            by_weight = weight_gradient(grad, x)
+        if ctx.needs_input_grad[2]:
+            by_bias = grad.sum(0)
+        return by_x, by_weight, by_bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """``F.linear``; large float32 products on oneDNN where that is faster.
+
+    Outputs and gradients are those of ``F.linear`` to float32 rounding. What runs in
+    another precision, on another device or under autocast is left to ``F.linear``.
+
+    Shapes:
+        x ``[..., in]``, weight ``[out, in]``, bias ``[out]``, result ``[..., out]``.
+    """
+    if not _pays(x, weight) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+    ):
+        return _Linear.apply(x, weight, bias)
+    return _onednn(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` on :func:`linear`; nothing but ``forward`` differs."""
+
+    product = staticmethod(linear)  # what adapted layers of this class multiply with
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def accelerate(model: nn.Module) -> None:
+    """Make every plain ``nn.Linear`` of a model a :class:`Linear`, in place."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
