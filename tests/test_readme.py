@@ -7,10 +7,15 @@ import pytest
 from conftest import ROOT
 from fairseq import options
 
-from src import cli, generate
+from src import average_checkpoints, cli, export, export_adapters, generate
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
+TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")]
+BLOCKS = re.findall(r"```\n(.*?)```", "\n".join(TEXTS), re.S)
+PARSERS = {
+    f"src/{module.__name__.rsplit('.')[-1]}.py": module.get_parser
+    for module in (average_checkpoints, export, export_adapters)
+}
 COMMANDS = [
     line
     for block in BLOCKS
@@ -25,7 +30,9 @@ def test_commands_parse(command):
     assert (ROOT / script).is_file()
     if script == "src/report.py":
         return
-    if script == "src/generate.py":
+    if script in PARSERS:
+        PARSERS[script]().parse_args(arguments)
+    elif script == "src/generate.py":
         cli.parse(generate.get_parser(), arguments)
     else:
         parser = options.get_training_parser(default_task="SRPtranslation")
@@ -34,7 +41,8 @@ def test_commands_parse(command):
 
 def test_there_are_commands_for_every_step():
     assert {c.split()[1] for c in COMMANDS} >= {
-        f"src/{name}.py" for name in ("train", "pruning", "generate", "report")
+        f"src/{name}.py"
+        for name in ("train", "pruning", "finetuning", "generate", "report", "export")
     }
 
 

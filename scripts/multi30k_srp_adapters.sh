@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Finetune the pruned Multi30k model with adapters instead of all weights.
+#
+# Usage: multi30k_srp_adapters.sh [ARGUMENT of src/finetuning.py ...]
+#   NAME=NAME    folder of the run in checkpoints/multi30k (default splora-8)
+#   LR=RATE      highest learning rate (default 1e-2: ten times that of all weights)
+# Without arguments, SPLoRA of rank 8; with some, those say which adapters:
+#   NAME=splopa-64 multi30k_srp_adapters.sh --adapter splopa --adapter-prototypes 64
+# Needs checkpoints/multi30k/stage2 (multi30k_srp_two_staged_pruning.sh). Writes the run's
+# checkpoints and adapters.pt, the adapters of the best one alone.
+# An interrupted run continues from its last checkpoint when it is started again.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+
+NAME=${NAME:-splora-8}
+LR=${LR:-1e-2}
+DROPOUT=0.1
+UPDATES=2600  # the learning rate falls to zero: 20 epochs of 130
+MAX_EPOCH=20
+case " $* " in *" --adapter "*) ;; *) set -- --adapter splora --adapter-rank 8 "$@" ;; esac
+find_python
+
+step ../checkpoints/multi30k/$NAME ../checkpoints/multi30k/stage2/checkpoint_last.pt "$PYTHON" ../src/finetuning.py \
+    ../data-bin/multi30k.de-en \
+    --user-dir ../src \
+    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
+    --task SRPtranslation \
+    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+    --lr $LR --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update $UPDATES \
+    --dropout $DROPOUT --weight-decay 0.0001 \
+    --criterion srp --label-smoothing 0.1 \
+    --max-epoch $MAX_EPOCH --validate-interval 2 \
+    --max-tokens 4096 \
+    --eval-bleu \
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
+    --eval-bleu-detok moses \
+    --eval-bleu-remove-bpe \
+    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
+    --no-epoch-checkpoints \
+    --save-dir ../checkpoints/multi30k/$NAME \
+    --pretrained-model ../checkpoints/multi30k/stage2/checkpoint_last.pt "$@"
+
+"$PYTHON" ../src/export_adapters.py --path ../checkpoints/multi30k/$NAME/checkpoint_best.pt \
+    --output ../checkpoints/multi30k/$NAME/adapters.pt
