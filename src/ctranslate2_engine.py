@@ -38,8 +38,9 @@ def add_options(parser) -> None:
         choices=ENGINES,
         default="pytorch",
         help="what computes the translations (default: pytorch); ctranslate2 runs on the "
-        "CPU, prints no P- lines and takes, of the search options, --beam, --nbest, "
-        "--lenpen, --unnormalized, --max-len-a, --max-len-b and --min-len up to 1",
+        "CPU, prints no P- lines and takes, of the search options, --beam, --lenpen, "
+        "--unnormalized, --max-len-a, --max-len-b, --min-len up to 1, and --nbest, of "
+        "which all but the best can differ from fairseq's",
     )
     group.add_argument(
         "--quantization",

@@ -6,12 +6,14 @@ normalization. Where a cut model differs, zeros are added: a zero channel or hea
 adds nothing to any product, so the outputs stay the same.
 """
 
+import copy
 from typing import List, Sequence
 
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModelBase
 from torch import nn
 
+from .adapters import adapted_layers, fuse
 from .connectivity.groups import channel_groups
 from .ctranslate2_spec import ACTIVATIONS, SpecBuilder
 from .errors import UserError
@@ -54,8 +56,8 @@ def require_ctranslate2(option: str):
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model with everything fused that is beside its plain layers."""
-    return model
+    """The model, or a copy of it with its adapters fused."""
+    return fuse(copy.deepcopy(model)) if adapted_layers(model) else model
 
 
 def check_exportable(model: nn.Module, what: str) -> None:

@@ -253,8 +253,8 @@ def run(args) -> None:
     (model,), _ = checkpoint_utils.load_model_ensemble(
         [args.path], task=task, state=state
     )
-    model.eval()
-    check_exportable(plain(model), what)
+    model = plain(model.eval())
+    check_exportable(model, what)
     limits = [side.max_positions() for side in (model.encoder, model.decoder)]
     if args.max_length is not None:
         if args.max_length > max(limits):

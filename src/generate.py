@@ -16,6 +16,9 @@ instead. A sentence whose source line is empty is translated like any other and
 keeps its number. Sentences longer than the model's position tables are refused;
 with --skip-invalid-size-inputs-valid-test they are left out of the output and
 count as empty translations in BLEU.
+
+--engine ctranslate2 translates with the exported model (see export.py), in 8-bit
+integers with --quantization int8.
 """
 
 import importlib

@@ -13,6 +13,7 @@ from omegaconf import open_dict
 from .checkpoint_utils import damage, previous_checkpoint
 from .connectivity.budget import ParameterCount
 from .errors import UserError
+from .memory import keep_freed_memory
 from .optim.state import clear_moments, cut_optimizer
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class SRPTrainer(Trainer):
 
     def __init__(self, cfg, task, model, criterion, quantizer=None):
         super().__init__(cfg, task, model, criterion, quantizer)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         forget_best()
         self._epoch_itr = None
         optimization = cfg.optimization

@@ -8,7 +8,7 @@ import torch
 from conftest import RUN, TINY, run_training
 from generate_helpers import hypotheses, sentence_lines, translate
 
-from src import adaptation, export_adapters
+from src import adaptation, export, export_adapters
 from src.adapters import adapted_layers
 from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import base_parameters, channel_groups
@@ -185,6 +185,15 @@ def test_translation_with_an_adapter_file(data, cut_model, tmp_path, options):
     assert hypotheses(translate(data, fused)) == hypotheses(whole)
     stock = translate(data, adapted, "--fairseq-search")
     assert hypotheses(stock) == hypotheses(whole)
+
+
+@KINDS
+def test_export_of_adapted_models(data, cut_model, tmp_path, options):
+    finetune(data, cut_model, tmp_path, "--max-epoch", "1", *options)
+    adapted = str(tmp_path / "checkpoint_last.pt")
+    # it is compared with PyTorch's model, adapters and all, before it is kept
+    export.main([data, "--path", adapted, "--output", str(tmp_path / "exported")])
+    assert (tmp_path / "exported" / "model.bin").is_file()
 
 
 def test_adapters_of_the_checkpoint_are_fused_before_it_is_pruned(

@@ -47,7 +47,7 @@ both = pytest.mark.parametrize("method", METHODS)
 
 class TestSettings:
     @pytest.mark.parametrize(
-        "rank, expected", [(1, 1), (16, 16), (0.25, 8), (0.26, 8), (0.001, 1), (0.5, 16)]
+        "rank, expected", [(1, 1), (16, 16), (0.25, 8), (0.27, 9), (0.001, 1), (0.5, 16)]
     )
     def test_rank(self, rank, expected):
         assert SPLoRA(nn.Linear(40, 32), rank=rank).rank == expected
@@ -173,6 +173,9 @@ class TestCounts:
         attention.configure_parameter_read(masks=masks)
         count += -2 * 2 - 2 * 5 + 4 * 8 - 5
         assert sum(p.numel() for p in attention.parameters()) == count
+        packed = SPLoRA(nn.MultiheadAttention(8, 2), rank=2)  # one weight for q, k, v
+        packed.configure_parameter_read()
+        assert sum(p.numel() for p in packed.parameters()) == 4 * 2 * 16 + 4 * 8
 
     def test_weights_are_masked_too_when_they_are_read(self):
         adapted = SPLoRA(nn.Conv1d(10, 14, 3), rank=3)
@@ -318,6 +321,15 @@ class TestCut:
             assert (layer(x[:, :3]) - F.linear(x[:, :3], weight, layer.bias)
                     ).abs().max() < 1e-13
         assert (adapters.fuse(layer).weight - weight).abs().max() < 1e-14
+
+    def test_a_view_of_the_first_channels_is_seen(self, method):
+        layer, x = stir(METHODS[method](linear())).eval(), values(3, 10)
+        with torch.no_grad():
+            expected = layer(x)[:, :5]
+            name, dim = layer.follows[0]
+            for tensor in (layer.weight, layer.bias, getattr(layer, name)):
+                tensor.data = tensor.data[:5]
+            assert (layer(x) - expected).abs().max() < 1e-13
 
     def test_trains_and_loads_after_the_cut(self, method):
         layer, _ = self.cut_layer(method)

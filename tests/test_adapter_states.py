@@ -139,6 +139,20 @@ class TestSharedParameters:
                 adapters.fuse(found)
                 assert list(found.state_dict()) == list(layer.state_dict())
 
+    def test_no_place_for_saved_prototypes(self):
+        state = blocks(network()).state_dict()
+        taken = network()
+        taken.prototypes = nn.LayerNorm(2)
+        moved = {k.replace("prototypes", "extra.prototypes"): v for k, v in state.items()}
+        for net, saved, message in (
+            (taken, state, "prototypes, which the network uses for LayerNorm"),
+            (network(), moved, r"extra\.prototypes, but the network has no extra"),
+        ):
+            before = snapshot(net)
+            with pytest.raises(AdapterError, match=message):
+                adapters.insert_like(net, saved)
+            assert unchanged(net, before)
+
     def test_in_a_part_of_a_network(self):
         net = network()
         blocks(net.blocks, inplace=True)

@@ -1,4 +1,4 @@
-"""Export: the CTranslate2 model is the same function, and translates the same."""
+"""Export: the CTranslate2 model is the same function, and appears complete or not."""
 # ruff: noqa: F811  (fixtures are imported)
 
 import copy
@@ -11,23 +11,16 @@ import pytest
 import torch
 from conftest import DictionaryTask, build
 from generate_helpers import (
-    ARCH,
-    SENTENCES,
     checkpoints,
-    close_gates,
     corpus,
-    make_trainer,
     random_cut,
     random_pairs,
     run_tool,
-    save,
-    score_of,
-    sentence_lines,
     write_data,
 )
 from test_cut import VARIANTS
 
-from src import ctranslate2_check, ctranslate2_spec, export, generate
+from src import ctranslate2_check, ctranslate2_spec, export
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
 from src.ctranslate2_check import deviation, load_translator, random_pairs as pairs_of
@@ -279,21 +272,12 @@ def run_export(arguments) -> str:
     return run_tool(lambda: export.main(list(arguments)), arguments)
 
 
-@pytest.fixture(scope="module")
-def folder(corpus, checkpoints, tmp_path_factory) -> str:
-    """The cut checkpoint exported by the command line tool."""
-    path = tmp_path_factory.mktemp("export") / "model"
-    arguments = [corpus, "--path", checkpoints.cut, "--output", str(path)]
-    output = run_export([*arguments, "--max-length", "100", "--check-subset", "test"])
-    assert f"in {(path / 'model.bin').stat().st_size:,} bytes (float32)" in output
-    return str(path)
-
-
-def test_force_replaces_only_a_model(folder, corpus, checkpoints, tmp_path):
+def test_force_replaces_only_a_model(corpus, checkpoints, tmp_path):
     path = tmp_path / "model"
     arguments = [corpus, "--path", checkpoints.dense, "--output", str(path)]
-    run_export([*arguments, "--max-length", "80"])
+    output = run_export([*arguments, "--max-length", "80", "--check-subset", "test"])
     first = (path / "model.bin").stat().st_size
+    assert f"in {first:,} bytes (float32)" in output
     run_export([*arguments, "--max-length", "80", "--quantization", "int8", "--force"])
     assert (path / "model.bin").stat().st_size < 0.6 * first
     (path / "notes.txt").write_text("mine")
@@ -324,7 +308,7 @@ REFUSALS = {
     "other data": (["data={other}"], ["source dictionary has 21 types", "22"]),
     "no checkpoint": (["--path", "no.pt"], ["--path no.pt", "no such file"]),
     "damaged": (["--path", "{damaged}"], ["--path", "truncated"]),
-    "gated": (["--path", "{gated}"], ["pruning stage that is not finished", "after the cut"]),
+    "gated": (["--path", "{gated}"], ["stage that is not finished", "after the cut"]),
     "no subset": (["--check-subset", "dev"], ["--check-subset dev", "no such set"]),
     "too short": (["--max-length", "1"], ["--max-length 1", "at least 2"]),
     "too long": (["--max-length", "9999"], ["--max-length 9999", "limit is 1024"]),
@@ -369,209 +353,10 @@ def test_refused_in_one_line(case, corpus, checkpoints, tmp_path, capsys, monkey
     [
         (dict(activation_fn="relu_squared"), "--activation-fn relu_squared"),
         (dict(activation_fn="linear"), "--activation-fn linear"),
-        (dict(arch="transformer", decoder_input_dim=12), "--decoder-input-dim"),
+        (dict(arch="transformer", decoder_output_dim=12), "--decoder-output-dim"),
         (dict(arch="transformer", no_cross_attention=True), "no cross-attention"),
     ],
 )
 def test_models_that_ctranslate2_lacks(options, expected, tmp_path):
     with pytest.raises(UserError, match=expected):
         exported(build(**options), tmp_path)
-
-
-# -- translating -----------------------------------------------------------------------
-
-SEARCH = ["--batch-size", "4", "--no-progress-bar", "--cpu", "--remove-bpe"]
-SEARCH += ["--num-workers", "0"]  # a worker of torch takes five seconds to end
-
-
-@pytest.fixture(scope="module")
-def searchable(corpus, tmp_path_factory):
-    """Checkpoints, dense and cut, whose padding has probability 0.
-
-    CTranslate2 leaves out padding before it normalizes, fairseq after; in a trained
-    model that is no difference, in a random one of 21 types it is.
-    """
-    place = tmp_path_factory.mktemp("searchable")
-    trainer = make_trainer(corpus, [*ARCH, "--weighted-layernorm"])
-    model = trainer.get_model()
-    norm, table = model.decoder.layers[-1].final_layer_norm, model.decoder.embed_tokens
-    with torch.no_grad():  # the first channel of the output says "not padding"
-        norm.weight[0], norm.bias[0] = 0, 10
-        table.weight[:, 0] = 0
-        table.weight[1, 0] = -100
-    dense = save(trainer, place / "dense.pt")
-    keep = random_cut(model)
-    channel_groups(model)
-    name = model.decoder.embedding.name
-    keep[name] = torch.cat([torch.tensor([0]), keep[name][keep[name] > 0]])
-    cut(model, keep)
-    return {"dense": dense, "cut": save(trainer, place / "cut.pt")}
-
-
-def translate(corpus, path, *extra):
-    arguments = [corpus, "--path", path, *SEARCH, "--min-len", "0", *extra]
-    return run_tool(lambda: generate.main(list(arguments)), arguments)
-
-
-def lines_and_scores(output):
-    """Lines but H- and D- as they are; of these their text, and the scores."""
-    lines, scores = [], []
-    for line in sentence_lines(output, "STHD"):
-        parts = line.split("\t")
-        if line[0] in "HD":
-            scores.append(float(parts.pop(1)))
-        lines.append(parts)
-    return lines, scores
-
-
-SEARCHES = {
-    "beam 5": ["--beam", "5", "--max-len-b", "60"],
-    "greedy": ["--beam", "1", "--max-len-b", "30"],
-    "greedy to the limit": ["--beam", "1", "--max-len-b", "4"],
-    "n best": ["--beam", "4", "--nbest", "3", "--max-len-b", "40"],
-    "n best to the limit": ["--beam", "4", "--nbest", "4", "--max-len-b", "5"],
-    "source length": ["--beam", "3", "--max-len-a", "1", "--max-len-b", "6"],
-    "length penalty": ["--beam", "3", "--lenpen", "1.5", "--max-len-b", "40"],
-    "no penalty": ["--beam", "3", "--lenpen", "0", "--max-len-b", "20"],
-    "unnormalized": ["--beam", "3", "--unnormalized", "--max-len-b", "20"],
-    "one token": ["--beam", "2", "--max-len-b", "1"],
-    "tokens in a batch": ["--beam", "2", "--max-len-b", "9", "--max-tokens", "30"],
-}
-
-
-@pytest.mark.parametrize("kind", ["dense", "cut"])
-@pytest.mark.parametrize("search", SEARCHES)
-def test_the_same_hypotheses_and_bleu(search, kind, corpus, searchable):
-    path, options = searchable[kind], SEARCHES[search]
-    ours = translate(corpus, path, *options)
-    theirs = translate(corpus, path, *options, "--engine", "ctranslate2")
-    lines, scores = lines_and_scores(ours)
-    their_lines, their_scores = lines_and_scores(theirs)
-    assert their_lines == lines  # with the empty line, in the same order
-    assert np.abs(np.array(scores) - their_scores).max() <= 2e-4
-    assert score_of(theirs) == score_of(ours)
-    assert not sentence_lines(theirs, "P") and sentence_lines(ours, "P")
-
-
-def test_quantized_translation_and_its_report(corpus, searchable, tmp_path):
-    reports = {}
-    for name, options in (
-        ("pytorch", []),
-        ("int8", ["--engine", "ctranslate2", "--quantization", "int8"]),
-    ):
-        report = tmp_path / f"{name}.json"
-        arguments = [*SEARCHES["source length"], *options, "--report", str(report)]
-        output = translate(corpus, searchable["cut"], *arguments)
-        reports[name] = json.loads(report.read_text())
-        assert reports[name]["bleu"] == pytest.approx(score_of(output), abs=0.01)
-    ours, theirs = reports["pytorch"], reports["int8"]
-    assert ours["engine"] == "pytorch" and "quantization" not in ours
-    assert theirs["engine"] == f"ctranslate2 {__import__('ctranslate2').__version__}"
-    assert theirs["quantization"] == "int8" and theirs["device"] == "cpu"
-    assert set(theirs) - set(ours) == {"quantization", "compute_type"}
-    assert theirs["sentences"] == SENTENCES and theirs["tokens_per_second"] > 0
-    for name in ("parameters", "widths", "flops"):
-        assert theirs[name] == ours[name]
-
-
-def test_an_exported_folder(corpus, checkpoints, folder, tmp_path):
-    options = [*SEARCHES["source length"], "--engine", "ctranslate2"]
-    temporary = translate(corpus, checkpoints.cut, *options)
-    report = tmp_path / "report.json"
-    options += ["--ctranslate2-model", folder, "--report", str(report)]
-    given = translate(corpus, checkpoints.cut, *options)
-    assert sentence_lines(given) == sentence_lines(temporary)
-    facts = json.loads(report.read_text())
-    assert facts["model_bytes"] == os.path.getsize(f"{folder}/model.bin")
-    assert facts["quantization"] == "float32"
-
-
-def test_threads_of_either_engine(corpus, checkpoints):
-    before = torch.get_num_threads()
-    try:
-        for engine in ("pytorch", "ctranslate2"):
-            options = [*SEARCHES["one token"], "--engine", engine, "--cpu-threads", "2"]
-            translate(corpus, checkpoints.cut, *options)
-            assert torch.get_num_threads() == 2
-            torch.set_num_threads(before)
-    finally:
-        torch.set_num_threads(before)
-
-
-CT2 = ["--engine", "ctranslate2"]
-GENERATE_REFUSALS = {
-    "quantization alone": (["--quantization", "int8"], ["--quantization int8", "--engine"]),
-    "folder alone": (["--ctranslate2-model", "x"], ["--ctranslate2-model x", "--engine"]),
-    "both": (
-        [*CT2, "--ctranslate2-model", "{folder}", "--quantization", "int8"],
-        ["--quantization int8", "has its own"],
-    ),
-    "no folder": ([*CT2, "--ctranslate2-model", "x"], ["--ctranslate2-model x", "model.bin"]),
-    "another model": (
-        [*CT2, "--ctranslate2-model", "{folder}", "--path", "{dense}"],
-        ["--ctranslate2-model", "is not of", "not the same"],
-    ),
-    "damaged folder": (
-        [*CT2, "--ctranslate2-model", "{broken}"],
-        ["--ctranslate2-model", "can't load it"],
-    ),
-    "short positions": (
-        [*CT2, "--ctranslate2-model", "{short}"],
-        ["--ctranslate2-model", "6 source tokens", "--max-length"],
-    ),
-    "gated": ([*CT2, "--path", "{gated}"], ["--path", "not finished"]),
-    "two models": ([*CT2, "--path", "{dense}:{dense}"], ["names several"]),
-    "sampling": ([*CT2, "--sampling", "--beam", "1"], ["--sampling", "--engine pytorch"]),
-    "n-grams": ([*CT2, "--no-repeat-ngram-size", "3"], ["--no-repeat-ngram-size 3"]),
-    "prefix": ([*CT2, "--prefix-size", "1"], ["--prefix-size 1"]),
-    "unknown words": ([*CT2, "--unkpen", "0.5"], ["--unkpen 0.5"]),
-    "temperature": ([*CT2, "--temperature", "0.5"], ["--temperature 0.5"]),
-    "alignment": ([*CT2, "--print-alignment"], ["--print-alignment hard"]),
-    "least length": ([*CT2, "--min-len", "5"], ["--min-len 5", "at most 1"]),
-    "no length": ([*CT2, "--max-len-b", "0"], ["--max-len-b 0"]),
-    "half": ([*CT2, "--cpu-bf16"], ["--cpu-bf16"]),
-    "overrides": ([*CT2, "--model-overrides", "{{'dropout': 0}}"], ["--model-overrides"]),
-    "threads": (["--cpu-threads", "0"], ["--cpu-threads 0", "at least 1"]),
-    "not installed": ([*CT2, "missing"], ["--engine", "pip install ctranslate2=="]),
-}
-
-
-@pytest.fixture(scope="module")
-def folders(folder, corpus, checkpoints, tmp_path_factory):
-    """A damaged export, and one for short sentences."""
-    place = tmp_path_factory.mktemp("folders")
-    for name in ("broken", "short"):
-        (place / name).mkdir()
-    for name in os.listdir(folder):
-        data = Path(folder, name).read_bytes()
-        (place / "broken" / name).write_bytes(data[: len(data) // 2 * 2 - 2000])
-        if name.endswith(".json"):
-            (place / "broken" / name).write_bytes(data)
-    run_export(
-        [corpus, "--path", checkpoints.cut, "--output", str(place / "short"), "--force"]
-        + ["--max-length", "6"]
-    )
-    return {name: str(place / name) for name in ("broken", "short")}
-
-
-@pytest.mark.parametrize("case", GENERATE_REFUSALS)
-def test_generate_refuses_before_any_work(
-    case, corpus, checkpoints, folder, folders, capsys, monkeypatch
-):
-    def no_work(*args, **kwargs):
-        raise AssertionError("translation has begun")
-
-    monkeypatch.setattr(generate, "translate", no_work)
-    given, expected = GENERATE_REFUSALS[case]
-    if given[-1] == "missing":
-        given = given[:-1]
-        monkeypatch.setitem(__import__("sys").modules, "ctranslate2", None)
-    places = {"folder": folder, **folders, **checkpoints._asdict()}
-    given = [a.format(**places) for a in given]
-    with pytest.raises(SystemExit) as stopped:
-        translate(corpus, checkpoints.cut, *given)
-    assert stopped.value.code == 2
-    messages = [m for m in capsys.readouterr().err.split("\n") if m.startswith("error: ")]
-    assert len(messages) == 1
-    for part in expected:
-        assert part in messages[0]

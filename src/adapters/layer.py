@@ -7,6 +7,7 @@ dtype and device stay as they are. The base weight stays where it was, frozen.
 Legend: ``n`` outputs, ``m`` inputs of a weight ``W [n, m]``.
 """
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
@@ -254,9 +255,7 @@ class AdaptedLayer(AdapterModule):
     @torch.no_grad()
     def to_module(self) -> nn.Module:
         """A plain layer with ``W + update``, which owns its storage."""
-        import copy
-
-        weights = {n: w.clone() for n, w in self.adapted_weights().items()}
+        weights = {n: w.contiguous() for n, w in self.adapted_weights().items()}
         plain = copy.deepcopy(self)
         plain.become_plain(weights)
         drop_shared(plain)
@@ -363,7 +362,7 @@ def fuse(network: nn.Module) -> nn.Module:
     fused: Dict[int, Tensor] = {}
     for layer in layers.values():
         for path, weight in layer.adapted_weights().items():
-            fused[id(attribute(layer, path))] = weight.clone()
+            fused[id(attribute(layer, path))] = weight.contiguous()
     for layer in layers.values():
         paths = dict.fromkeys(part.weight for part in parts(layer))
         layer.become_plain({p: fused[id(attribute(layer, p))] for p in paths})

@@ -85,7 +85,8 @@ def recognise(network: nn.Module, entries: Mapping[str, Tensor]) -> Found:
     for name, layer in layers.items():
         if isinstance(layer, AdaptedLayer) and id(layer) not in held:
             raise AdapterError(
-                f"{name or 'the layer'} has an adapter, but the state dict holds none for it"
+                f"{name or 'the layer'} has an adapter, but the state dict holds none for "
+                "it"
             )
     _refuse_unknown(network, entries, found)
     return found

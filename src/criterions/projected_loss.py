@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules.linear import Linear, linear, times, weight_gradient
+from ..modules.linear import Linear, lies_transposed, linear, times, weight_gradient
 
 # Logits in memory at once: 16 MB, so that buffers are used again instead of paged in.
 _LOGITS = 1 << 22
@@ -99,8 +99,8 @@ def projected_nll(
     Shapes:
         features ``[B, T, D]``, target ``[B, T]``.
     """
-    # fairseq's decoder works in [T, B, D]; that order needs no copy here
-    features, target = features.transpose(0, 1), target.t()
+    if lies_transposed(features):
+        features, target = features.transpose(0, 1), target.t()
     features = features.reshape(-1, features.shape[-1])
     target = target.reshape(-1)
     index = target.ne(padding_idx).nonzero().squeeze(1)

@@ -1,5 +1,6 @@
 """Dropout with cheap masks on CPUs, and the gate of an embedding."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,17 +11,34 @@ from ..connectivity.groups import ChannelGroup
 _LEVELS = 1 << 16
 
 
-class _MaskedScale(torch.autograd.Function):
+def _draws(count: int) -> Tensor:
+    """``[count]`` random int16, drawn by a generator that PyTorch's seeds."""
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    raw = np.random.SFC64(seed).random_raw((count + 3) // 4)
+    return torch.from_numpy(raw.view(np.int16))[:count]
+
+
+def _kept(draws: Tensor, threshold: int, size, stride, dtype) -> Tensor:
+    """1 where an element is kept, 0 where it is dropped, in the order of memory."""
+    kept = torch.empty_strided(size, stride, dtype=dtype)
+    torch.ge(draws, threshold - _LEVELS // 2, out=kept.as_strided(draws.shape, (1,)))
+    return kept
+
+
+class _CpuDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, mask, scale):
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return torch.mul(x, mask).mul_(scale)
+    def forward(ctx, x, draws, threshold):
+        ctx.save_for_backward(draws)
+        ctx.threshold = threshold
+        ctx.layout = x.shape, torch.empty_like(x).stride()
+        ctx.scale = _LEVELS / (_LEVELS - threshold)
+        return _kept(draws, threshold, *ctx.layout, x.dtype).mul_(x).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, grad):
-        (mask,) = ctx.saved_tensors
-        return torch.mul(grad, mask).mul_(ctx.scale), None, None
+        (draws,) = ctx.saved_tensors
+        kept = _kept(draws, ctx.threshold, *ctx.layout, grad.dtype)
+        return kept.mul_(grad).mul_(ctx.scale), None, None
 
 
 def cpu_dropout(x: Tensor, p: float) -> Tensor:
@@ -29,11 +47,7 @@ def cpu_dropout(x: Tensor, p: float) -> Tensor:
     ``F.dropout`` draws one number per element in one thread, 13 % of a training
     step; here every 64-bit draw makes four decisions.
     """
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64)
-    draws.random_(-(2**63), None)
-    threshold = round(p * _LEVELS)
-    mask = draws.view(torch.int16)[: x.numel()] >= threshold - _LEVELS // 2
-    return _MaskedScale.apply(x, mask.view(x.shape), _LEVELS / (_LEVELS - threshold))
+    return _CpuDropout.apply(x, _draws(x.numel()), round(p * _LEVELS))
 
 
 class Dropout(FairseqDropout):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..connectivity.groups import ChannelGroup
+from .linear import lies_transposed
 
 
 class _WeightedNorm(torch.autograd.Function):
@@ -68,6 +69,8 @@ class WeightedLayerNorm(nn.Module):
         return self._group[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        if lies_transposed(x):
+            return self.forward(x.transpose(0, 1)).transpose(0, 1)
         group = self.group
         weight, bias = self.weight, self.bias
         if group.gated:

@@ -10,6 +10,17 @@ from fairseq.modules import MultiheadAttention
 from ..connectivity.groups import ChannelGroup
 
 
+def _in_autocast_type(query: Tensor, key: Optional[Tensor]):
+    """Inputs of several projections, cast once where each would cast them for itself."""
+    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return query, key
+    dtype = torch.get_autocast_dtype("cpu")
+    if key is query:
+        query = key = query.to(dtype)
+        return query, key
+    return query, key if key is None else key.to(dtype)
+
+
 class SRPMultiheadAttention(MultiheadAttention):
     """fairseq's attention on ``scaled_dot_product_attention``, with two channel groups.
 
@@ -91,6 +102,7 @@ class SRPMultiheadAttention(MultiheadAttention):
             averaged over heads or ``[H, B, T, S]`` per head.
         """
         length, batch, _ = query.shape
+        query, key = _in_autocast_type(query, key)
         q = self._split_heads(self.qk.gate(self.q_proj(query)))
 
         saved = None
@@ -108,7 +120,9 @@ class SRPMultiheadAttention(MultiheadAttention):
                         -1, self.beam_size, key_padding_mask.size(1)
                     )[:, 0]
             k = self._split_heads(self.k_proj(key))
-            v = self._split_heads(self.v_proj(key))
+            # values are gated rather than what attention makes of them, which is the
+            # same and would be kept twice for the backward pass
+            v = self._split_heads(self.vo.gate(self.v_proj(key)))
             if saved is not None and not static_kv:
                 if "prev_key" in saved:
                     k = torch.cat([saved["prev_key"], k], dim=2)
@@ -143,7 +157,7 @@ class SRPMultiheadAttention(MultiheadAttention):
         if beams > 1:
             heads = heads.unflatten(2, (beams, length)).transpose(1, 2).flatten(0, 1)
         heads = heads.permute(2, 0, 1, 3).reshape(length, batch, -1)
-        output = self.out_proj(self.vo.gate(heads))
+        output = self.out_proj(heads)
 
         if weights is not None:
             if beams > 1:

@@ -1,0 +1,72 @@
+"""Does training with --cpu-bf16 reach the validation loss of float32?
+
+    bash scripts/demo_preprocess.sh
+    python benchmarks/precision.py --seeds 3
+
+Trains the demo's base model in both precisions with several seeds. The difference
+that precision makes is to be judged beside the difference that the seed makes.
+"""
+
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from common import ROOT, arguments, report
+
+OPTIONS = [
+    *("--arch", "srp_demo_de_en", "--share-decoder-input-output-embed"),
+    *("--task", "SRPtranslation", "--optimizer", "srp_adam"),
+    *("--adam-betas", "(0.9, 0.98)", "--clip-norm", "0.0", "--dropout", "0.1"),
+    *("--weight-decay", "0.0001", "--criterion", "srp", "--label-smoothing", "0.1"),
+    *("--max-tokens", "2048", "--lr", "3e-3", "--lr-scheduler", "inverse_sqrt"),
+    *("--warmup-updates", "200", "--no-save", "--cpu", "--log-format", "none"),
+]
+
+
+def last_loss(data: str, epochs: int, seed: int, low: bool) -> float:
+    """Validation loss after training, in bits per token."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, ROOT / "src" / "train.py", data, *OPTIONS]
+            + ["--max-epoch", str(epochs), "--seed", str(seed), "--save-dir", folder]
+            + (["--cpu-bf16"] if low else []),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        with open(Path(folder) / "results.csv", encoding="utf-8") as stream:
+            return float(list(csv.DictReader(stream))[-1]["valid_loss"])
+
+
+def main():
+    parser = arguments(__doc__, "")
+    parser.add_argument("--data", default=str(ROOT / "data-bin" / "demo.de-en"))
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3, help="number of them")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for name, low in (("float32", False), ("--cpu-bf16", True)):
+        losses = [last_loss(args.data, args.epochs, s + 1, low) for s in range(args.seeds)]
+        rows.append(
+            {
+                "precision": name,
+                **{f"seed {s + 1}": loss for s, loss in enumerate(losses)},
+                "mean": round(statistics.mean(losses), 4),
+                "deviation": round(statistics.stdev(losses), 4),
+            }
+        )
+    report(
+        "Validation loss of the demo's base model",
+        rows,
+        args.output,
+        epochs=args.epochs,
+        data="demo corpus",
+    )
+
+
+if __name__ == "__main__":
+    main()
