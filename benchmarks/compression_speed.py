@@ -103,7 +103,7 @@ def in_ctranslate2(args, model, dictionaries: Task, quantization: str) -> Transl
     both = dictionaries.source_dictionary, dictionaries.target_dictionary
     with tempfile.TemporaryDirectory() as folder:
         export(model, both, folder, quantization, "the model")
-        translator = load_translator(folder, "the model", threads=args.threads)
+        translator = load_translator(folder, "the model")
     symbols = vocabulary(both[0])
     batches = [
         [[symbols[word] for word in sentence[:-1]] for sentence in batch.tolist()]

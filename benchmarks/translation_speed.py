@@ -53,7 +53,7 @@ def as_fairseq_transformer(path: str, task):
     return model
 
 
-def generator_of(engine: str, model, task, search, threads: int):
+def generator_of(engine: str, model, task, search):
     """What ``task.inference_step`` takes as generator."""
     model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
     if engine in QUANTIZATIONS:
@@ -64,7 +64,7 @@ def generator_of(engine: str, model, task, search, threads: int):
         with tempfile.TemporaryDirectory() as folder:
             export(model, both, folder, QUANTIZATIONS[engine], "checkpoint")
             limit = model.max_decoder_positions()
-            return CTranslate2Generator(folder, both, search, limit, threads, "checkpoint")
+            return CTranslate2Generator(folder, both, search, limit, "checkpoint")
     task.cfg.fairseq_search = engine in (STOCK, "fairseq-search")
     task.cfg.cpu_bf16 = engine == "pytorch-bf16"
     try:
@@ -107,7 +107,7 @@ def main():
         sizes[path] = sum(p.numel() for p in model.parameters())
         for engine in [*([STOCK] if number == 0 else []), *engines]:
             used = as_fairseq_transformer(path, task) if engine == STOCK else model
-            generator = generator_of(engine, used, task, search, args.threads)
+            generator = generator_of(engine, used, task, search)
 
             def translate(key=(engine, path), task=task, generator=generator, model=used):
                 found[key] = [
@@ -117,13 +117,12 @@ def main():
                 ]
 
             variants[engine, path] = translate
-        reference = generator_of("fairseq-search", model, task, search, args.threads)
-        variants_reference = [
+        reference = generator_of("fairseq-search", model, task, search)
+        found["reference", path] = [
             hypotheses[0]["tokens"].tolist()
             for batch in batches
             for hypotheses in task.inference_step(reference, [model], batch)
         ]
-        found["reference", path] = variants_reference
     times = interleave(variants, args.rounds, warmup=1)
     tokens = {key: sum(map(len, hypotheses)) for key, hypotheses in found.items()}
     base = STOCK, args.checkpoints[0]

@@ -6,7 +6,7 @@
 
 Options and output lines are fairseq-generate's (log lines go to standard error);
 then follows BLEU of the detokenized text with sacreBLEU's signature. What
-differs: this plug-in and its task are the defaults, and so is
+differs: this plug-in and its task are the defaults, and so are --num-workers 0 and
 --required-batch-size-multiple 1, because fairseq's 8 leaves out the sentences of
 an incomplete last batch.
 
@@ -57,7 +57,8 @@ def _known_arch(name: str) -> str:
 def get_parser() -> argparse.ArgumentParser:
     """fairseq-generate's options and this tool's own."""
     parser = options.get_generation_parser(default_task="SRPtranslation")
-    parser.set_defaults(required_batch_size_multiple=1)
+    # a worker process costs seconds when it ends, and batches are made in no time
+    parser.set_defaults(required_batch_size_multiple=1, num_workers=0)
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "%(prog)s DATA --path CHECKPOINT [options]"

@@ -125,6 +125,15 @@ class _Linear(torch.autograd.Function):
         return by_x, by_weight, by_bias
 
 
+def lies_transposed(x: Tensor) -> bool:
+    """Whether ``x [T, B, D]`` lies in memory as ``[B, T, D]``.
+
+    fairseq's layers take the former, embeddings and attention make the latter. What
+    works row by row goes through the transposed view, which needs no copy.
+    """
+    return x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """``F.linear``; large float32 products on oneDNN where that is faster.
 
@@ -134,6 +143,8 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     Shapes:
         x ``[..., in]``, weight ``[out, in]``, bias ``[out]``, result ``[..., out]``.
     """
+    if lies_transposed(x):
+        return linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
     if not _pays(x, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (
@@ -145,23 +156,12 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
-def lies_transposed(x: Tensor) -> bool:
-    """Whether ``x [T, B, D]`` lies in memory as ``[B, T, D]``.
-
-    fairseq's layers take the former, embeddings and attention make the latter. What
-    works row by row goes through the transposed view, which needs no copy.
-    """
-    return x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
-
-
 class Linear(nn.Linear):
     """``nn.Linear`` on :func:`linear`; nothing but ``forward`` differs."""
 
     product = staticmethod(linear)  # what adapted layers of this class multiply with
 
     def forward(self, input: Tensor) -> Tensor:
-        if lies_transposed(input):
-            return self.forward(input.transpose(0, 1)).transpose(0, 1)
         return linear(input, self.weight, self.bias)
 
 
