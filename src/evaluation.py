@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from .adapters import adapted_layers, report as adapter_report
 from .connectivity.budget import ParameterCount
+from .connectivity.groups import base_parameters
 from .flops_counter import count_flops
 
 
@@ -89,18 +91,29 @@ def serialized_bytes(model: nn.Module) -> int:
     return buffer.tell()
 
 
+def learned_parameters(model: nn.Module) -> int:
+    """Parameters of adapters and the biases learned with them; 0 without adapters."""
+    if not adapted_layers(model):
+        return 0
+    total = adapter_report(model)[-1]
+    return total["adapter"] + total["biases"]
+
+
 def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
     """Parameters, bytes and widths of a model and its checkpoint.
 
     Returns:
-        ``parameters`` and ``uncut_parameters`` (connectivity is not one),
+        ``parameters`` and ``uncut_parameters`` (connectivity is not one; adapters
+        are not counted, fused they are part of the weights), ``adapter_parameters``
+        that were learned in their place, with biases,
         ``checkpoint_bytes`` as the file lies there (training's hold the
         optimizer's state too), ``model_bytes`` of the weights alone, and
         ``widths``: group name to [width, width in the uncut model].
     """
     count = ParameterCount(model)
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in base_parameters(model)),
+        "adapter_parameters": learned_parameters(model),
         "uncut_parameters": count(count.original),
         "checkpoint_bytes": os.path.getsize(path),
         "model_bytes": serialized_bytes(model),

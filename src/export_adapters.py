@@ -30,7 +30,7 @@ from typing import List, Optional  # noqa: E402
 import torch  # noqa: E402
 
 from . import adaptation  # noqa: E402
-from .adapters import adapted_layers, fuse  # noqa: E402
+from .adapters import adapted_layers, fuse, report  # noqa: E402
 from .average_checkpoints import without_weights  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
 from .cli import ArgumentParser, set_up_logging  # noqa: E402
@@ -82,6 +82,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         raise UserError(
             f"--path {args.path}: has no adapters; give a checkpoint trained with --adapter"
         )
+    total = report(model)[-1]  # before they are fused
     if args.fuse:
         head = without_weights(state)
         with atomic_write(args.output, "wb") as stream:
@@ -92,5 +93,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         done = "written"
     print(
         f"adapters of {len(layers)} layers {done}: {args.output}, "
-        f"{os.path.getsize(args.output):,} bytes"
+        f"{os.path.getsize(args.output):,} bytes; learned {total['adapter']:,} adapter "
+        f"parameters and {total['biases']:,} biases, {total['percent']:.2f} % of the "
+        f"{total['base']:,} that full finetuning learns and stores"
     )

@@ -24,7 +24,7 @@ VARIANTS = {
     "wide decoder": dict(
         decoder_embed_dim=24, decoder_layers=1, decoder_attention_heads=3
     ),
-    "gelu": dict(activation_fn="gelu"),
+    "gelu": dict(activation_fn="gelu_accurate"),  # its "gelu" rounds to float32
 }
 
 

@@ -62,3 +62,14 @@ def test_options_in_the_table_are_in_the_help(capsys):
     assert len(named) > 12
     for option in named:
         assert re.search(rf"{option}\b", text), option
+
+
+def test_the_adapters_example_runs():
+    code = re.findall(r"```python\n(.*?)```", TEXTS[1], re.S)
+    assert len(code) == 2
+    namespace = {}
+    for part in code:
+        exec(part, namespace)
+    shapes = [tuple(p.shape) for p in namespace["layer"].parameters()]
+    kept = int(namespace["keep_in"].sum()), int(namespace["keep_out"].sum())
+    assert sorted(shapes) == sorted([(32, kept[0]), (kept[1], 32), (kept[1],)])
