@@ -22,6 +22,13 @@ SHAPES = {
     "iwslt": (512, 1024, 4, 6),
 }
 
+TRAINING = ["--lr", "1e-4", "--adam-betas", "(0.9,0.98)", "--weight-decay", "1e-4"]
+TRAINING += ["--label-smoothing", "0.1"]
+SRP = ["--task", "SRPtranslation", "--arch", "srp", "--criterion", "srp"]
+SRP += ["--optimizer", "srp_adam", "--weighted-layernorm"]
+STOCK = ["--task", "translation", "--arch", "transformer", "--optimizer", "adam"]
+STOCK += ["--criterion", "label_smoothed_cross_entropy"]
+
 
 def dimensions(shape: str) -> list:
     embed, ffn, heads, layers = SHAPES[shape]
@@ -67,20 +74,15 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    common = dimensions(args.arch) + ["--lr", "1e-4", "--adam-betas", "(0.9,0.98)"]
-    common += ["--weight-decay", "1e-4", "--label-smoothing", "0.1"]
-    srp = ["--task", "SRPtranslation", "--arch", "srp", "--criterion", "srp"]
-    srp += ["--optimizer", "srp_adam", "--weighted-layernorm"]
-    stock = ["--task", "translation", "--arch", "transformer", "--optimizer", "adam"]
-    stock += ["--criterion", "label_smoothed_cross_entropy"]
+    common = dimensions(args.arch) + TRAINING
     variants = {
-        "fairseq transformer": stock,
-        "SRP dense": srp,
-        "SRP shrinking": srp,
+        "fairseq transformer": STOCK,
+        "SRP dense": SRP,
+        "SRP shrinking": SRP,
     }
     if torch.cpu._is_avx512_bf16_supported():
-        variants["SRP dense, --cpu-bf16"] = srp + ["--cpu-bf16"]
-        variants["SRP shrinking, --cpu-bf16"] = srp + ["--cpu-bf16"]
+        variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
+        variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
     chosen = args.variants.split(",") if args.variants else list(variants)
     with temporary_data() as data:
         steps = {}

@@ -94,6 +94,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     print(
         f"adapters of {len(layers)} layers {done}: {args.output}, "
         f"{os.path.getsize(args.output):,} bytes; learned {total['adapter']:,} adapter "
-        f"parameters and {total['biases']:,} biases, {total['percent']:.2f} % of the "
+        f"parameters and {total['biases']:,} biases ({total['mask_bits']:,} mask bits), "
+        f"{total['percent']:.2f} % of the "
         f"{total['base']:,} that full finetuning learns and stores"
     )
