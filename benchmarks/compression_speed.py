@@ -115,6 +115,7 @@ def in_ctranslate2(args, model, dictionaries: Task, quantization: str) -> Transl
         "max_decoding_length": args.length,
         "suppress_sequences": [[dictionaries.target_dictionary.pad_word]],
         "max_input_length": 0,
+        "max_batch_size": 16,  # as generate.py has it
     }
 
     def translate() -> int:

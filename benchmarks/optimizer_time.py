@@ -19,14 +19,14 @@ def stepper(trainer):
     for parameter in trainer.get_model().parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimizer, stage = trainer.optimizer, trainer.stage
-    freezer = stage.freezer if stage is not None else None
+    if stage is None:
+        return optimizer.step
+    freezer = stage.freezer
 
     def step():
-        if freezer is not None:
-            freezer.mask_gradients()
+        freezer.mask_gradients()
         optimizer.step()
-        if freezer is not None:
-            freezer.restore()
+        freezer.restore()
 
     return step
 

@@ -1,10 +1,19 @@
-"""Time of a training step: SRP dense, while shrinking and in bfloat16, against fairseq.
+"""Time and memory of a training step: SRP dense, shrinking, in bfloat16; and fairseq.
 
     python benchmarks/step_time.py --arch multi30k
 
-All variants take the same batch through fairseq's trainer, interleaved; the
-figure is the ratio to fairseq's transformer with fairseq's Adam in the same round.
+All variants take the same batch through fairseq's trainer, each in a process of its
+own, one step at a time in a new random order each round; the figure is the ratio to
+fairseq's transformer with fairseq's Adam in the same round.
+
+"tensors MB" is the most that the tensors made in a step take at once, counted by
+PyTorch's profiler: exact, the same in every run, without what exists already (weights,
+moments). "process MB" is the peak of the process's resident memory over all steps, as
+the kernel counts it: with libraries, and what the allocator could not use again.
 """
+
+import multiprocessing
+import resource
 
 import torch
 from common import (
@@ -65,40 +74,97 @@ def shrinking(trainer) -> None:
     trainer._epoch_itr = Endless()
 
 
+def tensor_peak(step) -> int:
+    """Bytes that the tensors allocated in a call of ``step`` take at once, at most."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        step()
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    present = peak = 0
+    for _, size in sorted(events):
+        present += size
+        peak = max(peak, present)
+    return peak
+
+
+def work(connection, data: str, options: list, shrinks: bool, args) -> None:
+    """A process with one variant: "step" makes one, "memory" tells the peaks."""
+    torch.set_num_threads(args.threads)
+    trainer = build_trainer(data, options)
+    if shrinks:
+        shrinking(trainer)
+    types = len(trainer.task.source_dictionary)
+    batch = synthetic_batch(args.tokens, args.length, types, types)
+    connection.send("ready")
+    while True:
+        wish = connection.recv()
+        if wish == "end":
+            return
+        if wish == "memory":
+            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+            connection.send((tensor_peak(lambda: trainer.train_step([batch])), resident))
+        else:
+            trainer.train_step([batch])
+            connection.send("done")
+
+
+class Worker:
+    """The near end of a process that runs :func:`work`."""
+
+    def __init__(self, *given):
+        context = multiprocessing.get_context("spawn")
+        self.connection, far = context.Pipe()
+        self.process = context.Process(target=work, args=(far, *given), daemon=True)
+        self.process.start()
+        far.close()
+        self.connection.recv()
+
+    def __call__(self, wish: str = "step"):
+        self.connection.send(wish)
+        return self.connection.recv()
+
+    def close(self) -> None:
+        self.connection.send("end")
+        self.process.join()
+
+
 def main():
     parser = arguments(__doc__, "")
     parser.add_argument("--arch", choices=SHAPES, default="multi30k")
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence")
-    parser.add_argument("--variants", default="", help="comma separated (default: all)")
+    parser.add_argument("--variants", default="", help="separated by ; (default: all)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
 
-    common = dimensions(args.arch) + TRAINING
-    variants = {
-        "fairseq transformer": STOCK,
-        "SRP dense": SRP,
-        "SRP shrinking": SRP,
-    }
+    base = "fairseq transformer"
+    variants = {base: STOCK, "SRP dense": SRP, "SRP shrinking": SRP}
     if torch.cpu._is_avx512_bf16_supported():
         variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
-    chosen = args.variants.split(",") if args.variants else list(variants)
+    if args.variants:
+        chosen = [base, *args.variants.split(";")]
+        variants = {name: o for name, o in variants.items() if name in chosen}
+    common = dimensions(args.arch) + TRAINING
     with temporary_data() as data:
-        steps = {}
-        for name, options in variants.items():
-            if name not in chosen:
-                continue
-            trainer = build_trainer(data, options + common)
-            if "shrinking" in name:
-                shrinking(trainer)
-            types = len(trainer.task.source_dictionary)
-            batch = synthetic_batch(args.tokens, args.length, types, types)
-            steps[name] = lambda t=trainer, b=batch: t.train_step([b])
-        times = interleave(steps, args.rounds)
+        workers = {
+            name: Worker(data, options + common, "shrinking" in name, args)
+            for name, options in variants.items()
+        }
+        rows = ratios(interleave(workers, args.rounds), base)
+        for row in rows:
+            worker = workers[row["variant"]]
+            tensors, resident = worker("memory")
+            row["tensors MB"] = round(tensors / 2**20)
+            row["process MB"] = round(resident / 2**20)
+            worker.close()
+    torch.set_num_threads(args.threads)  # for the report
     report(
         f"Training step, {args.arch} shape",
-        ratios(times, "fairseq transformer"),
+        rows,
         args.output,
         tokens=args.tokens,
         length=args.length,

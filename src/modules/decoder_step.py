@@ -16,7 +16,7 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 
 from ..adapters import adapted_weight
-from .linear import linear
+from .linear import PackedLinear
 
 _SLOTS = 64  # of keys and values, to begin with; doubled when they are full
 
@@ -31,21 +31,16 @@ class _Product:
 
     def __init__(self, *parts: Tuple[Tensor, Optional[Tensor]], bfloat16: bool = False):
         weights, biases = zip(*parts)
-        self.weight = torch.cat(weights) if len(parts) > 1 else weights[0]
-        self.bias = None
+        weight, bias = torch.cat(weights) if len(parts) > 1 else weights[0], None
         if any(bias is not None for bias in biases):
-            biases = [w.new_zeros(len(w)) if b is None else b for w, b in parts]
-            self.bias = torch.cat(biases)
-        self.bfloat16 = bfloat16
-        if bfloat16:
-            self.weight = self.weight.bfloat16()
-            self.bias = None if self.bias is None else self.bias.bfloat16()
+            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in parts])
+        self.dtype = torch.bfloat16 if bfloat16 else weight.dtype
+        bias = bias if bias is None else bias.to(self.dtype)
+        self.linear = PackedLinear(weight.to(self.dtype), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, in]`` to ``[rows, out]``."""
-        if self.bfloat16:
-            return F.linear(x.bfloat16(), self.weight, self.bias).to(x.dtype)
-        return linear(x, self.weight, self.bias)
+        return self.linear(x.to(self.dtype)).to(x.dtype)
 
 
 def _gate(module: nn.Module, name: str) -> Optional[Tensor]:
@@ -248,7 +243,7 @@ class DecoderStep:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
     """Attention of scaled queries ``[B, H, n, K]``; ``[B*n, H*V]``.
 
-    Plain products: with n of a few rows they are twice as fast as the fused
+    Plain products: with n of a few rows they are a tenth faster than the fused
     operator, whose blocks are made for long queries.
     """
     scores = torch.matmul(q, k.transpose(-2, -1))

@@ -156,6 +156,32 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
+class PackedLinear:
+    """``x Wᵀ + b`` with a constant weight, laid out as oneDNN reads it where that runs.
+
+    Few rows profit most: unpacked, the weight is laid out anew for every product.
+
+    Args:
+        weight: ``[out, in]``, float32 or bfloat16 to be packed.
+        bias: ``[out]`` or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
+        self.weight, self.bias = weight.detach(), bias
+        self._packed = None
+        packable = weight.dtype in (torch.float32, torch.bfloat16)
+        if packable and weight.device.type == "cpu" and uses_onednn():
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(
+                self.weight.contiguous(), 64
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[rows, in]`` to ``[rows, out]``."""
+        if self._packed is None or len(x) < _LEAST_ROWS:
+            return F.linear(x, self.weight, self.bias)
+        return _onednn(x, self._packed, self.bias)
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` on :func:`linear`; nothing but ``forward`` differs."""
 
