@@ -30,7 +30,7 @@ class Freezer:
                 for dim, group in dims.items()
                 if group.name in removed and len(removed[group.name])
             ]
-            if channels:
+            if channels and parameter.is_floating_point():  # adapters tie positions too
                 mask = torch.zeros_like(parameter, dtype=torch.bool)
                 for indicator in channels:
                     mask |= indicator.bool()
