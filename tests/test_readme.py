@@ -1,7 +1,10 @@
 """The README's commands are understood and its files exist."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -73,3 +76,9 @@ def test_the_adapters_example_runs():
     shapes = [tuple(p.shape) for p in namespace["layer"].parameters()]
     kept = int(namespace["keep_in"].sum()), int(namespace["keep_out"].sum())
     assert sorted(shapes) == sorted([(32, kept[0]), (kept[1], 32), (kept[1],)])
+
+
+def test_adapters_need_no_fairseq():
+    code = "import adapters, sys; assert 'fairseq' not in sys.modules; adapters.SPLoRA"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
