@@ -87,6 +87,29 @@ def test_cpu_dropout(p):
     assert torch.equal(again == 0, dropped)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cpu_dropout_in_any_order_of_memory(dtype):
+    """The order stays, and the gradient is dropped where the output was."""
+    torch.manual_seed(1)
+    dense = torch.randn(6, 5, 8).to(dtype)
+    for x in (dense, dense.transpose(0, 1), dense[:, ::2], dense[:, :1].expand(6, 3, 8)):
+        x = x.detach().requires_grad_()
+        y = cpu_dropout(x, 0.5)
+        assert y.stride() == torch.empty_like(x).stride()
+        (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert torch.equal(gradient, torch.where(y == 0, 0.0, 2.0).to(dtype))
+        assert 0.3 < (y == 0).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+def test_norm_of_transposed_memory(weighted, gated):
+    layer = norm(weighted, torch.rand(10, dtype=torch.float64) if gated else None)
+    x = torch.randn(4, 3, 10, dtype=torch.float64).transpose(0, 1)
+    y = layer(x)
+    assert torch.equal(y, layer(x.contiguous())) and y.stride() == x.stride()
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 def test_loss_is_fairseqs(epsilon):
     torch.manual_seed(1)
