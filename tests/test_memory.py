@@ -36,8 +36,7 @@ def test_pages_are_mapped_once():
     plain, kept = (
         [int(n) for n in line.strip("[]").split(",")] for line in done.stdout.splitlines()
     )
-    assert min(plain) > 20_000
-    assert max(kept[1:]) < 100
+    assert max(kept[1:]) < min(plain) / 10  # fewer in all where pages are huge
 
 
 def test_other_systems_have_no_such_setting(monkeypatch):
