@@ -250,7 +250,7 @@ class FastSequenceGenerator(SequenceGenerator):
 
     def _folded(self) -> List[DecoderStep]:
         """The decoders, folded anew only when their weights have changed."""
-        prints = [fingerprint(model.decoder) for model in self.model.models]
+        prints = [fingerprint(model) for model in self.model.models]
         if [known for known, _ in self._steps] != prints:
             self._steps = [
                 (known, DecoderStep(model.decoder, self.bfloat16))

@@ -229,6 +229,24 @@ def test_weights_that_change_are_noticed():
     assert scores[1] == scores[2] != scores[0]
 
 
+@pytest.mark.parametrize("arch", ["srp", "transformer"])
+def test_weights_that_a_fused_optimizer_changes_are_noticed(arch):
+    """It leaves their version as it was."""
+    model = livelier(build(arch=arch)).float()
+    generator = FastSequenceGenerator([model], DICTIONARY, beam_size=3, **LENGTHS)
+    first = generator.generate([model], sample())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.train()
+    model(*batch())[0].square().sum().backward()
+    optimizer.step()
+    model.eval()
+    second = generator.generate([model], sample())
+    fresh = FastSequenceGenerator([model], DICTIONARY, beam_size=3, **LENGTHS)
+    fresh = fresh.generate([model], sample())
+    scores = [[float(h[0]["score"]) for h in r] for r in (first, second, fresh)]
+    assert scores[1] == scores[2] != scores[0]
+
+
 @pytest.mark.parametrize(
     "options",
     [

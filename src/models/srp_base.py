@@ -30,6 +30,12 @@ class SRPModel(TransformerModel):
 
     # called with the model when weights have been loaded, see --adapter-path
     after_loading: Optional[Callable] = None
+    # between training and evaluation; what was computed from the weights is stale then
+    mode_changes = 0
+
+    def train(self, mode: bool = True):
+        self.mode_changes += 1
+        return super().train(mode)
 
     @classmethod
     def hub_models(cls):
