@@ -6,7 +6,8 @@
 For each criterion and size of the scoring sample, channels are selected for
 --rates (attention and feed-forward widths, or embedding widths), cut at once,
 and the validation loss is measured. "agreement" is the share of the selected
-channels on which two disjoint samples agree.
+channels on which two disjoint samples agree. --criteria NAME[+NORM][+example],...
+chooses criteria, their normalization (l1, l2) and absolute values by sentence.
 """
 
 import copy
@@ -51,16 +52,7 @@ def selected(model, task, criterion, rate, stage, seed):
     from src.connectivity.budget import plan_widths
     from src.connectivity.selection import select
 
-    if seed is None:
-        from src.connectivity.groups import channel_groups
-
-        generator = torch.Generator().manual_seed(1)
-        scores = {
-            n: torch.rand(g.width, generator=generator)
-            for n, g in channel_groups(model).items()
-        }
-    else:
-        scores = task.score(model, criterion, "train", seed, torch.device("cpu"))
+    scores = task.score(model, criterion, "train", seed, torch.device("cpu"))
     return select(model, scores, plan_widths(model, rate, stage))
 
 
@@ -77,11 +69,18 @@ def main():
     parser.add_argument(
         "--samples", default="10x4096,10x256,150x256,40x1024", help="BATCHESxTOKENS,..."
     )
+    parser.add_argument("--criteria", help="default: all, as they are")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, task, criterion = load(args.data, args.path)
     from src.connectivity.cut import cut
-    from src.connectivity.importance import IMPORTANCE
+    from src.connectivity.importance import IMPORTANCE, NORMS
+
+    criteria = (args.criteria or ",".join(sorted(IMPORTANCE))).split(",")
+    for given in criteria:
+        name, *options = given.split("+")
+        if name not in IMPORTANCE or set(options) - {*NORMS, "example"}:
+            parser.error(f"--criteria {given}: must be NAME[+l1 or +l2][+example]")
 
     rows = []
     base = validation_nll(model, task, criterion)
@@ -89,17 +88,22 @@ def main():
         stage, rate = pair.split(":")
         stage, rate = int(stage), float(rate)
         what = {1: "embedding", 2: "attention and ffn", 0: "all"}[stage]
-        runs = [("random", None, None)]
-        for name in IMPORTANCE:
-            for sample in args.samples.split(","):
-                runs.append((name, *map(int, sample.split("x"))))
-        for name, batches, tokens in runs:
+        runs = []
+        for given in criteria:
+            if IMPORTANCE[given.split("+")[0]].uses_batches:
+                for sample in args.samples.split(","):
+                    runs.append((given, *map(int, sample.split("x"))))
+            else:
+                runs.append((given, None, None))
+        for given, batches, tokens in runs:
+            name, *options = given.split("+")
+            task.cfg.importance = name
+            task.cfg.importance_norm = next((o for o in options if o in NORMS), "none")
+            task.cfg.importance_per_example = "example" in options
             if batches:
-                task.cfg.importance = name
                 task.cfg.scoring_batches, task.cfg.scoring_tokens = batches, tokens
-            seed = 1 if batches else None
-            keep = selected(model, task, criterion, rate, stage, seed)
-            row = {"cut": what, "rate": rate, "importance": name, "batches": batches}
+            keep = selected(model, task, criterion, rate, stage, 1)
+            row = {"cut": what, "rate": rate, "importance": given, "batches": batches}
             row["tokens a batch"] = tokens
             if batches:
                 other = selected(model, task, criterion, rate, stage, 2)

@@ -1,20 +1,24 @@
 """Checkpoints that appear complete or not at all, and are read without pickle."""
 
 import argparse
+import functools
 import glob
 import os
 import pickle
 import shutil
 import zipfile
 from contextlib import contextmanager
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
 
+from . import sparse_checkpoint
 from .errors import UserError
+from .sparsity import SparsityError, is_sparse_file
 
 # What fairseq's checkpoints hold beside tensors and plain containers: the
 # command line, and (with --eval-bleu) numpy counts in the metrics.
@@ -77,14 +81,39 @@ class DurablePathManager(PathManager):
         return True
 
 
+def _reading_sparse_files(read_pickle: Callable) -> Callable:
+    """fairseq's reader of checkpoints, for sparse files too."""
+
+    @functools.wraps(read_pickle)
+    def read(path, arg_overrides=None, load_on_all_ranks=False):
+        if not is_sparse_file(path):
+            return read_pickle(path, arg_overrides, load_on_all_ranks)
+        try:
+            state = sparse_checkpoint.read(path)
+        except SparsityError as error:
+            raise UserError(f"checkpoint {error}") from None
+        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        if arg_overrides is not None:
+            checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides)
+        return state
+
+    return read
+
+
 def install() -> None:
     """Make fairseq write and read checkpoints this way."""
     allow_safe_globals()
     checkpoint_utils.PathManager = DurablePathManager
+    if not hasattr(checkpoint_utils.load_checkpoint_to_cpu, "__wrapped__"):
+        checkpoint_utils.load_checkpoint_to_cpu = _reading_sparse_files(
+            checkpoint_utils.load_checkpoint_to_cpu
+        )
 
 
 def damage(path: str) -> Optional[str]:
     """What is wrong with a checkpoint file, or None. Reads it once."""
+    if is_sparse_file(path):
+        return None  # its checksums are compared when it is loaded
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -110,7 +139,7 @@ def previous_checkpoint(path: str) -> Optional[str]:
     others = glob.glob(os.path.join(os.path.dirname(path) or ".", "checkpoint*.pt"))
     others = [p for p in others if os.path.abspath(p) != os.path.abspath(path)]
     for other in sorted(others, key=os.path.getmtime, reverse=True):
-        if damage(other) is None and not _is_average(other):
+        if damage(other) is None and not is_sparse_file(other) and not _is_average(other):
             return other
     return None
 

@@ -82,16 +82,21 @@ class SpecBuilder:
         activation = ACTIVATIONS[str(model.cfg.activation_fn)]
         activation = specs.common_spec.Activation[activation]
         encoder, decoder = model.encoder, model.decoder
-        self.encoder = _side_shape(encoder, [x.self_attn for x in encoder.layers])
-        self.decoder = _side_shape(
-            decoder,
-            [a for x in decoder.layers for a in (x.self_attn, x.encoder_attn)],
-            self.encoder.width,
-        )
-        for name, side, shape in (
-            ("encoder", encoder, self.encoder),
-            ("decoder", decoder, self.decoder),
+        readers = [x.self_attn for x in encoder.layers]
+        writers = [a for x in decoder.layers for a in (x.self_attn, x.encoder_attn)]
+        self.encoder = _side_shape(encoder, readers)
+        self.decoder = _side_shape(decoder, writers, self.encoder.width)
+        for name, side, shape, attentions in (
+            ("encoder", encoder, self.encoder, readers),
+            ("decoder", decoder, self.decoder, writers),
         ):
+            heads = [attention.num_heads for attention in attentions]
+            if min(heads) < shape.heads:
+                logger.warning(
+                    f"the {name}'s attention modules have {', '.join(map(str, heads))} "
+                    f"heads, CTranslate2 has one number: all are exported with "
+                    f"{shape.heads}, zeros among them, which costs speed"
+                )
             present = side.embed_tokens.weight.shape[1]
             if shape.width > present:
                 logger.warning(

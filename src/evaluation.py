@@ -105,7 +105,7 @@ def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
     Returns:
         ``parameters`` and ``uncut_parameters`` (connectivity is not one; adapters
         are not counted, fused they are part of the weights), ``adapter_parameters``
-        that were learned in their place, with biases,
+        that were learned in their place, with biases, ``nonzero_parameters``,
         ``checkpoint_bytes`` as the file lies there (training's hold the
         optimizer's state too), ``model_bytes`` of the weights alone, and
         ``widths``: group name to [width, width in the uncut model].
@@ -114,6 +114,7 @@ def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in base_parameters(model)),
         "adapter_parameters": learned_parameters(model),
+        "nonzero_parameters": sum(int(p.count_nonzero()) for p in base_parameters(model)),
         "uncut_parameters": count(count.original),
         "checkpoint_bytes": os.path.getsize(path),
         "model_bytes": serialized_bytes(model),

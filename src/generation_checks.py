@@ -17,7 +17,7 @@ from .pretrained import (
     inherit_layernorm,
     read_model_config,
 )
-from .task_options import check_precision
+from .task_options import check_precision, check_sparse_inference
 
 # What an --arch stands for; the README's commands name nothing else of the model.
 DIMENSIONS = tuple(
@@ -70,6 +70,7 @@ def check_options(args, cfg) -> None:
     if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
         raise UserError("--fp16: needs a GPU; on a CPU leave it out")
     check_precision(cfg.task)
+    check_sparse_inference(cfg.task, args.engine)
     ctranslate2_engine.check_options(args, cfg)
     for folder in utils.split_paths(cfg.task.data or ""):
         if not os.path.isdir(folder):

@@ -4,6 +4,8 @@ import argparse
 import logging
 from typing import Any, Dict
 
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+
 from .errors import UserError
 from .models.srp_config import SRPConfig
 
@@ -55,6 +57,17 @@ def srp_arguments(state: Dict[str, Any]) -> argparse.Namespace:
     for name in (*STRUCTURE, "weighted_layernorm"):
         setattr(arguments, name, getattr(config, name))
     return arguments
+
+
+def teacher_arguments(state: Dict[str, Any]):
+    """What rebuilds a checkpoint's model to distil from, whatever model it is.
+
+    Transformers come back as SRP models, which give attention maps.
+    """
+    model = state["cfg"]["model"]
+    values = vars(model) if isinstance(model, argparse.Namespace) else model
+    kind = ARCH_MODEL_NAME_REGISTRY.get(values.get("arch"), values.get("_name"))
+    return srp_arguments(state) if kind in (None, "srp", "transformer") else model
 
 
 def inherit_layernorm(arguments: argparse.Namespace, state, path: str) -> None:

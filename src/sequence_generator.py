@@ -20,6 +20,7 @@ from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 
 from .modules.decoder_step import Cache, DecoderStep, fingerprint, unsupported
+from .modules.linear import use_sparse_products
 
 logger = logging.getLogger(__name__)
 
@@ -164,11 +165,17 @@ class FastSequenceGenerator(SequenceGenerator):
 
     Args:
         bfloat16: run matrix products in bfloat16 (``--cpu-bf16``).
+        sparse: leave out zero weights where that is faster (``--sparse-inference``).
     """
 
-    def __init__(self, models, tgt_dict, bfloat16: bool = False, **kwargs):
+    def __init__(
+        self, models, tgt_dict, bfloat16: bool = False, sparse: bool = False, **kwargs
+    ):
         super().__init__(models, tgt_dict, **kwargs)
-        self.bfloat16 = bfloat16
+        self.bfloat16, self.sparse = bfloat16, sparse
+        if sparse:
+            for model in models:
+                use_sparse_products(model)
         self.fallback = self._unsupported()
         self._steps: List[Tuple[tuple, DecoderStep]] = []
         if self.fallback:
@@ -253,7 +260,7 @@ class FastSequenceGenerator(SequenceGenerator):
         prints = [fingerprint(model) for model in self.model.models]
         if [known for known, _ in self._steps] != prints:
             self._steps = [
-                (known, DecoderStep(model.decoder, self.bfloat16))
+                (known, DecoderStep(model.decoder, self.bfloat16, self.sparse))
                 for known, model in zip(prints, self.model.models)
             ]
         return [step for _, step in self._steps]

@@ -11,7 +11,7 @@ from fairseq.data import data_utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks.translation import TranslationConfig
 
-from .connectivity.importance import IMPORTANCE
+from .connectivity.importance import IMPORTANCE, NORMS
 from .connectivity.shrink import SCHEDULES
 from .connectivity.stage import StagePlan
 from .errors import UserError
@@ -56,6 +56,13 @@ class SRPTranslationConfig(TranslationConfig):
             "(after stage 1); 0: cut all at once"
         },
     )
+    prune_heads: bool = field(
+        default=False,
+        metadata={
+            "help": "remove whole attention heads instead of channels of every head "
+            "(stages 0 and 2); the heads of all layers are ranked together"
+        },
+    )
     pruning_iter: int = field(
         default=1,
         metadata={
@@ -80,8 +87,24 @@ class SRPTranslationConfig(TranslationConfig):
         default="fisher",
         metadata={
             "help": "what ranks the channels: 'fisher', the squared gradient of the loss "
-            "by connectivity summed over scoring batches, or 'connectivity', the signed "
-            "negative gradient (SRP's own)"
+            "by connectivity summed over scoring batches; 'connectivity', the signed "
+            "negative gradient (SRP's own); 'taylor', activation times gradient; 'grad', "
+            "the gradient; 'lrp', layer-wise relevance; 'weight', norms of weights; "
+            "'random'"
+        },
+    )
+    importance_norm: ChoiceEnum(sorted(NORMS)) = field(
+        default="none",
+        metadata={
+            "help": "divide the importance of each group of channels by its L1 or L2 norm, "
+            "so that layers that are ranked together (feed-forward units) compete alike"
+        },
+    )
+    importance_per_example: bool = field(
+        default=False,
+        metadata={
+            "help": "take the absolute value of each sentence's sum rather than of the sum "
+            "over all sentences (grad, taylor) or of each token's part (lrp)"
         },
     )
     scoring_batches: int = field(
@@ -145,6 +168,20 @@ class SRPTranslationConfig(TranslationConfig):
             "added to the base checkpoint"
         },
     )
+    sparsity_config: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "remove single weights or blocks of them during this training as this "
+            "YAML file says (pattern, score, schedule, layers); works with any --arch"
+        },
+    )
+    sparse_inference: bool = field(
+        default=False,
+        metadata={
+            "help": "translate with sparse products where a short timing of each layer "
+            "finds them faster than dense ones, on CPUs"
+        },
+    )
     cpu_bf16: bool = field(
         default=False,
         metadata={
@@ -193,13 +230,64 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             )
     if cfg.srp and rate == 1:
         raise UserError("--srp: needs a --compression-rate below 1")
+    if cfg.prune_heads and (rate == 1 or cfg.pruning_stage == 1):
+        problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 2"
+        raise UserError(f"--prune-heads: needs {problem}; only such a stage cuts attention")
     if rate < 1 and not cfg.pretrained_model:
         raise UserError(
             f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "
             "checkpoint of the trained model to prune"
         )
+    check_importance_options(cfg)
     check_adapter_options(cfg)
+    check_sparsity_options(cfg)
     check_precision(cfg)
+
+
+def check_sparsity_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse impossible combinations with weight-level pruning.
+
+    Raises:
+        UserError: names the option, its value and what to do.
+    """
+    if cfg.sparse_inference:
+        raise UserError("--sparse-inference: is for translation; leave it out of training")
+    path = cfg.sparsity_config
+    if path is None:
+        return
+    if not os.path.isfile(path):
+        raise UserError(f"--sparsity-config {path}: no such file; give a YAML file")
+    if cfg.compression_rate < 1:
+        raise UserError(
+            f"--sparsity-config {path}: can't run in a stage that cuts channels; prune "
+            "channels first, then weights of the cut model"
+        )
+    if cfg.adapter is not None:
+        raise UserError(
+            f"--sparsity-config {path}: would prune what --adapter {cfg.adapter} leaves "
+            "frozen; prune first, then adapt"
+        )
+
+
+def check_importance_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse unknown criteria, and options that mean nothing to the one that is asked.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    name, norm = str(cfg.importance), str(cfg.importance_norm)
+    for option, value, valid in (
+        ("--importance", name, IMPORTANCE),
+        ("--importance-norm", norm, NORMS),
+    ):
+        if value not in valid:
+            raise UserError(f"{option} {value}: must be one of {', '.join(sorted(valid))}")
+    if cfg.importance_per_example and not IMPORTANCE[name].per_example:
+        able = ", ".join(sorted(n for n, c in IMPORTANCE.items() if c.per_example))
+        raise UserError(
+            f"--importance-per-example: means nothing to --importance {name}, which adds up "
+            f"no signed sums of sentences; leave it out or use one of {able}"
+        )
 
 
 def check_adapter_options(cfg: SRPTranslationConfig) -> None:
@@ -252,6 +340,27 @@ def check_precision(cfg: SRPTranslationConfig) -> None:
         )
 
 
+def check_sparse_inference(cfg: SRPTranslationConfig, engine: str = "pytorch") -> None:
+    """Refuse --sparse-inference together with what it has no part in.
+
+    Raises:
+        UserError: names both options.
+    """
+    if not getattr(cfg, "sparse_inference", False):
+        return
+    others = {
+        "--cpu-bf16": cfg.cpu_bf16,
+        "--fairseq-search": cfg.fairseq_search,
+        f"--engine {engine}": engine != "pytorch",
+    }
+    for option, given in others.items():
+        if given:
+            raise UserError(
+                f"--sparse-inference: multiplies in float32 in this plug-in's own search; "
+                f"leave it or {option} out"
+            )
+
+
 def check_data(cfg: SRPTranslationConfig) -> None:
     """Refuse a data folder without dictionaries, before any work.
 
@@ -298,6 +407,15 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
             )
     if cfg.cpu_bf16 and has_gpu:
         raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
+    if cfg.sparsity_config:
+        if getattr(run, "store_ema", False):
+            raise UserError("--store-ema: would average removed weights in; leave it out")
+        backend = str(getattr(run, "ddp_backend", ""))
+        if backend == "fully_sharded" or getattr(run, "zero_sharding", "none") == "os":
+            raise UserError(
+                "--sparsity-config: needs whole weights and optimizer states in every "
+                "process; leave out fully_sharded and --zero-sharding"
+            )
     if cfg.compression_rate == 1:
         return
     if getattr(run, "store_ema", False):

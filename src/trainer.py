@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
@@ -12,6 +13,7 @@ from omegaconf import open_dict
 
 from .checkpoint_utils import damage, previous_checkpoint
 from .connectivity.budget import ParameterCount
+from .connectivity.importance import score
 from .errors import UserError
 from .memory import keep_freed_memory
 from .optim.state import clear_moments, cut_optimizer
@@ -62,6 +64,10 @@ class SRPTrainer(Trainer):
     def stage(self):
         return getattr(self.task, "stage", None)
 
+    @property
+    def weight_pruning(self):
+        return getattr(self.task, "weight_pruning", None)
+
     # -- the stage --------------------------------------------------------------
 
     def get_train_iterator(self, *args, **kwargs):
@@ -70,6 +76,8 @@ class SRPTrainer(Trainer):
 
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
+        if self.weight_pruning is not None:
+            self._check_pruning_ends(epoch)
         stage = self.stage
         if stage is None:
             return
@@ -114,6 +122,7 @@ class SRPTrainer(Trainer):
             self.device,
             rank=self.data_parallel_rank,
             world=self.data_parallel_world_size,
+            measure=partial(score, by_head=stage.plan.prune_heads),
         )
         stage.begin(scores, steps)
         if stage.shrinking:
@@ -128,17 +137,45 @@ class SRPTrainer(Trainer):
 
     def _updates_in_period(self, epoch: int) -> int:
         """Updates from the start of ``epoch`` to the end of the iteration's period."""
+        return self._updates_in_epochs(epoch, self.stage.last_epoch())
+
+    def _updates_in_epochs(self, first: int, last: int) -> int:
+        """Updates from the start of epoch ``first`` to the end of ``last``."""
         batches = len(self._epoch_itr)
         frequencies = self.cfg.optimization.update_freq
         total = 0
-        for e in range(epoch, self.stage.last_epoch() + 1):
+        for e in range(first, last + 1):
             frequency = frequencies[min(e, len(frequencies)) - 1]
             share = batches / frequency
             skip = self.cfg.optimization.skip_remainder_batch
             total += math.floor(share) if skip else math.ceil(share)
         return total
 
+    def _check_pruning_ends(self, epoch: int) -> None:
+        """Refuse a limit that ends the training ahead of the last pruning of weights."""
+        options = self.cfg.optimization
+        limits = {}
+        if options.max_update:
+            limits[options.max_update] = f"--max-update {options.max_update}"
+        if options.max_epoch:
+            done = self.get_num_updates() - self._epoch_itr.iterations_in_epoch
+            updates = done + self._updates_in_epochs(epoch, options.max_epoch)
+            limits[updates] = f"--max-epoch {options.max_epoch}"
+        if limits:
+            self.weight_pruning.check_end(min(limits), limits[min(limits)])
+
     def train_step(self, samples, raise_oom=False):
+        pruning = self.weight_pruning
+        if pruning is None:
+            return self._stage_step(samples, raise_oom)
+        before, steps = self.get_num_updates(), pruning.steps
+        output = self._stage_step(samples, raise_oom)
+        # after an overflow fairseq repeats the step from inside it
+        if self.get_num_updates() > before and pruning.steps == steps:
+            pruning.after_step(self.optimizer)
+        return output
+
+    def _stage_step(self, samples, raise_oom):
         stage = self.stage
         if stage is None or not stage.shrinking:
             return super().train_step(samples, raise_oom)
@@ -163,11 +200,14 @@ class SRPTrainer(Trainer):
     def clip_grad_norm(self, clip_norm):
         if self.stage is not None and self.stage.shrinking:
             self.stage.freezer.mask_gradients()
+        if self.weight_pruning is not None:
+            self.weight_pruning.before_step(self.optimizer)
         return super().clip_grad_norm(clip_norm)
 
     def begin_valid_epoch(self, epoch):
-        if self.stage is not None and not self.stage.done:
-            # a half-shrunk model is no candidate for best, nor a reason to stop
+        stage, pruning = self.stage, self.weight_pruning
+        if stage is not None and not stage.done or pruning and not pruning.finished:
+            # a half-pruned model is no candidate for best, nor a reason to stop
             forget_best()
         super().begin_valid_epoch(epoch)
 

@@ -101,7 +101,7 @@ def test_whole_missing_heads(side, tmp_path):
         connectivity[positions] = 0
         close_one[name].set_connectivity(connectivity)
     cut(model, keep)
-    attention.num_heads = 3
+    assert attention.num_heads == 3
     translator = exported(model, tmp_path / "after")
     found = found_deviation(translator, model)
     assert max(before.largest, found.largest) <= 1e-5

@@ -9,7 +9,6 @@ from conftest import RUN, TINY, run_training
 
 from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import channel_groups
-from src.connectivity.importance import IMPORTANCE
 from src.connectivity.shrink import GEOMETRIC_END, SCHEDULES, connectivity_at
 from src.trainer import SRPTrainer
 
@@ -303,7 +302,7 @@ def test_scoring_leaves_out_sentences_that_the_model_cannot_take(data, base):
     assert set(short) == {i for i in every if max(sizes[i]) <= 8}
 
 
-@pytest.mark.parametrize("name", IMPORTANCE)
+@pytest.mark.parametrize("name", ["connectivity", "fisher"])
 def test_importance_is_deterministic_and_follows_its_definition(data, base, name):
     """Against finite differences of the loss over the very same batches."""
     trainer = run_training(

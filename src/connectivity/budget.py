@@ -11,7 +11,13 @@ from typing import Callable, Dict, Iterable, Mapping, Tuple
 from torch import nn
 
 from ..errors import UserError
-from .groups import ChannelGroup, base_parameters, channel_groups, tied_dimensions
+from .groups import (
+    ChannelGroup,
+    attention_groups,
+    base_parameters,
+    channel_groups,
+    tied_dimensions,
+)
 
 # A LayerNorm over one channel has no variance left: its output is constant.
 MINIMUM_EMBEDDING = 2
@@ -27,6 +33,11 @@ Widths = Dict[str, int]
 def minimum_width(group: ChannelGroup) -> int:
     """Least width: 1 per head, 1 feed-forward unit per layer, 2 embedding channels."""
     return MINIMUM_EMBEDDING if group.kind == "embedding" else group.heads
+
+
+def head_widths(pair: Iterable[ChannelGroup], heads: int) -> Widths:
+    """Widths of an attention module's groups with so many whole heads."""
+    return {group.name: heads * group.head_width for group in pair}
 
 
 class ParameterCount:
@@ -73,12 +84,19 @@ class ParameterCount:
 
 
 def scaled_widths(
-    groups: Mapping[str, ChannelGroup], kinds: Iterable[str], ratio: float
+    groups: Mapping[str, ChannelGroup],
+    kinds: Iterable[str],
+    ratio: float,
+    whole_heads: bool = False,
 ) -> Widths:
     """Widths of the groups of ``kinds`` scaled to ``ratio`` of the uncut model's.
 
     Never wider than now, never below the minimum, whole heads' multiples; the
     other groups stay as they are.
+
+    Args:
+        whole_heads: attention modules lose heads as wide as they are, rather than
+            channels of every head.
     """
     widths = {name: group.width for name, group in groups.items()}
     for name, group in groups.items():
@@ -87,6 +105,23 @@ def scaled_widths(
             widths[name] = min(
                 group.width, max(minimum_width(group), per_head * group.heads)
             )
+    if whole_heads:
+        widths.update(_scaled_heads(groups, ratio))
+    return widths
+
+
+def _scaled_heads(groups: Mapping[str, ChannelGroup], ratio: float) -> Widths:
+    """Attention widths of whole heads, at least one a module.
+
+    The modules round at different ratios, so that the heads of all of them together
+    go one by one.
+    """
+    widths, pairs = {}, attention_groups(groups)
+    for number, pair in enumerate(pairs):
+        uncut = sum(group.original_width for group in pair)
+        heads = ratio * uncut / sum(group.head_width for group in pair)
+        heads = math.floor(heads + (number + 0.5) / len(pairs))
+        widths.update(head_widths(pair, min(pair[0].heads, max(1, heads))))
     return widths
 
 
@@ -101,17 +136,24 @@ def _turning_point(fits: Callable[[float], bool]) -> Tuple[float, float]:
     return low, high
 
 
-def plan_widths(model: nn.Module, compression_rate: float, stage: int) -> Widths:
+def plan_widths(
+    model: nn.Module, compression_rate: float, stage: int, whole_heads: bool = False
+) -> Widths:
     """Widths after a pruning stage.
 
     Stage 1 takes the embedding widths to the ratio at which *all* widths,
     scaled alike, would meet the rate; stage 2 scales the rest so that the total
     meets it; stage 0 does both at once. Attention widths are the same for every
     head of a module. The widths of the feed-forward layers are a total to be
-    shared out by importance: :func:`ffn_budget` says what is left for them.
+    shared out by importance, see ``selection.select``; so is the number of heads.
+
+    Args:
+        whole_heads: attention modules lose whole heads instead of channels of every
+            head; not in stage 1.
 
     Returns:
-        Width of every group; feed-forward widths are those of equal shares.
+        Width of every group; feed-forward widths, and with ``whole_heads`` attention
+        widths, are those of equal shares.
 
     Raises:
         UserError: the rate can't be met with the minimum widths.
@@ -121,26 +163,28 @@ def plan_widths(model: nn.Module, compression_rate: float, stage: int) -> Widths
     target = compression_rate * total
     kinds = STAGE_KINDS[stage]
 
-    least = count(scaled_widths(groups, kinds if stage != 1 else STAGE_KINDS[0], 0.0))
+    def scaled(ratio: float, kinds=kinds) -> Widths:
+        return scaled_widths(groups, kinds, ratio, whole_heads)
+
+    least = count(scaled(0.0, kinds if stage != 1 else STAGE_KINDS[0]))
     if least > target * 1.005:
         raise UserError(
             f"--compression-rate {compression_rate:g}: at least {least / total:.4f} "
-            f"({least:,} of {total:,} parameters) stay when one channel per head, one "
-            "unit per feed-forward layer and two embedding channels are kept; use a "
-            "larger rate" + (" or start with --pruning-stage 1" if stage == 2 else "")
+            f"({least:,} of {total:,} parameters) stay when "
+            f"{'one head per attention module' if whole_heads else 'one channel per head'}"
+            ", one unit per feed-forward layer and two embedding channels are kept; use a "
+            "larger rate"
+            + (", leave out --prune-heads" if whole_heads else "")
+            + (" or start with --pruning-stage 1" if stage == 2 else "")
         )
     if stage == 1:
         # The embedding alone: at the ratio that suits the whole model.
         ratio, _ = _turning_point(lambda r: count(_uncut_scaled(groups, r)) <= target)
         # But no further than stage 2 can still meet the rate.
-        _, least_ratio = _turning_point(
-            lambda r: count(scaled_widths(groups, kinds, r)) < target
-        )
-        return scaled_widths(groups, kinds, max(ratio, least_ratio))
-    ratios = _turning_point(lambda r: count(scaled_widths(groups, kinds, r)) <= target)
-    below, above = (
-        _settle(count, scaled_widths(groups, kinds, ratio), target) for ratio in ratios
-    )
+        _, least_ratio = _turning_point(lambda r: count(scaled(r)) < target)
+        return scaled(max(ratio, least_ratio))
+    ratios = _turning_point(lambda r: count(scaled(r)) <= target)
+    below, above = (settle(count, scaled(ratio), target) for ratio in ratios)
     # Near rate 1 there are too few removed units to make up for what rounding took
     # from below; from above there are enough to remove.
     gaps = abs(count(below) - target), abs(count(above) - target)
@@ -151,12 +195,13 @@ def _uncut_scaled(groups: Mapping[str, ChannelGroup], ratio: float) -> Widths:
     """All widths scaled, of the uncut model, whatever was cut already."""
     widths = {}
     for name, group in groups.items():
-        per_head = round(group.original_width * ratio / group.heads)
-        widths[name] = max(minimum_width(group), per_head * group.heads)
+        least = MINIMUM_EMBEDDING if group.kind == "embedding" else 1
+        per_head = round(group.original_width * ratio / group.original_heads)
+        widths[name] = max(least, per_head) * group.original_heads
     return widths
 
 
-def _settle(count: ParameterCount, widths: Widths, target: float) -> Widths:
+def settle(count: ParameterCount, widths: Widths, target: float) -> Widths:
     """Use up what rounding left over with feed-forward units, one by one.
 
     Rounding all widths at one ratio leaves up to one embedding channel's worth

@@ -5,7 +5,7 @@ from typing import Dict, List, Mapping, Tuple
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup, Slice, channel_groups, tied_dimensions
+from .groups import ChannelGroup, Slice, attention_groups, channel_groups, tied_dimensions
 
 # (parameter, size before, {dimension: positions that stay})
 Cuts = List[Tuple[nn.Parameter, torch.Size, Dict[int, Tensor]]]
@@ -44,8 +44,16 @@ def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
 
     Returns:
         What was cut, for :func:`cut_optimizer_state`.
+
+    Raises:
+        RuntimeError: a module's heads would be no longer alike; nothing is cut.
     """
     groups = channel_groups(model)
+    ids = {}
+    for name, kept in keep.items():
+        present = groups[name].channel_ids
+        ids[name] = present[kept.to(present.device)]
+    _check_heads(groups, ids)
     cuts = []
     for parameter, dims in tied_dimensions(groups):
         positions = {d: keep[g.name] for d, g in dims.items() if g.name in keep}
@@ -53,9 +61,9 @@ def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
             cuts.append((parameter, parameter.shape, positions))
             parameter.data = take(parameter.data, positions)
             parameter.grad = None
-    for name, kept in keep.items():
+    for name in keep:
         group = groups[name]
-        group.resize(group.channel_ids[kept.to(group.channel_ids.device)])
+        group.resize(ids[name])
         for piece in group.slices:
             _note_width(piece, group.width)
     return cuts
@@ -79,8 +87,12 @@ def take_shape(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
 
     Args:
         channel_ids: the ``channel_ids`` buffer of every group.
+
+    Raises:
+        RuntimeError: a module's heads are not alike.
     """
     groups = channel_groups(model)
+    _check_heads(groups, channel_ids)
     changed = {n for n, ids in channel_ids.items() if not _same(groups[n], ids)}
     for parameter, dims in tied_dimensions(groups):
         shape = list(parameter.shape)
@@ -93,6 +105,20 @@ def take_shape(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
         groups[name].resize(channel_ids[name])
         for piece in groups[name].slices:
             _note_width(piece, groups[name].width)
+
+
+def _check_heads(
+    groups: Mapping[str, ChannelGroup], channel_ids: Mapping[str, Tensor]
+) -> None:
+    """The groups of an attention module must have the same heads with these channels."""
+    for pair in attention_groups(groups):
+        heads = [g.heads_of(channel_ids.get(g.name, g.channel_ids)) for g in pair]
+        if not torch.equal(*heads):
+            names, (queries, values) = [g.name for g in pair], map(Tensor.tolist, heads)
+            raise RuntimeError(
+                f"{names[0]} has heads {queries}, {names[1]} has {values}: a head is in "
+                "both or in none"
+            )
 
 
 def _same(group: ChannelGroup, ids: Tensor) -> bool:

@@ -8,7 +8,7 @@ else.
 """
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -46,34 +46,70 @@ class ChannelGroup(nn.Module):
         kind: one of ``embedding``, ``qk``, ``vo``, ``ffn``.
         channels: number of channels in the uncut model.
         heads: number of attention heads that the channels are spread over,
-            head by head; every head always keeps the same number.
+            head by head; every head that stays keeps the same number.
+        same_heads: the group of the other channels of the same heads; a head goes
+            from both or from none.
 
     Buffers (saved with the model):
         connectivity: ``[width]``, 1 for a channel that is fully connected, 0
             for one that can be cut without changing any output.
         channel_ids: ``[width]`` int32, the positions of the present channels in
             the uncut model, ascending. They tell a loader how wide a cut model
-            is, and which columns of a position table it keeps.
+            is, which heads it has, and which columns of a position table it keeps.
     """
 
-    def __init__(self, kind: str, channels: int, heads: int = 1):
+    def __init__(
+        self,
+        kind: str,
+        channels: int,
+        heads: int = 1,
+        same_heads: Optional["ChannelGroup"] = None,
+    ):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
         if channels % heads:
             raise ValueError(f"{channels} channels can't be spread over {heads} heads")
         self.kind = kind
-        self.heads = heads
+        self.heads = self.original_heads = heads
         self.original_width = channels
+        self._same_heads = (same_heads,)  # in a tuple: it is registered elsewhere
         self.name = kind  # replaced by the path in the model, see channel_groups()
         self.slices: List[Slice] = []
         self.register_buffer("connectivity", torch.ones(channels))
         self.register_buffer("channel_ids", torch.arange(channels, dtype=torch.int32))
         self.gated = False
+        # called at every site while scoring measures activations, see measure()
+        self.listener: Optional[Callable[[Tensor, int], Tensor]] = None
 
     @property
     def width(self) -> int:
         return self.connectivity.numel()
+
+    @property
+    def head_width(self) -> int:
+        """Channels of each present head."""
+        return self.width // self.heads
+
+    @property
+    def same_heads(self) -> Optional["ChannelGroup"]:
+        return self._same_heads[0]
+
+    def heads_of(self, channel_ids: Tensor) -> Tensor:
+        """The uncut model's heads that channels are of, ascending.
+
+        Raises:
+            RuntimeError: the heads have different numbers of channels.
+        """
+        if self.original_heads == 1 or not len(channel_ids):
+            return torch.arange(self.original_heads)
+        per_head = self.original_width // self.original_heads
+        heads, channels = torch.unique(channel_ids.cpu() // per_head, return_counts=True)
+        if len(channels.unique()) > 1:
+            raise RuntimeError(
+                f"{self.name}: its heads have different widths, {channels.tolist()}"
+            )
+        return heads
 
     def tie(self, module: nn.Module, **dims: int) -> None:
         """Declare that ``module.<name>``'s dimension ``dim`` belongs to this group.
@@ -89,6 +125,14 @@ class ChannelGroup(nn.Module):
         """Multiply the channels of ``x [..., width]`` by their connectivity."""
         return x * self.connectivity.to(x.dtype) if self.gated else x
 
+    def measure(self, x: Tensor, sentences: int = 1) -> Tensor:
+        """Pass ``x [..., width]`` on from a site, where importance measures activations.
+
+        Args:
+            sentences: the dimension of ``x`` that counts sentences.
+        """
+        return x if self.listener is None else self.listener(x, sentences)
+
     def set_connectivity(self, connectivity: Tensor) -> None:
         """Set the gate, ``[width]``; all ones switch it off."""
         self.connectivity.copy_(connectivity)
@@ -102,6 +146,7 @@ class ChannelGroup(nn.Module):
         """Take over the channels of a cut model, all fully connected."""
         self.channel_ids = channel_ids.to(self.channel_ids.device, torch.int32)
         self.connectivity = self.connectivity.new_ones(channel_ids.numel())
+        self.heads = len(self.heads_of(channel_ids))
         self.gated = False
 
     def extra_repr(self) -> str:
@@ -117,6 +162,13 @@ def channel_groups(model: nn.Module) -> Dict[str, ChannelGroup]:
             module.name = name
             groups[name] = module
     return groups
+
+
+def attention_groups(
+    groups: Mapping[str, ChannelGroup]
+) -> List[Tuple[ChannelGroup, ChannelGroup]]:
+    """The query/key and the value/output group of each attention module."""
+    return [(g.same_heads, g) for g in groups.values() if g.same_heads is not None]
 
 
 def tied_dimensions(

@@ -1,35 +1,103 @@
-"""How important each channel is, from the gradient of the loss by connectivity.
+"""How important each channel is.
 
-A criterion is a function of the groups and of the losses of scoring batches,
-registered under the name that ``--importance`` takes. Larger scores stay.
+A criterion is a function of the groups and of scoring batches, registered under the
+name that ``--importance`` takes. Larger scores stay. Scores of different criteria, and
+of different kinds of groups, are on different scales: compare none of them.
 """
 
+import zlib
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterable, Mapping
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-from .groups import ChannelGroup
+from ..adapters import adapted_weight
+from . import sites  # noqa: F401  registers grad, taylor and lrp
+from .groups import ChannelGroup, Slice
+from .scoring import (
+    IMPORTANCE,
+    Groups,
+    Reduce,
+    Scores,
+    Scoring,
+    importance_criterion,
+)
 
-Scores = Dict[str, Tensor]
-Groups = Mapping[str, ChannelGroup]
-# Adds up a tensor over all processes, in place.
-Reduce = Callable[[Tensor], None]
-# One scoring batch: computes its loss, summed over target tokens.
-Losses = Iterable[Callable[[], Tensor]]
-
-IMPORTANCE: Dict[str, Callable[[Groups, Losses, Reduce], Scores]] = {}
+NORMS = {"none": None, "l1": 1, "l2": 2}
 
 
-def importance_criterion(name: str):
-    """Register a criterion under ``name``."""
+def score(
+    groups: Groups,
+    batches,
+    reduce: Reduce,
+    criterion: str,
+    norm: str = "none",
+    per_example: bool = False,
+    seed: int = 1,
+    by_head: bool = False,
+) -> Scores:
+    """Importance of every channel, ``[width]`` per group, float64.
 
-    def register(function):
-        IMPORTANCE[name] = function
-        return function
+    Args:
+        groups: all groups of a model, by name.
+        batches: scoring batches of this process (``ScoringBatch``).
+        reduce: adds up a tensor over processes, in place.
+        criterion: a name in ``IMPORTANCE``.
+        norm: what each group's scores are divided by, see :func:`normalized`.
+        per_example: absolute value of each sentence's sum (grad, taylor, lrp).
+        seed: of ``random``.
+        by_head: attention groups are scored by head instead, ``[heads]``, as
+            :func:`head_importance` does.
+    """
+    options = dict(per_example=per_example, seed=seed, by_head=by_head)
+    return normalized(IMPORTANCE[criterion](groups, batches, reduce, **options), norm)
 
-    return register
+
+def head_importance(
+    groups: Groups,
+    batches,
+    reduce: Reduce,
+    criterion: str,
+    norm: str = "none",
+    per_example: bool = False,
+    seed: int = 1,
+) -> Scores:
+    """Importance of every head, ``[heads]`` for each attention group; otherwise as :func:`score`.
+
+    A head counts as one channel that all of its channels make up: what the criterion
+    measures is added up over them, signs and all, before any absolute value or square.
+    So ``taylor`` is the size of the signed sum of the channels' taylor terms.
+    """
+    attention = {n: g for n, g in groups.items() if g.original_heads > 1}
+    if not attention:
+        return {}
+    return score(
+        attention, batches, reduce, criterion, norm, per_example, seed, by_head=True
+    )
+
+
+def head_scores(group: ChannelGroup, scores: Tensor) -> Tensor:
+    """Channels' scores ``[width]`` added up by head, ``[heads]``, signs and all."""
+    return scores.view(group.heads, -1).sum(1)
+
+
+def normalized(scores: Scores, norm: str) -> Scores:
+    """Each group's scores divided by their L1 or L2 norm over the present channels.
+
+    It takes the layers' scales out of a ranking across layers (feed-forward units
+    are ranked so); within a group the order stays. A group of zeros stays as it is.
+    """
+    if NORMS[norm] is None:
+        return scores
+    divided = {}
+    for name, values in scores.items():
+        size = torch.linalg.vector_norm(values, NORMS[norm])
+        divided[name] = values / size if size > 0 else values
+    return divided
+
+
+# -- from the gradient by connectivity ---------------------------------------------
 
 
 @contextmanager
@@ -47,47 +115,96 @@ def _differentiable(groups: Groups):
 
 
 def _sum_over_batches(
-    groups: Groups,
-    losses: Losses,
-    reduce: Reduce,
-    contribution: Callable[[Tensor], Tensor],
+    scoring: Scoring, contribution: Callable[[Tensor], Tensor]
 ) -> Scores:
     """Sum of ``contribution(∂L/∂c)`` over batches and processes, in float64."""
+    groups = scoring.groups
+    sizes = [scoring.number_of_units(group) for group in groups.values()]
     with _differentiable(groups) as connectivities:
         # one flat vector: a single reduction, and the same order everywhere
         total = torch.zeros(
-            sum(c.numel() for c in connectivities),
-            dtype=torch.float64,
-            device=connectivities[0].device,
+            sum(sizes), dtype=torch.float64, device=connectivities[0].device
         )
-        for loss in losses:
-            gradients = torch.autograd.grad(loss(), connectivities, allow_unused=True)
+        for batch in scoring.batches:
+            gradients = torch.autograd.grad(batch(), connectivities, allow_unused=True)
             flat = [
-                torch.zeros_like(c) if g is None else g
-                for g, c in zip(gradients, connectivities)
+                scoring.units(group, (torch.zeros_like(c) if g is None else g).double())
+                for group, g, c in zip(groups.values(), gradients, connectivities)
             ]
-            total += contribution(torch.cat(flat).double())
-    reduce(total)
-    sizes = [group.width for group in groups.values()]
+            total += contribution(torch.cat(flat))
+    scoring.reduce(total)
     return dict(zip(groups, total.split(sizes)))
 
 
 @importance_criterion("connectivity")
-def connectivity_importance(groups: Groups, losses: Losses, reduce: Reduce) -> Scores:
+def connectivity_importance(scoring: Scoring) -> Scores:
     """-∂L/∂c at c = 1, summed over batches: SRP's importance.
 
     A channel whose connectivity the loss wants smaller goes first. Source: the
     SRP project's README, "Selecting Parameters to be pruned".
     """
-    return _sum_over_batches(groups, losses, reduce, torch.neg)
+    return _sum_over_batches(scoring, torch.neg)
 
 
 @importance_criterion("fisher")
-def fisher_importance(groups: Groups, losses: Losses, reduce: Reduce) -> Scores:
+def fisher_importance(scoring: Scoring) -> Scores:
     """Σ (∂L/∂c)² over batches at c = 1: the diagonal of the empirical Fisher matrix.
 
     To second order the loss grows by ½·F when a channel is removed from a
     converged model, whatever the gradient's sign. Source: Theis et al., Faster
     gaze prediction with dense networks and Fisher pruning (arXiv 1801.05787).
     """
-    return _sum_over_batches(groups, losses, reduce, torch.square)
+    return _sum_over_batches(scoring, torch.square)
+
+
+# -- without batches ----------------------------------------------------------------
+
+
+def _weight_of(piece: Slice) -> Tensor:
+    if piece.name == "weight":
+        return adapted_weight(piece.module)
+    return piece.parameter
+
+
+def _slice_norms(piece: Slice) -> Tensor:
+    """L2 norm of what each channel has in a parameter, ``[width]``."""
+    weight = _weight_of(piece).detach().double().transpose(0, piece.dim)
+    return weight.reshape(len(weight), -1).norm(dim=1)
+
+
+@importance_criterion("weight", uses_batches=False)
+def weight_importance(scoring: Scoring) -> Scores:
+    """Sum of the L2 norms of all slices that are tied to a channel.
+
+    For queries and keys, which act as a product alone, the product of the norms of
+    their matrices. A parameter that two modules share counts once; a layer with an
+    adapter counts with its update. Source: Hedegaard et al., Structured Pruning
+    Adapters (arXiv 2211.10155), for Transformers.
+    """
+    scores = {}
+    for name, group in scoring.groups.items():
+        distinct = {(id(s.parameter), s.dim): s for s in group.slices}.values()
+        if group.kind == "qk":
+            matrices = [s for s in distinct if s.parameter.dim() > 1]
+            total = torch.stack([_slice_norms(s) for s in matrices]).prod(0)
+        else:
+            total = torch.stack([_slice_norms(s) for s in distinct]).sum(0)
+        scores[name] = scoring.units(group, total)
+    return scores
+
+
+@importance_criterion("random", uses_batches=False)
+def random_importance(scoring: Scoring) -> Scores:
+    """Uniform in [0, 1): what any criterion has to beat.
+
+    A channel keeps its score over iterations and stages of one seed, and has the same
+    one in every process.
+    """
+    scores = {}
+    for name, group in scoring.groups.items():
+        seed = zlib.crc32(f"{scoring.seed} {name}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(group.original_width, generator=generator, dtype=torch.float64)
+        present = drawn[group.channel_ids.cpu().long()]
+        scores[name] = scoring.units(group, present.to(group.connectivity.device))
+    return scores

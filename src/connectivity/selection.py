@@ -1,13 +1,13 @@
 """Which channels stay, given importance scores and widths."""
 
-from typing import Dict, Mapping
+from typing import Dict, List, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .budget import ParameterCount, minimum_width
-from .groups import ChannelGroup
+from .budget import ParameterCount, head_widths, minimum_width, settle
+from .groups import ChannelGroup, attention_groups
 
 Keep = Dict[str, Tensor]
 
@@ -27,35 +27,90 @@ def _top_per_head(group: ChannelGroup, scores: Tensor, width: int) -> Tensor:
     return torch.cat(kept)
 
 
-def _share_out_ffn(
-    count: ParameterCount, scores: Mapping[str, Tensor], widths: Mapping[str, int]
-) -> Dict[str, int]:
-    """Feed-forward widths when the units of all layers are ranked together.
+def _share_out(
+    scores: Sequence[Tensor], costs: Sequence[int], least: Sequence[int], budget: int
+) -> List[int]:
+    """How many items each owner keeps when those of all owners are ranked together.
 
-    The least important units go, whatever their layer, until the layers cost no
-    more parameters than ``widths`` allow them; every layer keeps one unit.
+    The least important go, whoever owns them, until the items cost no more than
+    ``budget``.
+
+    Args:
+        scores: importance of each owner's items.
+        costs: parameters of one item of each owner.
+        least: number of items that each owner keeps in any case.
     """
-    names = [n for n, g in count.groups.items() if g.kind == "ffn"]
-    cost = {n: count.per_channel(n, widths) for n in names}
-    budget = sum(cost[n] * widths[n] for n in names)
-    now = {n: count.groups[n].width for n in names}
-    spent = sum(cost[n] * now[n] for n in names)
-
-    owner = [n for n in names for _ in range(now[n])]
-    everything = torch.cat([scores[n] for n in names]) if names else torch.empty(0)
-    for unit in torch.sort(everything.flip(0), stable=True).indices.tolist():
-        name = owner[len(owner) - 1 - unit]  # flipped: of equals the last goes first
-        if now[name] <= minimum_width(count.groups[name]):
+    now = [len(score) for score in scores]
+    spent = sum(cost * number for cost, number in zip(costs, now))
+    owners = [owner for owner, number in enumerate(now) for _ in range(number)]
+    everything = torch.cat(list(scores))
+    for item in torch.sort(everything.flip(0), stable=True).indices.tolist():
+        owner = owners[len(owners) - 1 - item]  # flipped: of equals the last goes first
+        if now[owner] <= least[owner]:
             continue
-        if abs(spent - cost[name] - budget) >= abs(spent - budget):
+        if abs(spent - costs[owner] - budget) >= abs(spent - budget):
             break
-        now[name] -= 1
-        spent -= cost[name]
+        now[owner] -= 1
+        spent -= costs[owner]
     return now
 
 
+def _share_out_ffn(
+    count: ParameterCount, scores: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> Dict[str, int]:
+    """Feed-forward widths when the units of all layers are ranked together."""
+    names = [n for n, g in count.groups.items() if g.kind == "ffn"]
+    costs = [count.per_channel(n, widths) for n in names]
+    budget = sum(cost * widths[n] for cost, n in zip(costs, names))
+    least = [minimum_width(count.groups[n]) for n in names]
+    return dict(zip(names, _share_out([scores[n] for n in names], costs, least, budget)))
+
+
+def head_scores(queries: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Importance of whole heads: what queries and values count, added up by head.
+
+    Args:
+        queries: scores of a module's query/key channels, ``[H*K]`` or by head ``[H]``.
+        values: scores of its value/output channels, ``[H*V]`` or by head ``[H]``.
+
+    Returns:
+        ``[H]``
+    """
+    return queries.view(heads, -1).sum(dim=1) + values.view(heads, -1).sum(dim=1)
+
+
+def _select_heads(
+    count: ParameterCount, scores: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> Keep:
+    """Channels that stay when the heads of all attention modules are ranked together.
+
+    Heads of different sizes compare by importance per parameter. They cost as many
+    parameters as ``widths`` allow them; every module keeps one.
+    """
+    pairs = attention_groups(count.groups)
+    costs, budget, importance = [], 0, []
+    for pair in pairs:
+        heads = widths[pair[0].name] // pair[0].head_width
+        more = {**widths, **head_widths(pair, heads + 1)}
+        costs.append(count(more) - count(widths))
+        budget += heads * costs[-1]
+        score = head_scores(*(scores[group.name] for group in pair), pair[0].heads)
+        importance.append(score / costs[-1])
+    keep = {}
+    numbers = _share_out(importance, costs, [1] * len(pairs), budget)
+    for pair, score, number in zip(pairs, importance, numbers):
+        kept = _top(score, number)
+        for group in pair if number < pair[0].heads else ():
+            channels = torch.arange(group.width, device=kept.device)
+            keep[group.name] = channels.view(group.heads, -1)[kept].flatten()
+    return keep
+
+
 def select(
-    model: nn.Module, scores: Mapping[str, Tensor], widths: Mapping[str, int]
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+    whole_heads: bool = False,
 ) -> Keep:
     """Choose the channels that stay.
 
@@ -63,8 +118,11 @@ def select(
     channels within each head, feed-forward units across all layers.
 
     Args:
-        scores: importance per group, ``[width]``; larger stays.
+        scores: importance per group, ``[width]``; larger stays. With ``whole_heads``
+            that of attention groups may be by head, ``[heads]``.
         widths: width of every group afterwards, see ``budget.plan_widths``.
+        whole_heads: rank the heads of all attention modules together instead, and
+            remove all channels of a head.
 
     Returns:
         Ascending positions of the channels that stay, for each group that loses
@@ -81,12 +139,19 @@ def select(
                 "loss or its gradient overflows on the scoring batches; prune a model "
                 "whose training loss is finite, in float32"
             )
-    widths = dict(widths)
+    widths, keep = dict(widths), {}
+    if whole_heads:
+        target = count(widths)
+        keep = _select_heads(count, scores, widths)
+        for pair in attention_groups(count.groups):
+            for group in pair:
+                widths[group.name] = len(keep.get(group.name, range(group.width)))
+        # heads that differ in size don't cost exactly what was planned
+        widths = settle(count, widths, target)
     if any(widths[n] < g.width for n, g in count.groups.items() if g.kind == "ffn"):
         widths.update(_share_out_ffn(count, scores, widths))
 
-    keep = {}
     for name, group in count.groups.items():
-        if widths[name] < group.width:
+        if widths[name] < group.width and name not in keep:
             keep[name] = _top_per_head(group, scores[name], widths[name])
     return keep

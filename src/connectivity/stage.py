@@ -29,6 +29,7 @@ class StagePlan:
         period: epochs that one iteration lasts.
         warming_up: epochs before the first scoring.
         decreasing: schedule of the connectivity; None cuts at once.
+        prune_heads: attention modules lose whole heads.
     """
 
     compression_rate: float
@@ -37,6 +38,7 @@ class StagePlan:
     period: int = 1
     warming_up: int = 0
     decreasing: Optional[str] = "sa"
+    prune_heads: bool = False
 
     @property
     def epochs(self) -> int:
@@ -107,8 +109,9 @@ class PruningStage:
         Raises:
             UserError: scores that are not finite, or a rate out of reach.
         """
-        widths = plan_widths(self.model, self.target_rate(), self.plan.stage)
-        keep = select(self.model, scores, widths)
+        heads = self.plan.prune_heads
+        widths = plan_widths(self.model, self.target_rate(), self.plan.stage, heads)
+        keep = select(self.model, scores, widths, heads)
         groups = channel_groups(self.model)
         self.removed = {}
         for name, kept in keep.items():

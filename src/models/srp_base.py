@@ -94,7 +94,7 @@ class SRPModel(TransformerModel):
         prefix = f"{name}." if name else ""
         channel_ids = {}
         for group_name, group in channel_groups(self).items():
-            fresh = ChannelGroup(group.kind, group.original_width, group.heads)
+            fresh = ChannelGroup(group.kind, group.original_width, group.original_heads)
             for buffer, value in fresh.named_buffers():
                 state_dict.setdefault(f"{prefix}{group_name}.{buffer}", value)
             channel_ids[group_name] = state_dict[f"{prefix}{group_name}.channel_ids"]

@@ -39,7 +39,9 @@ class SRPDecoder(TransformerDecoderBase):
                 embedding, cfg.weighted_layernorm
             )
         if self.layer_norm is not None:
-            self.layer_norm = WeightedLayerNorm(embedding, cfg.weighted_layernorm)
+            self.layer_norm = WeightedLayerNorm(
+                embedding, cfg.weighted_layernorm, stream=True
+            )
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return SRPDecoderLayer(cfg, self._embedding[0])

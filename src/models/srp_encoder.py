@@ -37,7 +37,9 @@ class SRPEncoder(TransformerEncoderBase):
                 embedding, cfg.weighted_layernorm
             )
         if self.layer_norm is not None:
-            self.layer_norm = WeightedLayerNorm(embedding, cfg.weighted_layernorm)
+            self.layer_norm = WeightedLayerNorm(
+                embedding, cfg.weighted_layernorm, stream=True
+            )
 
     def build_encoder_layer(self, cfg):
         return SRPEncoderLayer(cfg, self._embedding[0])

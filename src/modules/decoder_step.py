@@ -16,7 +16,7 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 
 from ..adapters import adapted_weight
-from .linear import PackedLinear
+from .linear import PackedLinear, constant_product
 
 _SLOTS = 64  # of keys and values, to begin with; doubled when they are full
 
@@ -27,16 +27,23 @@ class _Product:
     Args:
         parts: weight ``[out, in]`` and bias (or None) of each.
         bfloat16: multiply in bfloat16; inputs and outputs stay as they are.
+        sparse: leave out zeros where that is faster.
     """
 
-    def __init__(self, *parts: Tuple[Tensor, Optional[Tensor]], bfloat16: bool = False):
+    def __init__(
+        self,
+        *parts: Tuple[Tensor, Optional[Tensor]],
+        bfloat16: bool = False,
+        sparse: bool = False,
+    ):
         weights, biases = zip(*parts)
         weight, bias = torch.cat(weights) if len(parts) > 1 else weights[0], None
         if any(bias is not None for bias in biases):
             bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in parts])
         self.dtype = torch.bfloat16 if bfloat16 else weight.dtype
         bias = bias if bias is None else bias.to(self.dtype)
-        self.linear = PackedLinear(weight.to(self.dtype), bias)
+        make = constant_product if sparse else PackedLinear
+        self.linear = make(weight.to(self.dtype), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, in]`` to ``[rows, out]``."""
@@ -66,7 +73,7 @@ def _scaled(
 class _Layer:
     """Folded weights of one decoder layer."""
 
-    def __init__(self, layer: nn.Module, bfloat16: bool):
+    def __init__(self, layer: nn.Module, bfloat16: bool, sparse: bool):
         self.module = layer
         residual = None
         if layer.normalize_before and hasattr(layer, "_residual"):
@@ -74,7 +81,7 @@ class _Layer:
             residual = group.connectivity if group.gated else None
 
         def product(*parts):
-            return _Product(*parts, bfloat16=bfloat16)
+            return _Product(*parts, bfloat16=bfloat16, sparse=sparse)
 
         def query(attention):
             rows, gate = attention.scaling, _gate(attention, "qk")
@@ -167,12 +174,20 @@ class DecoderStep:
     Args:
         decoder: fairseq's Transformer decoder or SRP's, in evaluation mode.
         bfloat16: matrix products in bfloat16 (CPUs with AVX512-BF16 or AMX).
+        sparse: sparse products where a short timing finds them faster.
     """
 
-    def __init__(self, decoder: TransformerDecoderBase, bfloat16: bool = False):
+    def __init__(
+        self,
+        decoder: TransformerDecoderBase,
+        bfloat16: bool = False,
+        sparse: bool = False,
+    ):
         self.decoder = decoder
-        self.layers = [_Layer(layer, bfloat16) for layer in decoder.layers]
-        self.vocabulary = _Product(_scaled(decoder.output_projection), bfloat16=bfloat16)
+        self.layers = [_Layer(layer, bfloat16, sparse) for layer in decoder.layers]
+        self.vocabulary = _Product(
+            _scaled(decoder.output_projection), bfloat16=bfloat16, sparse=sparse
+        )
 
     def start(self, encoder_out: Dict[str, List[Tensor]]) -> Cache:
         """The cache of a batch, from what fairseq's encoder returns."""

@@ -69,4 +69,5 @@ class EmbeddingDropout(Dropout):
         self._group = (group,)
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        return self._group[0].gate(super().forward(x, inplace))
+        group = self._group[0]
+        return group.measure(group.gate(super().forward(x, inplace)), sentences=0)

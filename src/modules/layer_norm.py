@@ -50,15 +50,24 @@ class WeightedLayerNorm(nn.Module):
     Args:
         group: the channels that are normalized; gates the output.
         weighted: which of the two.
+        stream: whether the output goes on in the residual stream, where the group's
+            activations are measured.
 
     Shapes:
         ``[..., D]`` to ``[..., D]``, D the group's width.
     """
 
-    def __init__(self, group: ChannelGroup, weighted: bool, eps: float = 1e-5):
+    def __init__(
+        self,
+        group: ChannelGroup,
+        weighted: bool,
+        stream: bool = False,
+        eps: float = 1e-5,
+    ):
         super().__init__()
         self._group = (group,)  # in a tuple: the group belongs to the encoder/decoder
         self.weighted = weighted
+        self.stream = stream
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(group.width))
         self.bias = nn.Parameter(torch.zeros(group.width))
@@ -70,7 +79,12 @@ class WeightedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if lies_transposed(x):
-            return self.forward(x.transpose(0, 1)).transpose(0, 1)
+            x = self.normalize(x.transpose(0, 1)).transpose(0, 1)
+        else:
+            x = self.normalize(x)
+        return self.group.measure(x) if self.stream else x
+
+    def normalize(self, x: Tensor) -> Tensor:
         group = self.group
         weight, bias = self.weight, self.bias
         if group.gated:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import UserError
+from ..sparsity.layouts import ByRows
 
 VARIABLE = "SRP_ONEDNN"
 # Vendors whose processors MKL gives AVX2 at most.
@@ -180,6 +181,50 @@ class PackedLinear:
         if self._packed is None or len(x) < _LEAST_ROWS:
             return F.linear(x, self.weight, self.bias)
         return _onednn(x, self._packed, self.bias)
+
+
+# Zeros below this share make no product faster.
+_LEAST_SPARSITY = 0.25
+
+
+def constant_product(weight: Tensor, bias: Optional[Tensor] = None):
+    """``x Wᵀ + b`` with a constant weight, without its zeros where that is faster.
+
+    Shapes:
+        weight ``[out, in]``, bias ``[out]``; a function of ``[rows, in]`` to
+        ``[rows, out]``.
+    """
+    zeros = 1 - int(torch.count_nonzero(weight)) / max(1, weight.numel())
+    if zeros < _LEAST_SPARSITY:
+        return PackedLinear(weight, bias)
+    return ByRows(weight, bias, dense=PackedLinear)
+
+
+class ConstantLinear(nn.Module):
+    """A linear layer for translation alone, see :func:`constant_product`."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.product = constant_product(linear.weight.detach(), linear.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.product(input.reshape(-1, input.shape[-1]))
+        return rows.view(*input.shape[:-1], rows.shape[-1])
+
+
+def use_sparse_products(model: nn.Module) -> None:
+    """Prepare an encoder's linear layers for ``--sparse-inference``, in place.
+
+    The decoder's are folded by the beam search. fairseq's own layers read their
+    weights past the modules and stay as they are.
+    """
+    encoder = getattr(model, "encoder", None)
+    found = [] if encoder is None else list(encoder.named_modules())
+    for name, module in found:
+        if type(module) is Linear:
+            parent, _, child = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, ConstantLinear(module))
 
 
 class Linear(nn.Linear):

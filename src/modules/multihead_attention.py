@@ -25,8 +25,8 @@ class SRPMultiheadAttention(MultiheadAttention):
     """fairseq's attention on ``scaled_dot_product_attention``, with two channel groups.
 
     ``qk`` are the query and key channels, ``vo`` the value channels and the
-    output projection's inputs, each spread evenly over the heads. The scale
-    stays that of the uncut head, and the projections are called as modules, so
+    output projection's inputs, each spread evenly over the heads. A head whose
+    channels are all cut is gone. The scale stays that of the uncut head, and the projections are called as modules, so
     that wrapped ones (adapters) are not bypassed.
 
     Args:
@@ -55,7 +55,7 @@ class SRPMultiheadAttention(MultiheadAttention):
             encoder_decoder_attention=memory_width is not None,
         )
         self.qk = ChannelGroup("qk", width, heads)
-        self.vo = ChannelGroup("vo", width, heads)
+        self.vo = ChannelGroup("vo", width, heads, same_heads=self.qk)
         self.qk.tie(self.q_proj, weight=0, bias=0)
         self.qk.tie(self.k_proj, weight=0, bias=0)
         self.vo.tie(self.v_proj, weight=0, bias=0)
@@ -64,6 +64,17 @@ class SRPMultiheadAttention(MultiheadAttention):
         query.tie(self.out_proj, weight=0, bias=0)
         if memory_width is None:
             self.tie_memory(query)
+
+    @property
+    def num_heads(self) -> int:
+        """Heads that are present."""
+        return self.qk.heads
+
+    @num_heads.setter
+    def num_heads(self, heads: int) -> None:
+        # fairseq's constructor sets it before there are groups, which know it
+        if "qk" in self._modules and heads != self.qk.heads:
+            raise AttributeError("num_heads follows from the channels that are present")
 
     def tie_memory(self, memory: ChannelGroup) -> None:
         """Declare the residual channels that keys and values read."""
@@ -103,7 +114,7 @@ class SRPMultiheadAttention(MultiheadAttention):
         """
         length, batch, _ = query.shape
         query, key = _in_autocast_type(query, key)
-        q = self._split_heads(self.qk.gate(self.q_proj(query)))
+        q = self._split_heads(self.qk.measure(self.qk.gate(self.q_proj(query))))
 
         saved = None
         if incremental_state is not None:
@@ -157,7 +168,7 @@ class SRPMultiheadAttention(MultiheadAttention):
         if beams > 1:
             heads = heads.unflatten(2, (beams, length)).transpose(1, 2).flatten(0, 1)
         heads = heads.permute(2, 0, 1, 3).reshape(length, batch, -1)
-        output = self.out_proj(heads)
+        output = self.out_proj(self.vo.measure(heads))
 
         if weights is not None:
             if beams > 1:
@@ -165,8 +176,20 @@ class SRPMultiheadAttention(MultiheadAttention):
                 weights = weights.transpose(1, 2).flatten(0, 1)
             weights = weights.transpose(0, 1)
             if not need_head_weights:
-                weights = weights.mean(dim=0)
+                weights = self.mean_over_heads(weights)
         return output, weights
+
+    def mean_over_heads(self, weights: Tensor) -> Tensor:
+        """``[H, B, T, S]`` to ``[B, T, S]``.
+
+        A head counts as far as its values are connected: so the mean does not change
+        when a head is cut.
+        """
+        if not self.vo.gated:
+            return weights.mean(dim=0)
+        share = self.vo.connectivity.view(self.num_heads, -1).sum(dim=1)
+        share = (share / share.sum()).to(weights.dtype)
+        return torch.einsum("h,hbts->bts", share, weights)
 
     @staticmethod
     def _additive_mask(q, attn_mask, key_padding_mask, beams) -> Optional[Tensor]:

@@ -1,6 +1,6 @@
 """Encoder and decoder layers that declare their channels."""
 
-from torch import nn
+from torch import Tensor, nn
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
@@ -20,7 +20,8 @@ class _GatedActivationDropout(Dropout):
         self._group = (group,)
 
     def forward(self, x, inplace: bool = False):
-        return self._group[0].gate(super().forward(x, inplace))
+        group = self._group[0]
+        return group.measure(group.gate(super().forward(x, inplace)))
 
 
 def _declare(layer: nn.Module, residual: ChannelGroup, weighted: bool) -> None:
@@ -35,8 +36,17 @@ def _declare(layer: nn.Module, residual: ChannelGroup, weighted: bool) -> None:
         layer.activation_dropout_module.p, layer.ffn, name
     )
     layer.dropout_module = Dropout(layer.dropout_module.p, name)
-    layer.self_attn_layer_norm = WeightedLayerNorm(residual, weighted)
-    layer.final_layer_norm = WeightedLayerNorm(residual, weighted)
+    stream = not layer.normalize_before
+    layer.self_attn_layer_norm = WeightedLayerNorm(residual, weighted, stream)
+    layer.final_layer_norm = WeightedLayerNorm(residual, weighted, stream)
+
+
+def _add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    """The residual sum; with post-norm its gate and its site are the norm's that follows."""
+    if not layer.normalize_before:
+        return residual + x
+    group = layer._residual[0]
+    return group.measure(residual + group.gate(x))
 
 
 class SRPEncoderLayer(TransformerEncoderLayerBase):
@@ -59,8 +69,7 @@ class SRPEncoderLayer(TransformerEncoderLayerBase):
         )
 
     def residual_connection(self, x, residual):
-        # post-norm gates in the layer norm that follows
-        return residual + (self._residual[0].gate(x) if self.normalize_before else x)
+        return _add(self, x, residual)
 
 
 class SRPDecoderLayer(TransformerDecoderLayerBase):
@@ -77,7 +86,7 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         super().__init__(cfg)
         _declare(self, residual, cfg.weighted_layernorm)
         self.encoder_attn_layer_norm = WeightedLayerNorm(
-            residual, cfg.weighted_layernorm
+            residual, cfg.weighted_layernorm, stream=not self.normalize_before
         )
         self.keep_attention_map = False
         self.attention_map = None  # [B, T, S], for distillation
@@ -97,7 +106,7 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         )
 
     def residual_connection(self, x, residual):
-        return residual + (self._residual[0].gate(x) if self.normalize_before else x)
+        return _add(self, x, residual)
 
     def forward(self, x, *args, need_attn=False, need_head_weights=False, **kwargs):
         if self.training and not self.keep_attention_map:
@@ -113,5 +122,8 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
             **kwargs,
         )
         if self.keep_attention_map:
-            self.attention_map = attn.mean(0) if attn.dim() == 4 else attn
+            per_head = attn.dim() == 4
+            self.attention_map = (
+                self.encoder_attn.mean_over_heads(attn) if per_head else attn
+            )
         return x, attn, state

@@ -46,6 +46,15 @@ def _memory(
                 yield parameter, name, flat.view(shape)
 
 
+def memory(optimizer: FP16Optimizer) -> Iterator[Tuple[nn.Parameter, str, Tensor]]:
+    """What a half-precision optimizer keeps of each parameter, as views of its shape.
+
+    Yields:
+        (parameter, name, view): its float32 copy and Adam's moments.
+    """
+    return _memory(optimizer, [p.shape for p in optimizer.fp16_params])
+
+
 @torch.no_grad()
 def clear_moments(optimizer: FairseqOptimizer, freezer: Freezer) -> None:
     """Zero the moments of frozen weights."""
@@ -53,8 +62,7 @@ def clear_moments(optimizer: FairseqOptimizer, freezer: Freezer) -> None:
         freezer.clear_moments(optimizer.optimizer)
         return
     masks = {id(parameter): mask for parameter, mask, _ in freezer.frozen}
-    shapes = [p.shape for p in optimizer.fp16_params]
-    for parameter, name, view in _memory(optimizer, shapes):
+    for parameter, name, view in memory(optimizer):
         if name != MASTER and id(parameter) in masks:
             view.masked_fill_(masks[id(parameter)], 0)
 
@@ -92,6 +100,6 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
         if scalars:
             moments = {name: torch.zeros_like(copy.data) for name in names}
             new.optimizer.state[copy] = {**scalars[0], **moments}
-    for parameter, name, view in _memory(new, [p.shape for p in new.fp16_params]):
+    for parameter, name, view in memory(new):
         if (id(parameter), name) in memory:
             view.copy_(memory[id(parameter), name])

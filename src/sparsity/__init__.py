@@ -1,0 +1,75 @@
+"""Pruning of single weights and blocks, sparse files and sparse layers, for any model.
+
+Gradual or one-shot pruning inside a training (:class:`Pruning`, the Pytorch Pruner's
+configuration and hooks), with one call (``prune_by_pct`` and its like, as in
+ModelPruningLibrary), files without zeros, layers that multiply without them, and a
+report. This package needs torch, numpy, PyYAML, safetensors and pandas, and nothing
+else of this project.
+"""
+
+from .config import PrunerSettings, PruningConfig, load_config
+from .errors import SparsityError
+from .hooks import Pruning
+from .layers import DenseConv2d, DenseLinear, SparseConv2d, SparseLinear, to_dense, to_sparse
+from .layouts import LAYOUTS, ByRows, fastest, prepare
+from .magnitude import (
+    Prunable,
+    apply_masks,
+    calc_num_prunable_params,
+    masks,
+    prune_by_pct,
+    prune_by_rank,
+    prune_by_threshold,
+    random_prune_by_pct,
+)
+from .optim import SGD
+from .patterns import parse_pattern
+from .storage import (
+    is_sparse_file,
+    load_sparse,
+    read_metadata,
+    save_sparse,
+    sparse_size,
+)
+
+__all__ = [
+    "ByRows",
+    "DenseConv2d",
+    "DenseLinear",
+    "LAYOUTS",
+    "Prunable",
+    "PrunerSettings",
+    "Pruning",
+    "PruningConfig",
+    "SGD",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparsityError",
+    "apply_masks",
+    "calc_num_prunable_params",
+    "fastest",
+    "is_sparse_file",
+    "load_config",
+    "load_sparse",
+    "masks",
+    "parse_pattern",
+    "prepare",
+    "prune_by_pct",
+    "prune_by_rank",
+    "prune_by_threshold",
+    "random_prune_by_pct",
+    "read_metadata",
+    "save_sparse",
+    "sparse_size",
+    "sparsity_report",
+    "to_dense",
+    "to_sparse",
+]
+
+
+def __getattr__(name: str):
+    if name == "sparsity_report":  # pandas takes a while to load, and few need it
+        from .report import sparsity_report
+
+        return sparsity_report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

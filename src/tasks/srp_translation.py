@@ -1,5 +1,6 @@
 """fairseq's translation task with a pruning stage."""
 
+import copy
 import logging
 import os
 from contextlib import nullcontext
@@ -16,20 +17,23 @@ from .. import adaptation
 from ..adapters import adapted_layers, fuse
 from ..checkpoint_utils import load_checkpoint
 from ..connectivity.budget import ParameterCount, plan_widths
-from ..connectivity.groups import channel_groups
-from ..connectivity.importance import IMPORTANCE, Scores
+from ..connectivity.groups import attention_groups, channel_groups
+from ..connectivity.importance import score as score_channels
+from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
 from ..connectivity.stage import PruningStage, StagePlan
 from ..errors import UserError
 from ..models.srp_base import SRPModel
+from ..modules.relevance import gold_relevance, is_half
 from ..pretrained import (
     check_dictionaries,
     check_structure,
     inherit_layernorm,
-    srp_arguments,
+    teacher_arguments,
 )
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
 from ..task_options import SRPTranslationConfig, check_data, check_options, check_run
+from ..weight_pruning import WeightPruning
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class SRPTranslationTask(TranslationTask):
     def __init__(self, cfg, src_dict, tgt_dict):
         super().__init__(cfg, src_dict, tgt_dict)
         self.stage: Optional[PruningStage] = None
+        self.weight_pruning: Optional[WeightPruning] = None
         self.save_dir: Optional[str] = None
         self._teacher = None
 
@@ -77,13 +82,33 @@ class SRPTranslationTask(TranslationTask):
             self._check_dictionaries(state, f"--pretrained-model {self.cfg.pretrained_model}")
             inherit_layernorm(cfg, state, self.cfg.pretrained_model)
         model = super().build_model(cfg, from_checkpoint)
+        self._check_model(model, cfg)
         if state is not None:
             self._load_pretrained(model, cfg, state)
         if self.cfg.adapter:
             adaptation.insert(model, self.cfg)
         if self.cfg.compression_rate < 1:
             self._prepare_stage(model)
+        if self.cfg.sparsity_config:
+            self.weight_pruning = WeightPruning(
+                self.cfg.sparsity_config, model, getattr(cfg, "seed", 1)
+            )
         return model
+
+    def _check_model(self, model, cfg) -> None:
+        """Refuse what needs this plug-in's own model with another ``--arch``."""
+        if isinstance(model, SRPModel):
+            return
+        for option, given in (
+            ("--pretrained-model", self.cfg.pretrained_model),
+            ("--compression-rate", self.cfg.compression_rate < 1),
+            ("--attn-kd", getattr(cfg, "attn_kd", 0)),
+        ):
+            if given:
+                raise UserError(
+                    f"{option}: needs an --arch of this plug-in (srp, srp_iwslt_de_en, "
+                    f"srp_multi30k_de_en), not {getattr(cfg, 'arch', type(model).__name__)}"
+                )
 
     def _with_adapters(self, model):
         """Let the model take the adapters of --adapter-path when it has its weights."""
@@ -131,6 +156,7 @@ class SRPTranslationTask(TranslationTask):
             period=self.cfg.pruning_period,
             warming_up=self.cfg.warming_up,
             decreasing=self.cfg.decreasing if self.cfg.srp else None,
+            prune_heads=self.cfg.prune_heads,
         )
 
     def _prepare_stage(self, model) -> None:
@@ -142,8 +168,14 @@ class SRPTranslationTask(TranslationTask):
                 "uncut (no stage 1 made it): attention and feed-forward widths alone "
                 "will be cut until --compression-rate is met"
             )
+        heads = self.cfg.prune_heads
+        if heads and all(vo.heads == 1 for _, vo in attention_groups(channel_groups(model))):
+            raise UserError(
+                "--prune-heads: every attention module of --pretrained-model has one head, "
+                "which stays; leave the option out"
+            )
         self.stage = PruningStage(self.plan, model)
-        plan_widths(model, self.cfg.compression_rate, self.cfg.pruning_stage)
+        plan_widths(model, self.cfg.compression_rate, self.cfg.pruning_stage, heads)
 
     def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
         """As in fairseq, with batches that do not depend on where a run was resumed.
@@ -175,7 +207,7 @@ class SRPTranslationTask(TranslationTask):
             state = load_checkpoint(path, option, self.cfg.trust_checkpoint)
             self._check_dictionaries(state, f"{option} {path}")
             with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
-                model = models.build_model(srp_arguments(state), self)
+                model = models.build_model(teacher_arguments(state), self)
             model.load_state_dict(state["model"], strict=True)
             model.requires_grad_(False)
             self._teacher = model.eval().to(device)
@@ -205,6 +237,7 @@ class SRPTranslationTask(TranslationTask):
             extra_gen_cls_kwargs = {
                 **(extra_gen_cls_kwargs or {}),
                 "bfloat16": self.cfg.cpu_bf16,
+                "sparse": self.cfg.sparse_inference,
             }
         return super().build_generator(
             models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
@@ -240,17 +273,23 @@ class SRPTranslationTask(TranslationTask):
         if batch:
             yield dataset.collater([dataset[i] for i in batch])
 
-    def score(self, model, criterion, split, seed, device, rank=0, world=1) -> Scores:
+    def score(
+        self, model, criterion, split, seed, device, rank=0, world=1, measure=score_channels
+    ) -> Scores:
         """Importance of every channel from scoring batches, dropout off.
 
         Args:
             rank, world: this process scores every ``world``-th batch; the sums
                 are added up over processes.
+            measure: ``importance.score`` or the like.
         """
         was_training = model.training
+        name = str(self.cfg.importance)
+        if IMPORTANCE[name].uses_relevance and is_half(model):
+            model = copy.deepcopy(model).float()
         model.eval()
 
-        def losses():
+        def batches():
             limits = utils.resolve_max_positions(
                 self.max_positions(), model.max_positions()
             )
@@ -259,7 +298,7 @@ class SRPTranslationTask(TranslationTask):
                 if number % world == rank:
                     if device.type == "cuda":
                         sample = utils.move_to_cuda(sample, device)
-                    yield lambda sample=sample: criterion(model, sample)[0]
+                    yield self._scoring_batch(model, criterion, sample)
 
         def reduce(total):
             if world > 1:
@@ -269,20 +308,47 @@ class SRPTranslationTask(TranslationTask):
 
         try:
             groups = channel_groups(model)
-            return IMPORTANCE[str(self.cfg.importance)](groups, losses(), reduce)
+            return measure(
+                groups,
+                batches(),
+                reduce,
+                name,
+                norm=str(self.cfg.importance_norm),
+                per_example=self.cfg.importance_per_example,
+                seed=seed,
+            )
         finally:
             model.train(was_training)
 
+    def _scoring_batch(self, model, criterion, sample) -> ScoringBatch:
+        target, padding_idx = sample["target"], self.target_dictionary.pad()
+        inputs = sample["net_input"]
+        return ScoringBatch(
+            loss=lambda: criterion(model, sample)[0],
+            tokens=int(sample["ntokens"]),
+            relevance=lambda: gold_relevance(model, inputs, target, padding_idx),
+        )
+
     # -- state and results -----------------------------------------------------------
 
+    @property
+    def _resumable(self):
+        """What is saved in checkpoints and goes on from there, by name."""
+        parts = {"stage": self.stage, "weight_pruning": self.weight_pruning}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def get_checkpoint_dict(self):
-        if self.stage is None:
-            return {}
-        return {type(self).__name__: {"stage": self.stage.state_dict()}}
+        state = {name: part.state_dict() for name, part in self._resumable.items()}
+        return {type(self).__name__: state} if state else {}
 
     def set_checkpoint_dict(self, state):
-        if self.stage is not None and "stage" in state:
-            self.stage.load_state_dict(state["stage"])
+        for name, part in self._resumable.items():
+            if name in state:
+                part.load_state_dict(state[name])
+
+    def _sparsity(self):
+        pruning = self.weight_pruning
+        return {} if pruning is None else {"sparsity": round(pruning.sparsity, 6)}
 
     def post_validate(self, model, stats, agg):
         """Add this validation to ``results.csv`` in the run's folder."""
@@ -296,6 +362,7 @@ class SRPTranslationTask(TranslationTask):
             "valid_loss": float(stats["loss"]),
             "valid_nll_loss": float(stats["nll_loss"]),
             "bleu": float(stats["bleu"]) if "bleu" in stats else "",
+            **self._sparsity(),
             **{f"width:{name}": width for name, width in count.current.items()},
         }
         append_result(os.path.join(self.save_dir, "results.csv"), row)

@@ -1,0 +1,256 @@
+"""A grid of models to train and compare, read from a YAML file.
+
+    data: data-bin/demo.de-en            # paths are relative to the repository
+    reference: data-bin/demo.de-en/raw.test.en
+    work: checkpoints/study/demo         # everything that is made lies here
+    seeds: [1]
+    options: {arch: srp_demo_de_en}      # of every training, without the dashes
+    translate: {beam: 5}                 # of every translation
+    models:
+      base:
+        tool: train                      # src/train.py, pruning.py or finetuning.py
+        options: {lr: 3e-3, max-epoch: 12}
+      "one shot, {importance}":
+        each: {importance: [fisher, random]}   # one model for every combination
+        tool: pruning
+        from: base                       # becomes --pretrained-model
+        options: {importance: "{importance}", compression-rate: 0.5}
+      "4x1":
+        tool: finetuning
+        from: base
+        sparsity: {pattern: 4x1, target_sparsity: 0.8}   # becomes --sparsity-config
+
+An option that is ``true`` is given without a value, ``false`` and ``null`` leave it
+out. ``checkpoint: last`` takes the last checkpoint of a run instead of the best one,
+``test: false`` does not translate, ``seeds`` of a model override the grid's.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import yaml
+
+TOOLS = ("train", "pruning", "finetuning")
+_GRID_KEYS = ("data", "reference", "work", "seeds", "options", "translate", "models")
+_MODEL_KEYS = (
+    *("each", "tool", "from", "teacher", "options", "sparsity", "checkpoint", "test"),
+    *("seeds", "speed", "beside"),
+)
+
+
+class GridError(SystemExit):
+    """A mistake in a grid, said in one line; exit status 2."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+    def __str__(self):
+        return self.message
+
+
+@dataclass
+class Model:
+    """One model of a grid, with everything resolved.
+
+    Attributes:
+        group: its name in the file, with the braces.
+        values: what stands for the braces.
+        key: digest of everything that decides what the model is, its parents' and
+            the data's too.
+    """
+
+    name: str
+    group: str
+    values: Dict[str, Any]
+    tool: str
+    seed: int
+    options: Dict[str, Any]
+    sparsity: Optional[Dict[str, Any]]
+    parent: Optional["Model"]
+    teacher: Optional["Model"]
+    checkpoint: str
+    test: bool
+    speed: bool
+    beside: Optional[str]
+    work: Path
+    key: str = field(default="")
+
+    @property
+    def folder(self) -> Path:
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-").lower()
+        return self.work / f"{slug}-{self.key[:10]}"
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint that is translated with and that others start from."""
+        return self.folder / f"checkpoint_{self.checkpoint}.pt"
+
+    def arguments(self, data: Path) -> List[str]:
+        """The tool's command line."""
+        given = {**self.options, "seed": self.seed, "save-dir": self.folder}
+        if self.parent is not None:
+            given["pretrained-model"] = self.parent.path
+        if self.teacher is not None:
+            given["teacher-model"] = self.teacher.path
+        if self.sparsity is not None:
+            given["sparsity-config"] = self.folder / "sparsity.yaml"
+        return [str(data), *flags(given)]
+
+    def sparsity_text(self) -> str:
+        """The configuration of weight-level pruning, as a file holds it."""
+        pruner = {"pruners": [self.sparsity]}
+        return yaml.safe_dump(
+            {"pruning": {"approach": {"weight_compression_pytorch": pruner}}}
+        )
+
+
+@dataclass
+class Grid:
+    path: Path
+    data: Path
+    reference: Optional[Path]
+    work: Path
+    translate: Dict[str, Any]
+    models: List[Model]
+
+    @property
+    def results(self) -> Path:
+        return self.work / "results.json"
+
+
+def flags(options: Dict[str, Any]) -> List[str]:
+    """Command-line arguments of options by name."""
+    arguments = []
+    for name, value in options.items():
+        if value is True:
+            arguments.append(f"--{name}")
+        elif value is not None and value is not False:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            # a value that begins with a dash would be taken for an option
+            one = [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+            arguments += one
+    return arguments
+
+
+def command(tool: str, arguments: List[str]) -> str:
+    return shlex.join(["python", f"src/{tool}.py", *arguments])
+
+
+def _filled(value: Any, values: Dict[str, Any]) -> Any:
+    """``value`` with every ``{name}`` replaced; a lone one keeps its type."""
+    if isinstance(value, str):
+        for name, replacement in values.items():
+            if value == f"{{{name}}}":
+                return replacement
+            value = value.replace(f"{{{name}}}", str(replacement))
+    elif isinstance(value, dict):
+        return {_filled(k, values): _filled(v, values) for k, v in value.items()}
+    elif isinstance(value, list):
+        return [_filled(v, values) for v in value]
+    return value
+
+
+def _check_keys(mapping: Any, known, where: str) -> Dict[str, Any]:
+    if not isinstance(mapping, dict):
+        raise GridError(f"{where}: must be a mapping, not {mapping!r}")
+    for key in mapping:
+        if key not in known:
+            raise GridError(f"{where}: {key} is unknown; valid are {', '.join(known)}")
+    return mapping
+
+
+def fingerprint(data: Path) -> str:
+    """Digest of a folder of binarized data: its dictionaries and its files' sizes."""
+    digest = hashlib.sha256()
+    for path in sorted(data.glob("*.*")):
+        if path.suffix in (".bin", ".idx"):
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+        elif path.name.startswith("dict."):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(model: Model, data: str) -> str:
+    parents = [p.key if p is not None else None for p in (model.parent, model.teacher)]
+    what = [model.tool, model.seed, model.options, model.sparsity, parents, data]
+    checkpoint = [p.checkpoint for p in (model.parent, model.teacher) if p is not None]
+    return hashlib.sha256(json.dumps([what, checkpoint]).encode()).hexdigest()
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of a YAML file; its paths are relative to the current folder.
+
+    Raises:
+        GridError: names the file, the model and the key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise GridError(f"{path}: can't be read ({reason})") from None
+    content = _check_keys(content, _GRID_KEYS, str(path))
+    for key in ("data", "work", "models"):
+        if not content.get(key):
+            raise GridError(f"{path}: {key} is missing")
+    data, work = Path(content["data"]), Path(content["work"])
+    if not data.is_dir():
+        raise GridError(f"{path}: data {data}: no such folder; preprocess it first")
+    reference = Path(content["reference"]) if content.get("reference") else None
+    digest = fingerprint(data)
+    made: Dict[tuple, Model] = {}
+    models = []
+    for group, entry in content["models"].items():
+        where = f"{path}: model {group!r}"
+        entry = _check_keys(entry, _MODEL_KEYS, where)
+        if entry.get("tool") not in TOOLS:
+            raise GridError(f"{where}: tool must be one of {', '.join(TOOLS)}")
+        each = entry.get("each") or {}
+        for combination in itertools.product(*each.values()):
+            values = dict(zip(each, combination))
+            for seed in entry.get("seeds") or content.get("seeds") or [1]:
+                model = _model(group, entry, values, seed, content, made, work, where)
+                model.key = _key(model, digest)
+                made[model.name, seed] = model
+                models.append(model)
+    return Grid(path, data, reference, work, content.get("translate") or {}, models)
+
+
+def _model(group, entry, values, seed, content, made, work, where) -> Model:
+    def find(key: str) -> Optional[Model]:
+        name = _filled(entry.get(key), values)
+        if name is None:
+            return None
+        found = made.get((name, seed))
+        if found is None:  # made with one seed for all
+            found = next((m for (n, _), m in made.items() if n == name), None)
+        if found is None:
+            raise GridError(f"{where}: {key} {name!r} is no model above it")
+        return found
+
+    options = {**(content.get("options") or {}), **(entry.get("options") or {})}
+    parent = find("from")
+    if (parent is None) != (entry["tool"] == "train"):
+        raise GridError(f"{where}: from is for pruning and finetuning, and missing there")
+    return Model(
+        name=str(_filled(group, values)),
+        group=group,
+        values=values,
+        tool=entry["tool"],
+        seed=seed,
+        options=_filled(options, values),
+        sparsity=_filled(entry.get("sparsity"), values),
+        parent=parent,
+        teacher=find("teacher"),
+        checkpoint=entry.get("checkpoint", "best"),
+        test=entry.get("test", True),
+        speed=entry.get("speed", False),
+        beside=_filled(entry.get("beside"), values),
+        work=work,
+    )

@@ -1,0 +1,107 @@
+"""Pictures of a grid's results: quality against size, and remaining widths."""
+
+from typing import Any, BinaryIO, Dict, List
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from src.picture import ACCENT, FAINT, INK, SHARES
+
+Row = Dict[str, Any]
+_AXES = {
+    "parameters": ("parameters", 1e6, "million parameters that are not zero"),
+    "flops": ("flops", 1e6, "MFLOPs a sentence"),
+    "speed": ("times fairseq, pytorch", 1, "speed against fairseq, PyTorch"),
+}
+
+
+def _value(row: Row, key: str):
+    if key == "parameters":  # of a sparse model, those that are there
+        return row.get("nonzero_parameters", row["parameters"])
+    return row.get(key)
+
+
+def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
+    """BLEU against parameters, FLOPs and, where it was measured, speed."""
+    panels = [
+        (key, unit, label)
+        for key, unit, label in _AXES.values()
+        if any(_value(row, key) is not None for row in rows)
+    ]
+    groups = list(dict.fromkeys(row["group"] for row in rows if row["from"] is not None))
+    figure = Figure(figsize=(5.2 * len(panels), 5.4), layout="constrained")
+    colors = colormaps["tab20"]
+    for number, (key, unit, label) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for index, group in enumerate(groups):
+            points = sorted(
+                (_value(row, key) / unit, row["bleu"])
+                for row in rows
+                if row["group"] == group and _value(row, key) is not None
+            )
+            if points:
+                axes.plot(
+                    *zip(*points),
+                    marker="o",
+                    markersize=4,
+                    linewidth=1,
+                    color=colors(index % 20),
+                    label=group,
+                )
+        for row in rows:
+            if row["from"] is None and _value(row, key) is not None:
+                place = _value(row, key) / unit, row["bleu"]
+                axes.plot(*place, marker="D", color=ACCENT, markersize=6)
+                axes.annotate(
+                    row["name"], place, (4, -11), textcoords="offset points", color=INK,
+                    fontsize=8,
+                )  # fmt: skip
+        axes.set_xlabel(label)
+        axes.set_ylabel("BLEU")
+        if key != "times fairseq, pytorch":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.grid(color="#e3e9ee", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False
+        )
+    figure.savefig(stream, format="png", dpi=130)
+
+
+def draw_widths(rows: List[Row], stream: BinaryIO) -> None:
+    """The share of every width that remains, a line a model that lost channels."""
+    cut = [
+        row
+        for row in rows
+        if any(now < uncut for now, uncut in (row.get("widths") or {}).values())
+    ]
+    names = list(dict.fromkeys(name for row in cut for name in row["widths"]))
+    height = 1.8 + 0.28 * max(1, len(cut))
+    figure = Figure(figsize=(3.5 + 0.36 * max(8, len(names)), height + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    if not cut:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no model lost channels", ha="center", color=FAINT)
+    else:
+        shares = [
+            [
+                row["widths"][n][0] / row["widths"][n][1] if n in row["widths"] else 0
+                for n in names
+            ]
+            for row in cut
+        ]
+        image = axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
+        axes.set_yticks(range(len(cut)), [row["name"] for row in cut], fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        for y, values in enumerate(shares):
+            for x, share in enumerate(values):
+                axes.text(
+                    x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
+                    color="white" if share > 0.6 else INK,
+                )  # fmt: skip
+        figure.colorbar(image, ax=axes, label="share of the width that remains", pad=0.01)
+    figure.savefig(stream, format="png", dpi=130)

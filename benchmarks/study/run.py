@@ -1,0 +1,304 @@
+"""Train, prune and translate with every model of a grid; what is done is not repeated.
+
+    python benchmarks/study/run.py benchmarks/study/demo.yaml
+    python benchmarks/study/run.py benchmarks/study/multi30k.yaml --only 'fisher|base'
+
+A model is made again only when something that decides what it is has changed: its
+options, those of the models it is made from, or the data. An interrupted run goes on
+where it was, within a training too. The results so far stand in WORK/results.json,
+each with its commands, seed, commit and time; tables.py makes tables and pictures.
+
+grid.py describes the file.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
+
+from grid import Grid, GridError, Model, command, flags, read_grid  # noqa: E402
+
+DONE = "result.json"
+# What a row takes over from the report that generate.py writes.
+REPORTED = (
+    *("bleu", "bleu_signature", "parameters", "uncut_parameters", "nonzero_parameters"),
+    *("adapter_parameters", "flops", "checkpoint_bytes", "model_bytes", "sparse_bytes"),
+    *("tokens_per_second", "beam", "batch_size", "threads", "machine", "device"),
+    *("num_updates", "widths", "torch"),
+)
+
+
+def _child(tool: str, arguments: List[str], log: str) -> None:
+    """Run a tool of ``src/`` in this process, its output going to a file."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with open(log, "a", encoding="utf-8") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    sys.argv = [f"src/{tool}.py", *arguments]
+    from src import cli, finetuning, generate, pruning
+
+    if tool == "generate":
+        generate.main(arguments)
+    else:
+        checks = {"pruning": pruning, "finetuning": finetuning}
+        cli.train(checks[tool].check) if tool in checks else cli.train()
+
+
+def run_tool(tool: str, arguments: List[str], log: Path) -> float:
+    """Run a tool in a process of its own.
+
+    The process is a copy of this one, which has loaded the libraries: a short training
+    does not wait for that.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        RuntimeError: it failed; the message ends with the end of its log.
+    """
+    begin = time.perf_counter()
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_child, args=(tool, arguments, str(log)))
+    process.start()
+    try:
+        process.join()
+    finally:
+        if process.is_alive():  # this process was told to stop; it goes on another time
+            process.terminate()
+            process.join()
+    if process.exitcode:
+        if process.exitcode in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        raise RuntimeError(f"{tool} failed ({process.exitcode}), {log}:\n{tail}")
+    return time.perf_counter() - begin
+
+
+def write(path: Path, text: str) -> None:
+    """A file that is there complete or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def commit() -> Optional[str]:
+    """The repository's commit, with a plus when files differ from it."""
+    try:
+        short = subprocess.check_output(
+            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return short.strip()
+
+
+def finished(model: Model) -> Optional[Dict[str, Any]]:
+    """The result of a model that is done."""
+    path = model.folder / DONE
+    if not path.is_file() or not model.path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["key"] == model.key else None
+
+
+def train(grid: Grid, model: Model) -> Dict[str, Any]:
+    """Make a model; go on with a training that was interrupted."""
+    model.folder.mkdir(parents=True, exist_ok=True)
+    if model.sparsity is not None:
+        write(model.folder / "sparsity.yaml", model.sparsity_text())
+    arguments = model.arguments(grid.data)
+    spent = model.folder / "seconds"  # of earlier attempts
+    before = float(spent.read_text()) if spent.is_file() else 0.0
+    begin = time.perf_counter()
+    try:
+        run_tool(model.tool, arguments, model.folder / "train.log")
+    finally:
+        seconds = before + time.perf_counter() - begin
+        write(spent, f"{seconds:.2f}")
+    if not model.path.is_file():  # where nothing was validated
+        shutil.copyfile(model.folder / "checkpoint_last.pt", model.path)
+    return {"seconds": round(seconds, 1), "command": command(model.tool, arguments)}
+
+
+def translate(grid: Grid, model: Model) -> Dict[str, Any]:
+    """Translate the test set with a model."""
+    report = model.folder / "report.json"
+    arguments = [
+        *(str(grid.data), "--path", str(model.path), "--results-path", str(model.folder)),
+        *("--report", str(report), *flags(grid.translate)),
+    ]
+    if grid.reference is not None:
+        arguments += ["--reference", str(grid.reference)]
+    run_tool("generate", arguments, model.folder / "generate.log")
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    kept = {name: facts[name] for name in REPORTED if name in facts}
+    return {**kept, "translate_command": command("generate", arguments)}
+
+
+def make(grid: Grid, model: Model) -> Dict[str, Any]:
+    """Train and translate with one model; its result."""
+    result = {
+        "name": model.name,
+        "group": model.group,
+        "values": model.values,
+        "seed": model.seed,
+        "tool": model.tool,
+        "from": model.parent.name if model.parent else None,
+        "beside": model.beside,
+        "epochs": model.options.get("max-epoch"),
+        "key": model.key,
+        "folder": str(model.folder),
+        **train(grid, model),
+    }
+    if model.test:
+        result.update(translate(grid, model))
+    result.update(commit=commit(), finished=time.strftime("%Y-%m-%d %H:%M"))
+    write(model.folder / DONE, json.dumps(result, indent=1))
+    return result
+
+
+def collect(grid: Grid) -> List[Dict[str, Any]]:
+    """Results of all finished models, in the grid's order, written to one file."""
+    rows = [row for row in map(finished, grid.models) if row is not None]
+    grid.work.mkdir(parents=True, exist_ok=True)
+    write(grid.results, json.dumps(rows, indent=1))
+    return rows
+
+
+def remaining_seconds(todo: List[Model], times: Dict[str, List[float]]) -> Optional[float]:
+    """What is left to do, by the times of models of the same group, else of all."""
+    every = [seconds for values in times.values() for seconds in values]
+    if not every:
+        return None
+    mean = statistics.mean(every)
+    return sum(statistics.mean(times.get(m.group) or [mean]) for m in todo)
+
+
+def clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def run(grid: Grid, only: str) -> int:
+    """Make what is missing. Returns the number of models that failed."""
+    wanted = {id(m) for m in grid.models if re.search(only, m.name)}
+    for model in reversed(grid.models):  # what they are made from comes before them
+        if id(model) in wanted:
+            wanted |= {id(p) for p in (model.parent, model.teacher) if p is not None}
+    models = [m for m in grid.models if id(m) in wanted]
+    times: Dict[str, List[float]] = {}
+    for model in models:
+        row = finished(model)
+        if row is not None:
+            times.setdefault(model.group, []).append(row["seconds"])
+    todo = [m for m in models if finished(m) is None]
+    print(f"{len(models) - len(todo)} of {len(models)} models are done", flush=True)
+    if todo:
+        print("loading fairseq", flush=True)
+        import src  # noqa: F401  once, for all
+
+    failed = set()
+    for number, model in enumerate(todo, 1):
+        seed = f" (seed {model.seed})" if model.seed != 1 else ""
+        print(f"[{number}/{len(todo)}] {model.name}{seed}", end="", flush=True)
+        parents = [p for p in (model.parent, model.teacher) if p is not None]
+        if any(id(p) in failed for p in parents):
+            failed.add(id(model))
+            print(": left out, what it is made from failed")
+            continue
+        try:
+            row = make(grid, model)
+        except RuntimeError as error:
+            failed.add(id(model))
+            print(f": {error}", flush=True)
+            continue
+        times.setdefault(model.group, []).append(row["seconds"])
+        collect(grid)
+        left = remaining_seconds(todo[number:], times)
+        print(
+            f": {clock(row['seconds'])}"
+            + (f", BLEU {row['bleu']:.2f}" if row.get("bleu") is not None else "")
+            + (f"; about {clock(left)} left" if left else ""),
+            flush=True,
+        )
+    return len(failed)
+
+
+def measure_speed(grid: Grid) -> int:
+    """Translation speed of the models with ``speed: true``, the first model's stock.
+
+    All of them side by side in one run, see translation_speed.py.
+    """
+    models = [m for m in grid.models if m.speed and finished(m) is not None]
+    if not models:
+        print("error: --speed: no finished model has speed: true", file=sys.stderr)
+        return 2
+    arguments = [
+        *(sys.executable, str(ROOT / "benchmarks" / "translation_speed.py"), str(grid.data)),
+        *(str(m.path) for m in models),
+        *("--engines", "pytorch,ctranslate2-int8", "--threads", "1", "--rounds", "7"),
+        *("--beam", str(grid.translate.get("beam", 5)), "--output", str(grid.work / "speed")),
+    ]
+    return subprocess.run(arguments, check=False).returncode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", type=Path, help="YAML file")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="models whose names match, and their parents"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the models and their commands, run nothing"
+    )
+    parser.add_argument(
+        "--speed", action="store_true", help="measure the speed of the finished models"
+    )
+    args = parser.parse_args()
+    try:
+        re.compile(args.only)
+        grid_file = args.grid.resolve()
+        os.chdir(ROOT)  # what a grid names, and the commands that are kept, is relative to it
+        grid = read_grid(grid_file)
+    except re.error as error:
+        print(f"error: --only {args.only}: no regular expression ({error})", file=sys.stderr)
+        sys.exit(2)
+    except GridError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise
+    if args.list:
+        for model in grid.models:
+            state = "done" if finished(model) else "to do"
+            print(f"{state}  {model.name}: {command(model.tool, model.arguments(grid.data))}")
+        return
+    if args.speed:
+        sys.exit(measure_speed(grid))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failures = run(grid, args.only)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    rows = collect(grid)
+    print(f"{len(rows)} results in {grid.results}")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

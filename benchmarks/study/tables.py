@@ -1,0 +1,188 @@
+"""Tables and pictures of a grid's results.
+
+    python benchmarks/study/tables.py benchmarks/study/multi30k.yaml
+
+Of the models of the grid that run.py has made so far, and of WORK/speed.json where run.py
+--speed wrote one. Writes results.md and results.csv (every model, its seed, sizes and BLEU),
+quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what remains
+of every width) to the same folder.
+
+Significance is that of sacreBLEU's paired bootstrap test (Koehn, 2004) with 1,000
+samples: p is how often a difference as large arises by resampling alone.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
+
+import pandas as pd  # noqa: E402
+from grid import Grid, GridError, read_grid  # noqa: E402
+from run import collect  # noqa: E402
+from sacrebleu.metrics import BLEU  # noqa: E402
+from sacrebleu.significance import PairedTest  # noqa: E402
+
+SAMPLES = 1000
+Row = Dict[str, Any]
+
+
+def hypotheses(folder: Path) -> List[str]:
+    """Best translations of the test set in its order, as text."""
+    from src.bleu import detokenizer
+
+    found: Dict[int, str] = {}
+    (path,) = folder.glob("generate-*.txt")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("D-"):
+            number, _, text = line[2:].split("\t", 2)
+            found.setdefault(int(number), text)
+    moses = detokenizer("moses", "en")
+    return [moses(found[number]) for number in sorted(found)]
+
+
+def references(grid: Grid) -> Optional[List[str]]:
+    if grid.reference is None:
+        return None
+    return grid.reference.read_text(encoding="utf-8").rstrip("\n").split("\n")
+
+
+def p_value(first: Path, second: Path, truth: List[str], lowercase: bool) -> float:
+    """Of the difference in BLEU between two models' translations."""
+    metric = BLEU(lowercase=lowercase, references=[truth])
+    systems = [("baseline", hypotheses(first)), ("system", hypotheses(second))]
+    test = PairedTest(systems, {"BLEU": metric}, None, "bs", n_samples=SAMPLES)
+    return test()[1]["BLEU"][1].p_value
+
+
+def add_significance(grid: Grid, rows: List[Row]) -> None:
+    """``p_base``, against the model without a parent, and ``p_beside``."""
+    truth = references(grid)
+    by_name = {(row["name"], row["seed"]): row for row in rows if "bleu" in row}
+    base = next((row for row in by_name.values() if row["from"] is None), None)
+    lowercase = bool(grid.translate.get("sacrebleu-lowercase"))
+    for row in by_name.values():
+        others = {"p_base": base, "p_beside": by_name.get((row["beside"], row["seed"]))}
+        for name, other in others.items():
+            if truth and other is not None and other is not row:
+                folders = Path(other["folder"]), Path(row["folder"])
+                row[name] = round(p_value(*folders, truth, lowercase), 4)
+
+
+def add_speed(grid: Grid, rows: List[Row]) -> None:
+    """``times_fairseq`` by engine, from the measurement side by side."""
+    path = grid.work / "speed.json"
+    if not path.is_file():
+        return
+    measured = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        folder = os.path.basename(row["folder"])
+        for line in measured:
+            if folder in Path(line["checkpoint"]).parts:
+                row[f"times fairseq, {line['engine']}"] = line["speed-up"]
+
+
+def frame(rows: List[Row]) -> pd.DataFrame:
+    """Plain numbers, one row a model."""
+    table = pd.DataFrame(rows).drop(columns=["widths", "values"], errors="ignore")
+    table["share"] = table["parameters"] / table["uncut_parameters"]
+    table["sparsity"] = 1 - table["nonzero_parameters"] / table["parameters"]
+    return table
+
+
+def readable(numbers: pd.DataFrame) -> pd.DataFrame:
+    """The table for people."""
+
+    def column(name: str, pattern: str, unit: float = 1.0):
+        if name not in numbers or numbers[name].isna().all():
+            return None
+        return [
+            "" if pd.isna(value) else pattern.format(value / unit)
+            for value in numbers[name]
+        ]
+
+    columns = {
+        "model": numbers["name"].tolist(),
+        "seed": column("seed", "{:.0f}") if numbers["seed"].nunique() > 1 else None,
+        "BLEU": column("bleu", "{:.2f}"),
+        "p (base)": column("p_base", "{:.3f}"),
+        "p (beside)": column("p_beside", "{:.3f}"),
+        "parameters": column("parameters", "{:,.0f}"),
+        "of uncut": column("share", "{:.1%}"),
+        "zeros": column("sparsity", "{:.1%}"),
+        "MFLOPs": column("flops", "{:,.1f}", 1e6),
+        "weights MB": column("model_bytes", "{:,.2f}", 1e6),
+        "sparse MB": column("sparse_bytes", "{:,.2f}", 1e6),
+        "epochs": column("epochs", "{:.0f}"),
+        "minutes": column("seconds", "{:.1f}", 60),
+    }
+    for name in numbers.columns:
+        if name.startswith("times fairseq"):
+            columns[name] = column(name, "{:.2f}")
+    return pd.DataFrame({k: v for k, v in columns.items() if v is not None})
+
+
+def conditions(rows: List[Row]) -> List[str]:
+    """What the figures were measured with."""
+    signatures = sorted({row["bleu_signature"] for row in rows if row.get("bleu_signature")})
+    lines = [f"BLEU: {signature}" for signature in signatures]
+    if len(signatures) > 1:
+        lines.append("BLEU is NOT comparable: the signatures differ")
+    for name in ("beam", "machine", "threads", "torch", "commit"):
+        values = sorted({str(row[name]) for row in rows if row.get(name) is not None})
+        lines.append(f"{name}: {', '.join(values)}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", type=Path, help="YAML file")
+    parser.add_argument(
+        "--no-significance", action="store_true", help="leave out the bootstrap tests"
+    )
+    args = parser.parse_args()
+    grid_file = args.grid.resolve()
+    os.chdir(ROOT)
+    try:
+        grid = read_grid(grid_file)
+    except GridError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise
+    from pictures import draw_quality, draw_widths
+
+    from src.checkpoint_utils import atomic_write
+
+    rows = [row for row in collect(grid) if "bleu" in row]
+    if not rows:
+        print(f"error: {args.grid}: no model is made yet; run run.py first", file=sys.stderr)
+        sys.exit(2)
+    if not args.no_significance:
+        add_significance(grid, rows)
+    add_speed(grid, rows)
+    numbers = frame(rows)
+    table = readable(numbers)
+    notes = conditions(rows)
+    print(table.to_string(index=False))
+    print("\n".join(notes))
+    right = ("left",) + ("right",) * (table.shape[1] - 1)
+    text = table.to_markdown(index=False, colalign=right, disable_numparse=True)
+    with atomic_write(str(grid.work / "results.csv"), encoding="utf-8") as stream:
+        numbers.to_csv(stream, index=False)
+    with atomic_write(str(grid.work / "results.md"), encoding="utf-8") as stream:
+        stream.write(f"{text}\n\n" + "".join(f"- {note}\n" for note in notes))
+        stream.write("\n![BLEU against size and speed](quality.png)\n")
+        stream.write("\n![widths that remain](widths.png)\n")
+    for name, draw in (("quality", draw_quality), ("widths", draw_widths)):
+        with atomic_write(str(grid.work / f"{name}.png"), "wb") as stream:
+            draw(rows, stream)
+    print(f"wrote results.md, results.csv, quality.png and widths.png to {grid.work}")
+
+
+if __name__ == "__main__":
+    main()

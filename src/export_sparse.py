@@ -1,0 +1,81 @@
+"""Write a checkpoint as a sparse file: zero weights take no room.
+
+    python src/export_sparse.py --path checkpoints/sparse/checkpoint_best.pt \\
+        --output checkpoints/sparse/model.safetensors
+    python src/generate.py data-bin/multi30k.de-en \\
+        --path checkpoints/sparse/model.safetensors --beam 5 --remove-bpe
+
+The file holds the weights and the model's options, without the optimizer's state, each
+weight matrix in the smallest of several encodings. It is read back and compared with
+the checkpoint before it is kept. It is a safetensors file with checksums, and holds
+no pickle. Every tool of this project and fairseq's own with --user-dir src read it in
+place of a checkpoint; --finetune-from-model and --pretrained-model start from it.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.export_sparse").main())
+
+import os  # noqa: E402
+from typing import List, Optional  # noqa: E402
+
+from . import sparse_checkpoint  # noqa: E402
+from .checkpoint_utils import load_checkpoint, replace_durably  # noqa: E402
+from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .errors import UserError  # noqa: E402
+
+
+def get_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--path", required=True, metavar="CHECKPOINT", help="checkpoint to write anew"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="sparse file to write"
+    )
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle any object in --path: for old checkpoints of your own, since a "
+        "pickle can run code",
+    )
+    return parser
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """The command line tool.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = get_parser().parse_args(arguments)
+    folder = os.path.dirname(args.output) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"--output {args.output}: there is no folder {folder}")
+    if os.path.isdir(args.output):
+        raise UserError(f"--output {args.output}: is a folder; give a file name")
+    if os.path.exists(args.output) and os.path.samefile(args.output, args.path):
+        raise UserError(f"--output {args.output}: is --path; give another name")
+    state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
+    temporary = f"{args.output}.unchecked"
+    try:
+        sparse_checkpoint.write(state, temporary, f"--path {args.path}")
+        sparse_checkpoint.check_equal(temporary, state["model"])
+        replace_durably(temporary, args.output)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    weights = {t.data_ptr(): t for t in state["model"].values()}.values()
+    dense = sum(t.numel() * t.element_size() for t in weights)
+    zeros = sum(int((t == 0).sum()) for t in weights)
+    written = os.path.getsize(args.output)
+    print(
+        f"{args.output}: {written:,} bytes, {written / dense:.1%} of the weights' "
+        f"{dense:,}; {zeros / sum(t.numel() for t in weights):.1%} of the numbers are zero"
+    )

@@ -1,0 +1,146 @@
+"""Weight-level pruning inside fairseq's training: ``--sparsity-config``."""
+
+import logging
+from contextlib import contextmanager
+from typing import Any, Dict
+
+import torch
+from torch import nn
+from fairseq.logging import metrics
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+
+from .errors import UserError
+from .optim.state import memory
+from .sparsity import Pruning, SparsityError
+
+logger = logging.getLogger(__name__)
+
+
+def gradient_scale(optimizer: FairseqOptimizer) -> float:
+    """What the parameters' gradients lack ahead of the step.
+
+    Half-precision optimizers undo the loss scale and divide by the number of tokens
+    in their float32 copies, or in the step itself.
+    """
+    factor = getattr(optimizer, "_multiply_factor", 1.0)
+    scaler = getattr(optimizer, "_grad_scaler", None)  # --amp
+    return float(factor) / (scaler.get_scale() if scaler is not None else 1.0)
+
+
+class WeightPruning:
+    """Runs the pruners of a configuration over a model that fairseq trains.
+
+    The trainer calls :meth:`before_step` when the gradients of an update are complete
+    and :meth:`after_step` when it was made.
+
+    Args:
+        path: file of the configuration.
+        model: any model; what is pruned is decided by the configuration.
+        seed: of the random scores.
+
+    Raises:
+        UserError: the configuration is wrong or does not fit the model.
+    """
+
+    def __init__(self, path: str, model: nn.Module, seed: int):
+        self.path = path
+        try:
+            self.pruning = Pruning(path, seed=seed)
+            self.pruning.model = model
+            self.pruning.on_train_begin()
+        except SparsityError as error:
+            raise UserError(f"--sparsity-config {error}") from None
+        self.sparsity = 0.0  # share of the pruners' weights that is removed
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were counted."""
+        return self.pruning.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether no pruner will prune any more."""
+        return self.pruning.finished
+
+    def check_end(self, updates: int, option: str) -> None:
+        """Refuse a training that ends before the last pruning.
+
+        A pruner that starts after the end is switched off, as the Pytorch Pruner's
+        README does it.
+
+        Raises:
+            UserError: names the step and the option that ends the training.
+        """
+        for pruner in self.pruning.pruners:
+            schedule = pruner.schedule
+            if schedule.start < updates < schedule.last:
+                raise UserError(
+                    f"--sparsity-config {self.path}: end_step {schedule.end}: the last "
+                    f"pruning comes after {schedule.last} updates, {option} ends the "
+                    f"training after {updates}; train longer or lower end_step"
+                )
+
+    @contextmanager
+    def _noticing(self, optimizer: FairseqOptimizer):
+        """Where something is pruned inside, the optimizer forgets it too."""
+        before = [pruner.pruned_at for pruner in self.pruning.pruners]
+        try:
+            yield
+        except SparsityError as error:
+            raise UserError(f"--sparsity-config {self.path}: {error}") from None
+        if before == [pruner.pruned_at for pruner in self.pruning.pruners]:
+            return
+        self._mask_memory(optimizer)
+        old, self.sparsity = self.sparsity, self.pruning.sparsity
+        logger.info(
+            f"pruned weights after {self.steps} updates: sparsity {old:.4f} -> "
+            f"{self.sparsity:.4f} (pattern {', '.join(self._patterns())})"
+        )
+
+    def _patterns(self):
+        return dict.fromkeys(p.settings.pattern for p in self.pruning.pruners)
+
+    def before_step(self, optimizer: FairseqOptimizer) -> None:
+        """Score, prune if it is time, and mask the gradients."""
+        with self._noticing(optimizer):
+            self.pruning.on_before_optimizer_step(gradient_scale(optimizer))
+
+    def after_step(self, optimizer: FairseqOptimizer) -> None:
+        """Count the update; removed weights stay exactly zero."""
+        with self._noticing(optimizer):
+            self.pruning.on_after_optimizer_step()
+        metrics.log_scalar("sparsity", self.sparsity, weight=0, round=4)
+
+    @torch.no_grad()
+    def _mask_memory(self, optimizer: FairseqOptimizer) -> None:
+        """Zero what the optimizer keeps of removed weights.
+
+        Their gradients are zero from now on, so it stays zero.
+        """
+        if not isinstance(optimizer, FP16Optimizer):
+            self.pruning.mask_optimizer(optimizer.optimizer)
+            return
+        parameters = dict(self.pruning.model.named_parameters())
+        masks = {id(parameters[n]): mask for n, mask in self.pruning.masks.items()}
+        for parameter, _, view in memory(optimizer):
+            if id(parameter) in masks:
+                view.masked_fill_(~masks[id(parameter)], 0)
+
+    def state_dict(self) -> Dict[str, Any]:
+        return self.pruning.state_dict()
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on where a run was.
+
+        Raises:
+            UserError: the configuration was changed since.
+        """
+        try:
+            self.pruning.load_state_dict(state)
+        except SparsityError as error:
+            raise UserError(
+                f"--sparsity-config {self.path}: does not fit the run to go on with "
+                f"({error}); use its configuration or another --save-dir"
+            ) from None
+        self.sparsity = self.pruning.sparsity

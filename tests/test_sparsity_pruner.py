@@ -1,0 +1,483 @@
+"""Pruning while training: scores, counts, masks, resuming."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from src.sparsity.errors import SparsityError
+from src.sparsity.hooks import Pruning
+from src.sparsity.scores import SCORES
+
+FEW = settings(max_examples=20, deadline=None)
+PATTERNS = ["1x1", "4x1", "2x3", "channelx1", "1xchannel", "2:4", "1:4"]
+
+
+def network(seed=0, width=10):
+    """A convolution and two linear layers that no block divides."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 2), nn.Flatten(), nn.Linear(20, width), nn.Tanh(), nn.Linear(width, 7)
+    )
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, 3, 3, 3, generator=generator)
+    return x, torch.randint(7, (6,), generator=generator)
+
+
+def backward(model, seed):
+    x, y = batch(seed)
+    dtype = next(model.parameters()).dtype
+    nn.functional.cross_entropy(model(x.to(dtype)), y).backward()
+
+
+def start(model, seed=1, **settings):
+    pruning = Pruning({"pruners": [settings]}, seed=seed)
+    pruning.model = model
+    pruning.on_train_begin()
+    return pruning
+
+
+def train(model, pruning, optimizer, steps, moments=True):
+    for step in steps:
+        pruning.on_step_begin(step)
+        optimizer.zero_grad()
+        backward(model, step)
+        pruning.on_before_optimizer_step()
+        optimizer.step()
+        pruning.on_after_optimizer_step(optimizer if moments else None)
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.1)
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.5, fused=True)
+
+
+def removed(pruning):
+    return {name: ~mask for name, mask in pruning.masks.items()}
+
+
+# the formulas, of the gradients of three steps
+FORMULAS = {
+    "magnitude": lambda w, g: w[2].abs(),
+    "snip": lambda w, g: (w[2] * g[2]).abs(),
+    "snip_momentum": lambda w, g: (
+        0.81 * (w[0] * g[0]).abs() + 0.9 * (w[1] * g[1]).abs() + (w[2] * g[2]).abs()
+    ),
+    "grad": lambda w, g: (g[0] + g[1] + g[2]).abs(),
+    "taylor": lambda w, g: (w[0] * g[0] + w[1] * g[1] + w[2] * g[2]).abs(),
+    "connectivity": lambda w, g: -(w[0] * g[0] + w[1] * g[1] + w[2] * g[2]),
+    "fisher": lambda w, g: (w[0] * g[0]) ** 2 + (w[1] * g[1]) ** 2 + (w[2] * g[2]) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("scale", [1.0, 1 / 64])
+def test_scores_equal_their_formulas(name, scale):
+    """Also with gradients that an optimizer would still have to divide by 64."""
+    layer = nn.Linear(2, 2, bias=False).double()
+    pruning = start(
+        layer, prune_type=name, pattern="1x1", target_sparsity=0.5, start_step=9, end_step=9
+    )
+    if name == "snip":  # looks at no step but that of a prune
+        pruning.update_items_for_all_pruners(start_step=2, end_step=9)
+    weights, gradients = [], []
+    for step in range(3):
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.5]]) + step)
+        weights.append(layer.weight.detach().clone())
+        true = torch.tensor([[0.5, -1.0], [0.25, 4.0]], dtype=torch.float64) * (2 - step)
+        gradients.append(true)
+        layer.weight.grad = true / scale
+        found = pruning.pruners[0].scores
+        if name == "snip" and step == 2:
+            found.forget = lambda everything=False: None
+        pruning.on_before_optimizer_step(gradient_scale=scale)
+        if step < 2:
+            pruning.on_after_optimizer_step()
+    expected = FORMULAS[name](weights, gradients)
+    torch.testing.assert_close(found.scores("", layer.weight), expected)
+
+
+def test_every_criterion_is_tested():
+    assert set(FORMULAS) | {"random"} == set(SCORES)
+
+
+def test_scores_of_half_precision_do_not_vanish():
+    layer = nn.Linear(4, 1, bias=False).half()
+    pruning = start(layer, pattern="1x1", target_sparsity=0.5, start_step=5, end_step=5)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1, 2, 3, 4]]) * 1e-4)
+    layer.weight.grad = torch.full_like(layer.weight, 1e-4)
+    pruning.on_before_optimizer_step(gradient_scale=0.5)
+    scores = pruning.pruners[0].scores.state[""]
+    expected = layer.weight.detach().double() * layer.weight.grad.double() / 2
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=0)
+
+
+@FEW
+@given(
+    st.sampled_from(PATTERNS),
+    st.floats(0, 0.98),
+    st.sampled_from(["global", "local"]),
+    st.sampled_from(["magnitude", "snip", "random", "snip_momentum"]),
+    st.sampled_from(["mean", "sum", "max"]),
+)
+def test_one_shot_removes_the_exact_number(pattern, target, domain, prune_type, reduce):
+    if ":" in pattern:
+        target = min(target, 0.24)
+    model = network()
+    try:
+        pruning = start(
+            model,
+            pattern=pattern,
+            target_sparsity=target,
+            prune_domain=domain,
+            prune_type=prune_type,
+            reduce=reduce,
+        )
+    except SparsityError as error:
+        assert "the largest" in str(error)
+        return
+    backward(model, 0)
+    pruning.on_before_optimizer_step()
+    (pruner,) = pruning.pruners
+    layers = [module.weight for module in pruner.layers.values()]
+    blocks = [
+        int(pruner.pattern.block_sizes(pruner.pattern.matrix(w).shape).max()) for w in layers
+    ]
+    counts = [int((w == 0).sum()) for w in layers]
+    if domain == "global":
+        total = sum(w.numel() for w in layers)
+        assert abs(sum(counts) - target * total) < max(blocks)
+        assert pruning.sparsity == pytest.approx(sum(counts) / total)
+    for count, weight, block in zip(counts, layers, blocks):
+        assert count <= 0.98 * weight.numel() + block
+        if domain == "local":
+            assert abs(count - target * weight.numel()) < block
+    for name, mask in pruning.masks.items():
+        parameter = model.get_parameter(name)
+        assert torch.equal(parameter != 0, mask)
+        assert (parameter.grad[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_groups_are_exactly_full_at_n_of_m_after_gradual_pruning(pattern):
+    """Also where every weight and score is the same."""
+    n, m = map(int, pattern.split(":"))
+    for fill in (None, 0.0, 1.0):
+        model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 12))
+        if fill is not None:
+            for layer in model:
+                nn.init.constant_(layer.weight, fill)
+        pruning = start(
+            model,
+            pattern=pattern,
+            target_sparsity=n / m,
+            prune_type="magnitude",
+            end_step=5,
+        )
+        for _ in range(6):
+            pruning.on_before_optimizer_step()
+            pruning.on_after_optimizer_step()
+        for mask in pruning.masks.values():
+            assert ((~mask).view(-1, m).sum(1) == n).all()
+
+
+@FEW
+@given(
+    st.sampled_from(PATTERNS),
+    st.sampled_from(sorted(SCORES)),
+    st.integers(0, 3),
+    st.integers(0, 6),
+    st.integers(1, 4),
+    st.sampled_from([sgd, adam, adamw]),
+)
+def test_masks_grow_and_removed_weights_stay_zero(
+    pattern, prune_type, first, length, frequency, optimizer
+):
+    model = network()
+    pruning = start(
+        model,
+        pattern=pattern,
+        prune_type=prune_type,
+        target_sparsity=0.2,
+        start_step=first,
+        end_step=first + length,
+        update_frequency_on_step=frequency,
+        names=["2", "4"],
+    )
+    optimizer = optimizer(model)
+    past = {}
+    for step in range(first + length + 3):
+        train(model, pruning, optimizer, [step])
+        now = removed(pruning)
+        for name, gone in past.items():
+            assert (now[name] | ~gone).all()
+        for name, gone in now.items():
+            weight = model.get_parameter(name)
+            assert (weight[gone] == 0).all() and (weight.grad[gone] == 0).all()
+            for value in optimizer.state[weight].values():
+                if torch.is_tensor(value) and value.shape == weight.shape:
+                    assert (value[gone] == 0).all()
+        past = now
+    assert pruning.finished
+    block = 20 if "channel" in pattern else 6
+    assert abs(sum(int(gone.sum()) for gone in past.values()) - 0.2 * 270) <= block
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam, adamw])
+def test_removed_weights_stay_zero_without_the_optimizer_at_hand(optimizer):
+    model = network()
+    pruning = start(model, target_sparsity=0.7, start_step=3, end_step=3)
+    train(model, pruning, optimizer(model), range(8), moments=False)
+    for name, gone in removed(pruning).items():
+        assert gone.any() and (model.get_parameter(name)[gone] == 0).all()
+
+
+def test_inf_and_nan_are_masked_to_zero():
+    layer = nn.Linear(4, 4)
+    pruning = start(layer, prune_type="magnitude", pattern="1x1", target_sparsity=0.5)
+    pruning.on_before_optimizer_step()
+    (gone,) = removed(pruning).values()
+    layer.weight.grad = torch.where(gone, float("nan"), 1.0)
+    with torch.no_grad():
+        layer.weight[gone] = float("-inf")
+    pruning.mask_gradients()
+    pruning.mask_weights()
+    for tensor in (layer.weight, layer.weight.grad):
+        assert (tensor[gone] == 0).all() and not tensor[gone].signbit().any()
+        assert (tensor[~gone] != 0).all() and tensor.isfinite().all()
+
+
+def trained(steps, state=None, prune_type="snip_momentum", pattern="4x1", seed=1, **more):
+    """Model, pruning and optimizer after ``steps``, going on from ``state``."""
+    model = network()
+    optimizer = adam(model)
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    pruning = Pruning(
+        {
+            "pruners": [
+                {"names": ["2"], "pattern": "1x1"},
+                {"exclude_names": ["2"], "pattern": pattern},
+            ],
+            "prune_type": prune_type,
+            "target_sparsity": 0.25,
+            "start_step": 2,
+            "end_step": 8,
+            "update_frequency_on_step": 3,
+            **more,
+        },
+        seed=seed,
+    )
+    pruning.model = model
+    if state:
+        pruning.load_state_dict(state["pruning"])
+    pruning.on_train_begin()
+    train(model, pruning, optimizer, steps)
+    return model, pruning, optimizer
+
+
+@FEW
+@given(
+    st.integers(0, 10),
+    st.sampled_from(sorted(SCORES)),
+    st.sampled_from(["4x1", "2:4", "channelx1"]),
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(stop, prune_type, pattern):
+    whole = trained(range(11), prune_type=prune_type, pattern=pattern)
+    model, pruning, optimizer = trained(range(stop), None, prune_type, pattern)
+    parts = {"model": model, "pruning": pruning, "optimizer": optimizer}
+    file = io.BytesIO()
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    # another seed on the command line must not change what is drawn
+    again = trained(range(stop, 11), state, prune_type, pattern, seed=9)
+    for (name, a), b in zip(whole[0].state_dict().items(), again[0].state_dict().values()):
+        assert torch.equal(a, b), name
+    assert whole[1].masks.keys() == again[1].masks.keys()
+    assert all(torch.equal(a, again[1].masks[n]) for n, a in whole[1].masks.items())
+    assert whole[1].step == again[1].step == 11 and again[1].finished
+
+
+def test_the_state_is_a_copy_that_training_on_leaves_alone():
+    model, pruning, optimizer = trained(range(5))
+    state = pruning.state_dict()
+    before = copy.deepcopy(state)
+    train(model, pruning, optimizer, range(5, 8))
+    for old, new in zip(before["pruners"], state["pruners"]):
+        for part in ("masks", "scores"):
+            assert old[part] and old[part].keys() == new[part].keys()
+            assert all(torch.equal(a, new[part][n]) for n, a in old[part].items())
+
+
+def test_two_instances_decide_alike_and_seeds_decide_apart():
+    masks = [trained(range(9))[1].masks for _ in range(2)]
+    assert all(torch.equal(a, masks[1][name]) for name, a in masks[0].items())
+    drawn = {}
+    for seed in (1, 2):
+        torch.manual_seed(seed * 77)  # the draws depend on the seed given alone
+        first, second = (
+            trained(range(9), prune_type="random", seed=seed)[1].masks for _ in range(2)
+        )
+        assert all(torch.equal(a, second[name]) for name, a in first.items())
+        drawn[seed] = first
+    assert any(not torch.equal(a, drawn[2][name]) for name, a in drawn[1].items())
+
+
+def test_accumulated_batches_count_as_one_step_and_score_their_sum():
+    masks = []
+    for passes in (1, 2):
+        model = network().double()
+        pruning = start(model, target_sparsity=0.5, start_step=1, end_step=5)
+        optimizer = sgd(model)
+        for step in range(6):
+            assert pruning.step == step
+            optimizer.zero_grad()
+            for _ in range(passes):
+                pruning.on_step_begin(step)
+                backward(model, step)
+            for parameter in model.parameters():
+                parameter.grad /= passes
+            pruning.on_before_optimizer_step()
+            optimizer.step()
+            pruning.on_after_optimizer_step()
+            assert pruning.finished == (step >= 4)
+        masks.append(pruning.masks)
+    assert all(torch.equal(a, masks[1][name]) for name, a in masks[0].items())
+
+
+@pytest.mark.parametrize("prune_type", ["snip", "snip_momentum", "magnitude"])
+def test_training_of_end_step_steps_reaches_the_target(prune_type):
+    """As in the template, where no further gradients come."""
+    model = network()
+    settings = dict(pattern="1x1", prune_type=prune_type, target_sparsity=0.5)
+    pruning = start(
+        model, start_step=2, end_step=8, update_frequency_on_step=3, **settings
+    )
+    train(model, pruning, sgd(model), range(8))
+    assert pruning.finished
+    zeros = sum(int((m.weight == 0).sum()) for m in pruning.pruners[0].layers.values())
+    assert zeros == 165  # of 60 + 200 + 70
+
+
+@pytest.mark.parametrize("prune_type", ["snip", "snip_momentum"])
+def test_a_step_with_broken_gradients_is_passed_over(prune_type):
+    masks = []
+    for broken in (False, True):
+        model = network()
+        pruning = start(model, prune_type=prune_type, target_sparsity=0.5, pattern="1x1")
+        if broken:
+            backward(model, 0)
+            model[2].weight.grad[1, 1] = float("inf")
+            pruning.on_before_optimizer_step()
+            assert not pruning.masks and not pruning.pruners[0].scores.state
+            pruning.on_after_optimizer_step()
+            model.zero_grad()
+        backward(model, 1)
+        pruning.on_before_optimizer_step()
+        assert pruning.finished and abs(pruning.sparsity - 0.5) < 1e-6
+        masks.append(pruning.masks)
+    assert all(torch.equal(a, masks[1][name]) for name, a in masks[0].items())
+
+
+def test_layers_without_gradients_are_refused_by_name():
+    model = network()
+    model[2].weight.requires_grad_(False)
+    pruning = Pruning({"pruners": [{}], "target_sparsity": 0.5})
+    with pytest.raises(SparsityError, match="model: missing"):
+        pruning.on_train_begin()
+    pruning.model = model
+    with pytest.raises(SparsityError, match="2.weight: is frozen"):
+        pruning.on_train_begin()
+    pruning.update_items_for_all_pruners(prune_type="magnitude")
+    pruning.on_train_begin()
+    pruning = start(network(), target_sparsity=0.5)
+    with pytest.raises(SparsityError, match="layer 0: prune_type snip_momentum needs"):
+        pruning.on_before_optimizer_step()
+    broken = network()
+    nn.init.constant_(broken[4].weight, float("nan"))
+    pruning = start(broken, target_sparsity=0.5, prune_type="magnitude")
+    with pytest.raises(SparsityError, match="layer 4: .* not all finite"):
+        pruning.on_before_optimizer_step()
+
+
+def test_a_layer_that_a_batch_did_not_use_adds_nothing():
+    model = network().double()
+    pruning = start(model, target_sparsity=0.5, start_step=9, end_step=9)
+    backward(model, 0)
+    pruning.on_before_optimizer_step()
+    before = pruning.pruners[0].scores.state["2"].clone()
+    model[2].weight.grad = None
+    pruning.on_before_optimizer_step()
+    torch.testing.assert_close(pruning.pruners[0].scores.state["2"], 0.9 * before)
+
+
+def test_targets_that_layers_cannot_reach_are_refused_when_the_model_is_set():
+    tiny = nn.Sequential(*[nn.Linear(1, 8, bias=False) for _ in range(9)])
+    pruning = Pruning({"pruners": [{"target_sparsity": 0.9}]})
+    with pytest.raises(SparsityError, match="target_sparsity: 0.9 is more than 0.5, "):
+        pruning.model = tiny
+    assert pruning.model is None and pruning.pruners == []
+    pruning.update_items_for_all_pruners(target_sparsity=0.5)
+    pruning.model = tiny
+    with pytest.raises(SparsityError, match="0.8 is more than 0.5, the largest"):
+        pruning.update_items_for_all_pruners(target_sparsity=0.8)
+    assert pruning.config.pruners[0].target_sparsity == 0.5
+
+
+def test_items_can_change_on_the_way_but_not_what_was_removed():
+    model, pruning, optimizer = trained(range(6))
+    early = removed(pruning)
+    with pytest.raises(SparsityError, match="pattern: cannot change"):
+        pruning.update_items_for_all_pruners(pattern="1x1")
+    with pytest.raises(SparsityError, match="taget: unknown key"):
+        pruning.update_items_for_all_pruners(taget=1)
+    pruning.update_items_for_all_pruners(end_step=20, target_sparsity=0.6)
+    train(model, pruning, optimizer, range(6, 21))
+    assert pruning.finished and abs(pruning.sparsity - 0.6) < 0.02
+    assert all((removed(pruning)[name] | ~gone).all() for name, gone in early.items())
+    # a lower target brings nothing back
+    pruning.update_items_for_all_pruners(end_step=30, target_sparsity=0.1)
+    train(model, pruning, optimizer, range(21, 31))
+    assert pruning.finished and abs(pruning.sparsity - 0.6) < 0.02
+
+
+def test_states_of_other_runs_are_refused():
+    _, pruning, _ = trained(range(6))
+    state = pruning.state_dict()
+    with pytest.raises(SparsityError, match="prune_type: the checkpoint .*'snip_mom"):
+        trained([], {**_empty(), "pruning": state}, prune_type="snip")
+    with pytest.raises(SparsityError, match="pruner 2: pattern: .*'4x1'.*'2x2'"):
+        trained([], {**_empty(), "pruning": state}, pattern="2x2")
+    other = start(network(), target_sparsity=0.5)
+    with pytest.raises(SparsityError, match="pruners: .* with 2, the configuration has 1"):
+        other.load_state_dict(state)
+    with pytest.raises(SparsityError, match="another version"):
+        other.load_state_dict({"step": 3})
+    wide = start(network(width=12), target_sparsity=0.5)
+    with pytest.raises(SparsityError, match="layer 2: .*shape .10, 20., .*.12, 20."):
+        wide.load_state_dict(other.state_dict())
+    with pytest.raises(SparsityError, match="model: missing"):
+        Pruning({"pruners": [{}]}).load_state_dict(state)
+
+
+def _empty():
+    model = network()
+    return {"model": model.state_dict(), "optimizer": adam(model).state_dict()}

@@ -1,0 +1,168 @@
+"""The runner of comparisons: every model once, again only when it is another."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, write_corpus
+
+sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
+
+import run as runner  # noqa: E402
+import tables  # noqa: E402
+from grid import GridError, flags, read_grid  # noqa: E402
+
+GRID = """
+data: DATA
+work: WORK
+options:
+  arch: srp
+  encoder-embed-dim: 16
+  encoder-ffn-embed-dim: 24
+  encoder-layers: 1
+  decoder-layers: 1
+  encoder-attention-heads: 2
+  decoder-attention-heads: 2
+  task: SRPtranslation
+  criterion: srp
+  optimizer: srp_adam
+  lr: 1e-3
+  max-tokens: 200
+  cpu: true
+  num-workers: 0
+  scoring-batches: 2
+  no-progress-bar: true
+translate: {beam: 2, batch-size: 4, max-len-b: 5, cpu: true}
+models:
+  base: {tool: train, options: {max-epoch: 1}}
+  "cut, {rate}":
+    each: {rate: [0.5, 0.7]}
+    tool: pruning
+    from: base
+    beside: base
+    checkpoint: last
+    options: {compression-rate: "{rate}"}
+  "sparse {pattern}":
+    each: {pattern: ["2:4"]}
+    tool: finetuning
+    from: base
+    options: {max-epoch: 1}
+    sparsity: {pattern: "{pattern}", target_sparsity: 0.4, prune_type: magnitude}
+"""
+
+
+@pytest.fixture(scope="module")
+def grid_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "data").mkdir()
+    write_corpus(folder / "data")
+    text = GRID.replace("DATA", str(folder / "data")).replace("WORK", str(folder / "work"))
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(grid_file):
+    grid = read_grid(grid_file)
+    assert runner.run(grid, "") == 0
+    return json.loads(grid.results.read_text())
+
+
+def test_every_model_is_made_and_translated(results):
+    assert [row["name"] for row in results] == ["base", "cut, 0.5", "cut, 0.7", "sparse 2:4"]
+    base, half, _, sparse = results
+    assert half["parameters"] < 0.55 * base["parameters"]
+    assert sparse["nonzero_parameters"] < sparse["parameters"] == base["parameters"]
+    for row in results:
+        assert row["bleu"] >= 0 and row["seed"] == 1 and row["seconds"] > 0
+        assert row["command"].startswith(f"python src/{row['tool']}.py ")
+    assert f"--pretrained-model {base['folder']}/checkpoint_best.pt" in half["command"]
+
+
+def test_what_is_done_is_not_repeated(grid_file, results, monkeypatch):
+    monkeypatch.setattr(runner, "run_tool", lambda *_: pytest.fail("it ran again"))
+    assert runner.run(read_grid(grid_file), "") == 0
+
+
+def test_what_has_changed_is_made_again(grid_file, results, tmp_path):
+    before = {m.name: m.key for m in read_grid(grid_file).models}
+    text = grid_file.read_text()
+    changes = {
+        "lr: 1e-3": ("lr: 2e-3", set(before)),
+        "[0.5, 0.7]": ("[0.4, 0.7]", {"cut, 0.4"}),
+        "target_sparsity: 0.4": ("target_sparsity: 0.3", {"sparse 2:4"}),
+    }
+    for old, (new, expected) in changes.items():
+        path = tmp_path / "changed.yaml"
+        path.write_text(text.replace(old, new))
+        models = read_grid(path).models
+        assert {m.name for m in models if before.get(m.name) != m.key} == expected
+        assert all(runner.finished(m) is None for m in models if m.name in expected)
+
+
+def test_a_killed_training_goes_on(grid_file, results, tmp_path, monkeypatch):
+    path = tmp_path / "longer.yaml"
+    text = grid_file.read_text().replace("max-epoch: 1", "max-epoch: 2", 1)
+    path.write_text(text)
+    grid = read_grid(path)
+    base = grid.models[0]
+    original = runner.run_tool
+
+    def killed(tool, arguments, log):
+        original(tool, [*arguments, "--stop-time-hours", "1e-9"], log)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_tool", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(grid, "^base$")
+    assert runner.finished(base) is None
+    before = float((base.folder / "seconds").read_text())
+    monkeypatch.setattr(runner, "run_tool", original)
+    assert runner.run(grid, "^base$") == 0
+    row = runner.finished(base)
+    assert row["seconds"] > before > 0 and row["num_updates"] > 0
+    assert torch.load(base.path)["extra_state"]["train_iterator"]["epoch"] == 3
+
+
+def test_a_failure_leaves_out_what_is_made_from_it(grid_file, tmp_path, capfd):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(grid_file.read_text().replace("lr: 1e-3", "lr: x"))
+    assert runner.run(read_grid(path), "base|0.5") == 2
+    assert "train failed (2)" in capfd.readouterr().out
+
+
+def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(grid_file)])
+    monkeypatch.setattr(tables, "SAMPLES", 50)
+    tables.main()
+    work = read_grid(grid_file).work
+    text = (work / "results.md").read_text()
+    assert "cut, 0.5" in text and "sparse 2:4" in text and "BLEU: nrefs" in text
+    for name in ("quality", "widths"):
+        assert (work / f"{name}.png").stat().st_size > 5000
+    assert (work / "results.csv").read_text().count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("tool: pruning", "tool: prune", "tool must be one of train, pruning, finetuning"),
+        ("from: base", "from: bass", "from 'bass' is no model above it"),
+        ("translate:", "translation:", "translation is unknown; valid are data"),
+        ("beside: base", "besides: base", "besides is unknown"),
+        ("data: ", "data: /no/such/", "no such folder"),
+        ("models:", "models: [", "can't be read"),
+    ],
+)
+def test_mistakes_are_named(grid_file, tmp_path, old, new, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(grid_file.read_text().replace(old, new, 1))
+    with pytest.raises(GridError, match=message):
+        read_grid(path)
+
+
+def test_flags():
+    given = {"a": 1, "b": True, "c": False, "d": None, "e": -1, "f": {"x": 1}}
+    assert flags(given) == ["--a", "1", "--b", "--e=-1", "--f", '{"x": 1}']
