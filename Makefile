@@ -2,11 +2,14 @@
 # make setup      set up only
 # make test       run the tests
 # make bench      time training steps against fairseq's own Transformer
+# make study      train and compare the models of a grid; what is done is not repeated
+# make study-report   its tables and pictures
 # make report     table and picture of the demo's models
 # make clean      remove what the demo and the tests made
 # make distclean  remove the environment as well
 # make help       this list
 #
+# GRID=FILE       the grid of make study (default benchmarks/study/demo.yaml)
 # VENV=DIR        environment to use or make (default .venv); one with torch >= 2.10 keeps it
 # PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with
 # DATA=multi30k   the demo's recipe on Multi30k, RAW_DIR=DIR where its files lie (otherwise downloaded)
@@ -16,10 +19,11 @@ VENV ?= .venv
 PYTHON ?=
 DATA ?= demo
 RAW_DIR ?=
+GRID ?= benchmarks/study/demo.yaml
 # scripts change folders, so they get the whole path (abspath keeps the link that a venv's python is)
 PY = $(abspath $(VENV))/bin/python
 
-.PHONY: all demo setup test bench report clean distclean help
+.PHONY: all demo setup test bench report study study-report clean distclean help
 .NOTPARALLEL:
 
 all: demo
@@ -42,6 +46,12 @@ report: setup
 clean:
 	rm -rf checkpoints/demo* data-bin/demo* .pytest_cache .hypothesis
 	find src scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+study: setup
+	@"$(PY)" benchmarks/study/run.py "$(GRID)"
+
+study-report: setup
+	@"$(PY)" benchmarks/study/tables.py "$(GRID)"
 
 # only an environment that the set-up made; one that you brought stays
 distclean: clean

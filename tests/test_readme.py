@@ -1,5 +1,6 @@
 """The README's commands are understood and its files exist."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -7,17 +8,23 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from fairseq import options
 
-from src import average_checkpoints, cli, export, export_adapters, generate
+from src import average_checkpoints, cli, export, export_adapters, export_sparse
+from src import generate, sparsity_report
+from src.sparsity import PrunerSettings, load_config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")]
+SPARSITY = (ROOT / "docs" / "sparsity.md").read_text(encoding="utf-8")
+TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), SPARSITY]
 BLOCKS = re.findall(r"```\n(.*?)```", "\n".join(TEXTS), re.S)
 PARSERS = {
     f"src/{module.__name__.rsplit('.')[-1]}.py": module.get_parser
-    for module in (average_checkpoints, export, export_adapters)
+    for module in (
+        average_checkpoints, export, export_adapters, export_sparse, sparsity_report
+    )  # fmt: skip
 }
 COMMANDS = [
     line
@@ -82,3 +89,28 @@ def test_adapters_need_no_fairseq():
     code = "import adapters, sys; assert 'fairseq' not in sys.modules; adapters.SPLoRA"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_examples_in_python_print_what_they_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    variables = {}
+    for block in re.findall(r"```python\n(.*?)```", SPARSITY, re.S):
+        exec(block, variables)
+    printed = capsys.readouterr().out
+    assert printed.startswith("0.80\n")
+    assert "Layer name: 0. remaining/all: 23820/235500" in printed
+    assert "(0): SparseLinear(in_features=784, out_features=300, bias=True)" in printed
+
+
+def test_example_configuration_is_read(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", SPARSITY, re.S)
+    (tmp_path / "sparsity.yaml").write_text(text)
+    (pruner,) = load_config(tmp_path / "sparsity.yaml").pruners
+    assert (pruner.pattern, pruner.schedule.last) == ("4x1", 5000)
+
+
+def test_keys_of_the_configuration_are_documented():
+    table = SPARSITY.split("## The configuration")[1].split("##")[0]
+    documented = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?`) \|", table, re.M)))
+    assert set(documented) == {f.name for f in dataclasses.fields(PrunerSettings)}
