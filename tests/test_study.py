@@ -37,7 +37,7 @@ translate: {beam: 2, batch-size: 4, max-len-b: 5, cpu: true}
 models:
   base: {tool: train, options: {max-epoch: 1}}
   "cut, {rate}":
-    each: {rate: [0.5, 0.7]}
+    each: {rate: [{rate: 0.5}, 0.7]}
     tool: pruning
     from: base
     beside: base
@@ -91,7 +91,7 @@ def test_what_has_changed_is_made_again(grid_file, results, tmp_path):
     text = grid_file.read_text()
     changes = {
         "lr: 1e-3": ("lr: 2e-3", set(before)),
-        "[0.5, 0.7]": ("[0.4, 0.7]", {"cut, 0.4"}),
+        "[{rate: 0.5}": ("[{rate: 0.4}", {"cut, 0.4"}),
         "target_sparsity: 0.4": ("target_sparsity: 0.3", {"sparse 2:4"}),
     }
     for old, (new, expected) in changes.items():

@@ -11,7 +11,8 @@
         tool: train                      # src/train.py, pruning.py or finetuning.py
         options: {lr: 3e-3, max-epoch: 12}
       "one shot, {importance}":
-        each: {importance: [fisher, random]}   # one model for every combination
+        each: {importance: [fisher, random]}   # one model for every combination; an
+                                         # item may be a mapping, of several at once
         tool: pruning
         from: base                       # becomes --pretrained-model
         options: {importance: "{importance}", compression-rate: 0.5}
@@ -213,7 +214,9 @@ def read_grid(path: Path) -> Grid:
             raise GridError(f"{where}: tool must be one of {', '.join(TOOLS)}")
         each = entry.get("each") or {}
         for combination in itertools.product(*each.values()):
-            values = dict(zip(each, combination))
+            values = {}
+            for name, value in zip(each, combination):
+                values.update(value if isinstance(value, dict) else {name: value})
             for seed in entry.get("seeds") or content.get("seeds") or [1]:
                 model = _model(group, entry, values, seed, content, made, work, where)
                 model.key = _key(model, digest)
