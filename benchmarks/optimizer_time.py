@@ -2,62 +2,92 @@
 
     python benchmarks/optimizer_time.py --arch iwslt
 
-Gradients are random and stay as they are; nothing but the update is timed. Freezing
-is that of a stage that removes half of the parameters and more: gradients of frozen
-weights are zeroed before the step, their values restored after it. Interleaved;
-the figure is the ratio to fairseq's Adam on the same weights in the same round.
+Gradients are random and stay as they are. Freezing is that of a stage that removes
+half of the parameters and more. "step" is the update alone and whatever an optimizer
+needs around it to keep frozen weights as they are; "norm and step" is that and the
+gradient norm before it, without frozen weights, which fairseq's trainer takes in every
+update. "masking" is how weights are frozen under any other optimizer: their gradients
+are zeroed before the norm, their values restored after the step.
+
+Interleaved; the figure is the ratio to fairseq's Adam doing the same on the same weights
+in the same round. One step's weight decay may round to nothing in float32 (1e-8 with the
+defaults): --weight-decay 0.1 is a check of what it costs.
 """
 
 import torch
 from common import arguments, build_trainer, interleave, ratios, report, temporary_data
 from step_time import SHAPES, SRP, STOCK, TRAINING, dimensions, shrinking
 
+VARIANTS = {
+    "fairseq adam": STOCK,
+    "srp_adam": SRP,
+    "srp_adam, freezing": SRP,
+    "srp_adam, masking": SRP,
+}
+BASE = "fairseq adam"
 
-def stepper(trainer):
-    """A function that makes one update from gradients that are there already."""
+
+def steppers(trainer, masking: bool) -> dict:
+    """What is timed, by its name; from gradients that are there already."""
     generator = torch.Generator().manual_seed(1)
     for parameter in trainer.get_model().parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimizer, stage = trainer.optimizer, trainer.stage
     if stage is None:
-        return optimizer.step
-    freezer = stage.freezer
+        step = optimizer.step
+    elif masking:
 
-    def step():
-        freezer.mask_gradients()
+        def step():
+            stage.freezer.mask_gradients()
+            optimizer.step()
+            stage.freezer.restore()
+
+    else:
+
+        def step():
+            assert optimizer.freeze(stage.freezer)
+            optimizer.step()
+
+    def norm_and_step():
+        trainer.clip_grad_norm(0.0)
         optimizer.step()
-        freezer.restore()
+        if masking:
+            stage.freezer.restore()
 
-    return step
+    if masking:
+        trainer._optimizer_freezes = lambda: False
+    return {"step": step, "norm and step": norm_and_step}
 
 
 def main():
     parser = arguments(__doc__, "")
     parser.add_argument("--arch", choices=SHAPES, default="multi30k")
+    parser.add_argument("--weight-decay", default="1e-4", help="of all variants")
     parser.set_defaults(rounds=60)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    common = dimensions(args.arch) + TRAINING
-    variants = {
-        "fairseq adam": STOCK,
-        "srp_adam": SRP,
-        "srp_adam, freezing": SRP,
-    }
-    steps = {}
+    common = dimensions(args.arch) + TRAINING + ["--weight-decay", args.weight_decay]
+    timed = {}
     with temporary_data() as data:
-        for name, options in variants.items():
+        for name, options in VARIANTS.items():
             trainer = build_trainer(data, options + common)
-            if "freezing" in name:
+            if name not in (BASE, "srp_adam"):
                 shrinking(trainer)
-            steps[name] = stepper(trainer)
+            for what, step in steppers(trainer, "masking" in name).items():
+                timed[what, name] = step
             parameters = sum(p.numel() for p in trainer.get_model().parameters())
-        times = interleave(steps, args.rounds)
+        times = interleave(timed, args.rounds)
+    rows = []
+    for what in ("step", "norm and step"):
+        same = {name: t for (w, name), t in times.items() if w == what}
+        rows += [{"timed": what, **row} for row in ratios(same, BASE)]
     report(
         f"Optimizer step, {args.arch} shape",
-        ratios(times, "fairseq adam"),
+        rows,
         args.output,
         parameters=parameters,
+        weight_decay=args.weight_decay,
         rounds=args.rounds,
     )
 

@@ -99,12 +99,9 @@ def line(pattern, density, rows, weight, bias, args) -> Dict:
     variants["dense"] = lambda: F.linear(x, weight, bias)
     times = measure(variants, args.rounds, args.seconds)
 
-    def speedup(name: str, base: str = "dense") -> float:
-        quotients = [b / t for b, t in zip(times[base], times[name])]
-        return round(statistics.median(quotients), 2)
-
-    cells = {name: speedup(name) for name in products if name not in ("chosen", "beside")}
-    over = 1.0 if beside.name == "dense" else speedup("beside", "packed")
+    layouts = [name for name in products if name not in ("chosen", "beside")]
+    cells = {name: speedup(times, name) for name in layouts}
+    over = 1.0 if beside.name == "dense" else speedup(times, "beside", "packed")
     return {
         "rows": rows,
         "pattern": pattern,
@@ -112,32 +109,43 @@ def line(pattern, density, rows, weight, bias, args) -> Dict:
         "dense_us": round(statistics.median(times["dense"]) * 1e6),
         **cells,
         "chosen": chosen.name,
-        "speed-up": speedup("chosen"),
+        "speed-up": speedup(times, "chosen"),
         "chosen/packed": beside.name,
         "over packed": over,
     }
 
 
-def beside_reference(lines: List[Dict]) -> List[Dict]:
-    """Our figures and the reference's, one row per layout and density."""
-    ours = {(r["pattern"], r["density"], r["rows"]): r for r in lines}
-    rows = []
-    for layout, pattern, count, figures in REFERENCE:
+def beside_reference(size: int, rounds: int, seconds: float) -> List[Dict]:
+    """Our figures and the reference's; here only dense and the layout take turns."""
+    lines, generator = [], torch.Generator().manual_seed(2)
+    for layout, pattern, rows, figures in REFERENCE:
         for density, figure in zip(DENSITIES, figures):
-            found = ours.get((pattern, density, count))
-            if found is not None:
-                rows.append(
-                    {
-                        "layout": layout,
-                        "pattern": pattern,
-                        "rows": count,
-                        "density": density,
-                        "reference": figure,
-                        "ours": found[layout],
-                        "ours/reference": round(found[layout] / figure, 2),
-                    }
-                )
-    return rows
+            weight = pruned(pattern, size, density, generator)
+            bias = torch.randn(size, generator=generator)
+            x, product = torch.randn(rows, size), prepare(weight, bias, layout)
+            variants = {
+                "dense": lambda: F.linear(x, weight, bias),
+                layout: lambda: product(x),
+            }
+            found = speedup(measure(variants, rounds, seconds), layout)
+            lines.append(
+                {
+                    "layout": layout,
+                    "pattern": pattern,
+                    "rows": rows,
+                    "density": density,
+                    "reference": figure,
+                    "ours": found,
+                    "ours/reference": round(found / figure, 2),
+                }
+            )
+    return lines
+
+
+def speedup(times: Dict[str, List[float]], name: str, base: str = "dense") -> float:
+    """Median of the ratios taken round by round."""
+    quotients = [b / t for b, t in zip(times[base], times[name])]
+    return round(statistics.median(quotients), 2)
 
 
 def main():
@@ -169,7 +177,8 @@ def main():
     facts["load"] = " ".join(f"{value:.1f}" for value in os.getloadavg())
     report("Speed-up of products with pruned weights", lines, args.output, **facts)
     comparison = args.output and args.output + "_reference"
-    report("Speed-ups beside reference figures", beside_reference(lines), comparison, **facts)
+    lines = beside_reference(args.size, args.rounds, args.seconds)
+    report("Speed-ups beside reference figures", lines, comparison, **facts)
 
 
 if __name__ == "__main__":

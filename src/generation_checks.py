@@ -17,7 +17,7 @@ from .pretrained import (
     inherit_layernorm,
     read_model_config,
 )
-from .task_options import check_precision, check_sparse_inference
+from .task_checks import check_precision, check_sparse_inference
 
 # What an --arch stands for; the README's commands name nothing else of the model.
 DIMENSIONS = tuple(

@@ -16,6 +16,7 @@ from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
 from .memory import keep_freed_memory
+from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 
 logger = logging.getLogger(__name__)
@@ -194,15 +195,26 @@ class SRPTrainer(Trainer):
         ):
             stage.finish_shrinking()
         if stage.ready:
+            if isinstance(self.optimizer, SRPAdam):
+                self.optimizer.unfreeze()
             self._cut()
         return output
 
     def clip_grad_norm(self, clip_norm):
         if self.stage is not None and self.stage.shrinking:
-            self.stage.freezer.mask_gradients()
+            if not self._optimizer_freezes():
+                self.stage.freezer.mask_gradients()
         if self.weight_pruning is not None:
             self.weight_pruning.before_step(self.optimizer)
         return super().clip_grad_norm(clip_norm)
+
+    def _optimizer_freezes(self) -> bool:
+        """Let the optimizer see to frozen weights, if nothing else touches weights."""
+        if self.weight_pruning is not None or hasattr(self.model, "perform_slowmo"):
+            return False
+        return isinstance(self.optimizer, SRPAdam) and self.optimizer.freeze(
+            self.stage.freezer
+        )
 
     def begin_valid_epoch(self, epoch):
         stage, pruning = self.stage, self.weight_pruning

@@ -112,7 +112,7 @@ CONVS = [
     dict(in_channels=4, out_channels=6, kernel_size=(2, 3), padding="same"),
     dict(in_channels=4, out_channels=6, kernel_size=2, padding="valid"),
     dict(in_channels=4, out_channels=6, kernel_size=3, padding=1, padding_mode="reflect"),
-    dict(in_channels=4, out_channels=6, kernel_size=2, padding="same", padding_mode="circular"),
+    dict(in_channels=4, out_channels=6, kernel_size=2, padding=1, padding_mode="circular"),
     dict(in_channels=4, out_channels=6, kernel_size=3, groups=2, padding=1),
     dict(in_channels=4, out_channels=8, kernel_size=3, groups=4, stride=2),
 ]

@@ -34,7 +34,8 @@ def pruned(pattern: str, outputs: int, inputs: int, density: float, dtype) -> Te
 
 
 def close(found: Tensor, x: Tensor, weight: Tensor, bias) -> None:
-    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    bias = None if bias is None else bias.double()
+    expected = F.linear(x.double(), weight.double(), bias)
     assert found.dtype == x.dtype and found.is_contiguous()
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-4}[x.dtype]
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
@@ -116,6 +117,21 @@ def test_rows_with_equal_supports_come_together():
     assert all((part == part[0]).all() for part in supports)
     together = sum(map(len, plan.columns))
     assert together == sum(int(part[0].sum()) for part in supports)
+
+
+@pytest.mark.parametrize("layout", ["gathered", "grouped", "smaller"])
+@pytest.mark.parametrize("kept", [1, 63, 64, 128])
+def test_outputs_that_are_cut_away_are_the_bias(layout, kept):
+    torch.manual_seed(1)
+    weight = torch.zeros(200, 30)
+    weight[torch.randperm(200)[:kept]] = torch.randn(30)
+    bias, x = torch.randn(200), torch.randn(5, 30)
+    product = prepare(weight, bias, layout)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        close(product(x), x, weight, bias)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_outputs_without_inputs_are_left_out_of_the_order():

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -299,6 +299,7 @@ def trained(steps, state=None, prune_type="snip_momentum", pattern="4x1", seed=1
     st.sampled_from(sorted(SCORES)),
     st.sampled_from(["4x1", "2:4", "channelx1"]),
 )
+@example(4, "random", "4x1")
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(stop, prune_type, pattern):
     whole = trained(range(11), prune_type=prune_type, pattern=pattern)
     model, pruning, optimizer = trained(range(stop), None, prune_type, pattern)
@@ -371,7 +372,11 @@ def test_training_of_end_step_steps_reaches_the_target(prune_type):
     pruning = start(
         model, start_step=2, end_step=8, update_frequency_on_step=3, **settings
     )
-    train(model, pruning, sgd(model), range(8))
+    optimizer = sgd(model)
+    for step in range(8):
+        train(model, pruning, optimizer, [step])
+        keeps = prune_type == "snip_momentum" and step < 7  # what is still needed
+        assert bool(pruning.pruners[0].scores.state) == keeps
     assert pruning.finished
     zeros = sum(int((m.weight == 0).sum()) for m in pruning.pruners[0].layers.values())
     assert zeros == 165  # of 60 + 200 + 70
@@ -440,6 +445,15 @@ def test_targets_that_layers_cannot_reach_are_refused_when_the_model_is_set():
     with pytest.raises(SparsityError, match="0.8 is more than 0.5, the largest"):
         pruning.update_items_for_all_pruners(target_sparsity=0.8)
     assert pruning.config.pruners[0].target_sparsity == 0.5
+
+
+def test_masks_cover_all_layers_of_a_pruner_once_it_pruned():
+    model = network()
+    nn.init.constant_(model[4].weight, 9.0)
+    pruning = start(model, target_sparsity=0.1, pattern="1x1", prune_type="magnitude")
+    pruning.on_before_optimizer_step()
+    assert list(pruning.masks) == ["0.weight", "2.weight", "4.weight"]
+    assert pruning.masks["4.weight"].all()
 
 
 def test_items_can_change_on_the_way_but_not_what_was_removed():

@@ -1,6 +1,6 @@
 """Exact freezing of the weights of selected channels."""
 
-from typing import Dict, List, Mapping
+from typing import Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from .groups import channel_groups, tied_dimensions
 class Freezer:
     """Keeps every weight of the removed channels bit-identical while the rest trains.
 
-    Gradients of frozen weights are zeroed before the gradient norm is taken, so
-    they neither count in clipping nor move Adam's moments; after the step the
-    weights are written back, which undoes weight decay under any optimizer.
+    Under any optimizer: :meth:`mask_gradients` before the gradient norm is taken, so
+    that frozen weights neither count in clipping nor move Adam's moments, and
+    :meth:`restore` after the step, which undoes weight decay. An optimizer that
+    leaves frozen weights alone by itself asks for :meth:`mask` and :meth:`live_norm`.
 
     Args:
         model: the model as it was when the channels were selected.
@@ -21,49 +22,92 @@ class Freezer:
     """
 
     def __init__(self, model: nn.Module, removed: Mapping[str, Tensor]):
-        self.frozen = []  # (parameter, mask of frozen weights, their values)
-        # the same by dimension: 1 at frozen channels, else 0, broadcasting over the rest
-        self._channels: List[List[Tensor]] = []
+        # by dimension: 0 at frozen channels, else 1, broadcasting over the rest
+        self._live: Dict[nn.Parameter, Dict[int, Tensor]] = {}
+        self._values: Optional[List[Tensor]] = None
         for parameter, dims in tied_dimensions(channel_groups(model)):
-            channels = [
-                self._indicator(parameter, dim, removed[group.name])
+            live = {
+                dim: self._indicator(parameter, dim, removed[group.name])
                 for dim, group in dims.items()
                 if group.name in removed and len(removed[group.name])
-            ]
-            if channels and parameter.is_floating_point():  # adapters tie positions too
-                mask = torch.zeros_like(parameter, dtype=torch.bool)
-                for indicator in channels:
-                    mask |= indicator.bool()
-                self.frozen.append((parameter, mask, parameter.detach().clone()))
-                self._channels.append(channels)
+            }
+            if live and parameter.is_floating_point():  # adapters tie positions too
+                self._live[parameter] = live
 
     @staticmethod
     def _indicator(parameter: Tensor, dim: int, positions: Tensor) -> Tensor:
         size = [1] * parameter.dim()
         size[dim] = parameter.shape[dim]
-        indicator = torch.zeros(size, dtype=parameter.dtype, device=parameter.device)
-        return indicator.index_fill_(dim, positions.to(indicator.device), 1)
+        indicator = torch.ones(size, dtype=parameter.dtype, device=parameter.device)
+        return indicator.index_fill_(dim, positions.to(indicator.device), 0)
+
+    @property
+    def parameters(self) -> List[nn.Parameter]:
+        """The parameters of which some weights are frozen."""
+        return list(self._live)
+
+    def mask(self, parameter: nn.Parameter) -> Tensor:
+        """Where a parameter is frozen: bool, of its shape."""
+        mask = torch.zeros_like(parameter, dtype=torch.bool)
+        for live in self._live[parameter].values():
+            mask |= live == 0
+        return mask
+
+    @property
+    def frozen(self) -> List[Tuple[nn.Parameter, Tensor, Tensor]]:
+        """(parameter, mask of its frozen weights, what they are to be) of each."""
+        values = self._values or [parameter.detach() for parameter in self._live]
+        return [(p, self.mask(p), v) for p, v in zip(self._live, values)]
 
     # Arithmetic with the channels' indicators takes half the time of filling and
     # selecting under a mask, and is as exact: it multiplies by 0 and 1 only.
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        for (parameter, _, _), channels in zip(self.frozen, self._channels):
+        """Zero the gradients of frozen weights; the first time, remember the weights."""
+        if self._values is None:
+            self._values = [parameter.detach().clone() for parameter in self._live]
+        for parameter, dims in self._live.items():
             if parameter.grad is not None:
-                for indicator in channels:
-                    parameter.grad.mul_(1 - indicator)
+                for live in dims.values():
+                    parameter.grad.mul_(live)
+
+    @torch.no_grad()
+    def live_norm(self, parameter: nn.Parameter) -> Tensor:
+        """L2 norm of a parameter's gradient without that of its frozen weights.
+
+        NaN if any of the gradient is not finite, as the masked gradient's is.
+        """
+        rest = parameter.grad
+        dims = dict(self._live[parameter])
+        rows = dims.pop(0, None)
+        for live in dims.values():
+            rest = rest * live
+        if rows is not None:
+            # whole rows are left out for free once each is a single number
+            if rest.dim() > 1:
+                rest = torch.linalg.vector_norm(rest.flatten(1), dim=1)
+            rest = rest * rows.flatten()
+        return torch.linalg.vector_norm(rest)
+
+    @torch.no_grad()
+    def scale_live(self, parameter: nn.Parameter, factor: float) -> None:
+        """Multiply the weights of a parameter that are not frozen."""
+        factors = torch.full_like(parameter, factor)
+        parameter.mul_(factors.masked_fill_(self.mask(parameter), 1))
 
     @torch.no_grad()
     def clear_moments(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero what the optimizer remembers of the frozen weights (Adam's moments)."""
-        for parameter, mask, _ in self.frozen:
+        for parameter in self._live:
+            mask = self.mask(parameter)
             for value in optimizer.state.get(parameter, {}).values():
                 if torch.is_tensor(value) and value.shape == mask.shape:
                     value.masked_fill_(mask, 0)
 
     @torch.no_grad()
     def restore(self) -> None:
-        for (parameter, _, values), channels in zip(self.frozen, self._channels):
-            for indicator in channels:
-                parameter.lerp_(values, indicator)
+        """Write frozen weights back, if their gradients were masked."""
+        for (parameter, dims), values in zip(self._live.items(), self._values or ()):
+            for live in dims.values():
+                parameter.lerp_(values, 1 - live)

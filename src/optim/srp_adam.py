@@ -2,14 +2,16 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, List
+from typing import Any, List, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II, OmegaConf
 
+from ..connectivity.freeze import Freezer
 from ..errors import UserError
+from .frozen_step import FrozenStep
 
 
 @dataclass
@@ -59,6 +61,50 @@ class SRPAdam(FairseqOptimizer):
     def __init__(self, cfg: SRPAdamConfig, params):
         super().__init__(cfg)
         self._optimizer = torch.optim.AdamW(params, fused=True, **self.optimizer_config)
+        self._frozen_step: Optional[FrozenStep] = None
+
+    def freeze(self, freezer: Freezer) -> bool:
+        """Leave frozen weights as they are, and out of the gradient norm, from now on.
+
+        Returns:
+            Whether it will; if not (on a GPU), the freezer must mask and restore.
+        """
+        if not FrozenStep.suits(self.optimizer):
+            return False
+        if self._frozen_step is None or self._frozen_step.freezer is not freezer:
+            self.unfreeze()
+            self._frozen_step = FrozenStep(self.optimizer, freezer)
+        return True
+
+    def unfreeze(self) -> None:
+        """End :meth:`freeze`; due before parameters are cut."""
+        if self._frozen_step is not None:
+            self._frozen_step.release()
+            self._frozen_step = None
+
+    def clip_grad_norm(self, max_norm, aggregate_norm_fn=None):
+        if self._frozen_step is None:
+            return super().clip_grad_norm(max_norm, aggregate_norm_fn)
+        return self._frozen_step.clip_grad_norm(max_norm, aggregate_norm_fn)
+
+    def step(self, closure=None, scale=1.0, groups=None):
+        if self._frozen_step is None:
+            return super().step(closure, scale, groups)
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        if scale != 1.0:
+            self.multiply_grads(1.0 / scale)
+        self._frozen_step.step()
+
+    def state_dict(self):
+        if self._frozen_step is None:
+            return super().state_dict()
+        return self._frozen_step.state_dict()
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        self._frozen_step = None  # its moments are out of date
+        super().load_state_dict(state_dict, optimizer_overrides)
 
     @property
     def optimizer_config(self):

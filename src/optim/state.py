@@ -61,10 +61,10 @@ def clear_moments(optimizer: FairseqOptimizer, freezer: Freezer) -> None:
     if not isinstance(optimizer, FP16Optimizer):
         freezer.clear_moments(optimizer.optimizer)
         return
-    masks = {id(parameter): mask for parameter, mask, _ in freezer.frozen}
+    frozen = set(freezer.parameters)
     for parameter, name, view in memory(optimizer):
-        if name != MASTER and id(parameter) in masks:
-            view.masked_fill_(masks[id(parameter)], 0)
+        if name != MASTER and parameter in frozen:
+            view.masked_fill_(freezer.mask(parameter), 0)
 
 
 @torch.no_grad()
@@ -82,10 +82,10 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
         return
     before = {id(parameter): (shape, kept) for parameter, shape, kept in cuts}
     shapes = [before.get(id(p), (p.shape, {}))[0] for p in optimizer.fp16_params]
-    memory: Dict[Tuple[int, str], Tensor] = {}
+    taken: Dict[Tuple[int, str], Tensor] = {}
     for parameter, name, view in _memory(optimizer, shapes):
         kept = before.get(id(parameter), (None, {}))[1]
-        memory[id(parameter), name] = take(view, kept).clone()
+        taken[id(parameter), name] = take(view, kept).clone()
     scalars = [
         {k: v for k, v in state.items() if not torch.is_tensor(v) or v.dim() == 0}
         for state in optimizer.optimizer.state.values()
@@ -94,12 +94,12 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
 
     new = rebuild()
     new.scaler = scaler
-    names = {name for _, name in memory if name != MASTER}
+    names = {name for _, name in taken if name != MASTER}
     copies = new.fp32_params
     for copy in copies.values() if isinstance(copies, dict) else copies:
         if scalars:
             moments = {name: torch.zeros_like(copy.data) for name in names}
             new.optimizer.state[copy] = {**scalars[0], **moments}
     for parameter, name, view in memory(new):
-        if (id(parameter), name) in memory:
-            view.copy_(memory[id(parameter), name])
+        if (id(parameter), name) in taken:
+            view.copy_(taken[id(parameter), name])

@@ -77,22 +77,24 @@ def _allocate(scores, sizes, removed, elements, target, max_sparsity) -> List[Te
         for score, bar in zip(scores, barred)
     ]
     largest = max(_largest(size) for size in sizes)
+    left = [number - past for number, past in zip(elements, gone)]
+    most = [number if max_sparsity == 1 else number - 1 for number in elements]
     for rounding in ("down", "up"):
         whole = math.floor if rounding == "down" else math.ceil
         slack = 1e-6 if rounding == "down" else -1e-6
         caps = [
-            whole(max_sparsity * number + slack) - past
-            for number, past in zip(elements, gone)
+            min(whole(max_sparsity * number + slack), limit) - past
+            for number, limit, past in zip(elements, most, gone)
         ]
-        chosen = _under_caps(scores, sizes, barred, budget, caps, rounding)
+        chosen = _under_caps(scores, sizes, barred, left, budget, caps, rounding)
         taken = sum(_weight(block, size) for size, block in zip(sizes, chosen))
         if budget - taken < largest:
             break
     return chosen
 
 
-def _under_caps(scores, sizes, barred, budget, caps, rounding) -> List[Tensor]:
-    """The lowest blocks of all layers, none giving more than its cap."""
+def _under_caps(scores, sizes, barred, left, budget, caps, rounding) -> List[Tensor]:
+    """The lowest blocks of all layers, none giving more than its cap, or all it has."""
     scores, barred = list(scores), list(barred)
     lengths = [len(score) for score in scores]
     all_sizes = _join(sizes, lengths)
@@ -112,8 +114,9 @@ def _under_caps(scores, sizes, barred, budget, caps, rounding) -> List[Tensor]:
                 # beyond its cap a layer has no candidates; that is the same as
                 # handing the share above the cap to the next best blocks elsewhere
                 within = lowest(scores[i], sizes[i], max(0, caps[i]), rounding)
-                if rounding == "up" and bool((within | barred[i]).all()):
-                    within[_last(scores[i], within & ~barred[i])] = False
+                free = within & ~barred[i]
+                if _weight(free, sizes[i]) == left[i] > caps[i]:
+                    within[_last(scores[i], free)] = False
                 barred[i] = barred[i] | ~within
                 scores[i] = scores[i].masked_fill(~within, torch.inf)
                 capped[i] = True

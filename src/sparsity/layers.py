@@ -81,7 +81,12 @@ class SparseLinear(StoredWeight):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
     ):
         super().__init__((out_features, in_features), bias, device, dtype)
         self.in_features, self.out_features = in_features, out_features
@@ -276,8 +281,9 @@ def _reason_to_keep(module: nn.Module, classes, owners) -> Optional[str]:
     for parameter in module._parameters.values():
         if parameter is not None and len(owners[id(parameter)]) > 1:
             return "shares its weight or bias with another module"
-    hooks = [f"_{way}{when}_hooks" for way in ("forward", "backward") for when in ("", "_pre")]
-    if any(getattr(module, name, None) for name in hooks) or "forward" in vars(module):
+    ways = ("forward", "forward_pre", "backward", "backward_pre")
+    hooked = any(getattr(module, f"_{way}_hooks", None) for way in ways)
+    if hooked or "forward" in vars(module):
         return "has hooks"
     return None
 

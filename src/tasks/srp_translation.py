@@ -32,7 +32,8 @@ from ..pretrained import (
 )
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
-from ..task_options import SRPTranslationConfig, check_data, check_options, check_run
+from ..task_checks import check_data, check_options, check_run
+from ..task_options import SRPTranslationConfig
 from ..weight_pruning import WeightPruning
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,246 @@
+"""What is refused of the translation task's options before any work."""
+
+import math
+import os
+
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+
+from .connectivity.importance import IMPORTANCE, NORMS
+from .connectivity.shrink import SCHEDULES
+from .connectivity.stage import StagePlan
+from .errors import UserError
+from .task_options import SRPTranslationConfig
+
+
+def check_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse impossible values of the task's own options.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    rate = cfg.compression_rate
+    if not (math.isfinite(rate) and 0 < rate <= 1):
+        raise UserError(
+            f"--compression-rate {rate:g}: must be in (0, 1], the share of parameters "
+            "to keep"
+        )
+    if cfg.decreasing not in SCHEDULES:
+        raise UserError(
+            f"--decreasing {cfg.decreasing}: must be one of {', '.join(SCHEDULES)}"
+        )
+    if cfg.pruning_stage not in (0, 1, 2):
+        raise UserError(f"--pruning-stage {cfg.pruning_stage}: must be 0, 1 or 2")
+    for name, least in (
+        ("pruning_iter", 1),
+        ("pruning_period", 1),
+        ("warming_up", 0),
+        ("scoring_batches", 1),
+        ("scoring_tokens", 1),
+    ):
+        value = getattr(cfg, name)
+        if value < least:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: must be at least {least}"
+            )
+    if cfg.srp and rate == 1:
+        raise UserError("--srp: needs a --compression-rate below 1")
+    if cfg.prune_heads and (rate == 1 or cfg.pruning_stage == 1):
+        problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 2"
+        raise UserError(f"--prune-heads: needs {problem}; only such a stage cuts attention")
+    if rate < 1 and not cfg.pretrained_model:
+        raise UserError(
+            f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "
+            "checkpoint of the trained model to prune"
+        )
+    check_importance_options(cfg)
+    check_adapter_options(cfg)
+    check_sparsity_options(cfg)
+    check_precision(cfg)
+
+
+def check_sparsity_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse impossible combinations with weight-level pruning.
+
+    Raises:
+        UserError: names the option, its value and what to do.
+    """
+    if cfg.sparse_inference:
+        raise UserError("--sparse-inference: is for translation; leave it out of training")
+    path = cfg.sparsity_config
+    if path is None:
+        return
+    if not os.path.isfile(path):
+        raise UserError(f"--sparsity-config {path}: no such file; give a YAML file")
+    if cfg.compression_rate < 1:
+        raise UserError(
+            f"--sparsity-config {path}: can't run in a stage that cuts channels; prune "
+            "channels first, then weights of the cut model"
+        )
+    if cfg.adapter is not None:
+        raise UserError(
+            f"--sparsity-config {path}: would prune what --adapter {cfg.adapter} leaves "
+            "frozen; prune first, then adapt"
+        )
+
+
+def check_importance_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse unknown criteria, and options that mean nothing to the one that is asked.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    name, norm = str(cfg.importance), str(cfg.importance_norm)
+    for option, value, valid in (
+        ("--importance", name, IMPORTANCE),
+        ("--importance-norm", norm, NORMS),
+    ):
+        if value not in valid:
+            raise UserError(f"{option} {value}: must be one of {', '.join(sorted(valid))}")
+    if cfg.importance_per_example and not IMPORTANCE[name].per_example:
+        able = ", ".join(sorted(n for n, c in IMPORTANCE.items() if c.per_example))
+        raise UserError(
+            f"--importance-per-example: means nothing to --importance {name}, which adds up "
+            f"no signed sums of sentences; leave it out or use one of {able}"
+        )
+
+
+def check_adapter_options(cfg: SRPTranslationConfig) -> None:
+    """Refuse impossible values of the adapter options.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if cfg.adapter is None:
+        for name in ("rank", "include", "exclude"):
+            value = getattr(cfg, f"adapter_{name}")
+            if value is not None:
+                raise UserError(f"--adapter-{name} {value}: needs --adapter splora or splopa")
+        return
+    if not cfg.pretrained_model:
+        raise UserError(
+            f"--adapter {cfg.adapter}: needs --pretrained-model, the checkpoint to adapt"
+        )
+    if cfg.adapter_path:
+        raise UserError(
+            "--adapter-path: is for translation; to train on from adapters, give their "
+            "checkpoint as --pretrained-model"
+        )
+    rank = cfg.adapter_rank
+    if rank is not None:
+        whole = rank >= 1 and rank == int(rank)
+        if not (whole or (cfg.adapter == "splora" and 0 < rank < 1)):
+            raise UserError(
+                f"--adapter-rank {rank:g}: must be a whole number of at least 1"
+                + (" or a share in (0, 1)" if cfg.adapter == "splora" else "")
+            )
+    for name in ("block_size", "prototypes"):
+        value = getattr(cfg, f"adapter_{name}")
+        if value < 1:
+            option = f"--adapter-{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: must be at least 1")
+
+
+def check_precision(cfg: SRPTranslationConfig) -> None:
+    """Refuse --cpu-bf16 where the processor has no instructions for it.
+
+    Raises:
+        UserError: names the option and the processor.
+    """
+    if getattr(cfg, "cpu_bf16", False) and not torch.cpu._is_avx512_bf16_supported():
+        capability = torch.backends.cpu.get_cpu_capability()
+        raise UserError(
+            f"--cpu-bf16: this processor ({capability}) has no AVX512-BF16 or AMX, "
+            "bfloat16 would be slower; leave the option out"
+        )
+
+
+def check_sparse_inference(cfg: SRPTranslationConfig, engine: str = "pytorch") -> None:
+    """Refuse --sparse-inference together with what it has no part in.
+
+    Raises:
+        UserError: names both options.
+    """
+    if not getattr(cfg, "sparse_inference", False):
+        return
+    others = {
+        "--cpu-bf16": cfg.cpu_bf16,
+        "--fairseq-search": cfg.fairseq_search,
+        f"--engine {engine}": engine != "pytorch",
+    }
+    for option, given in others.items():
+        if given:
+            raise UserError(
+                f"--sparse-inference: multiplies in float32 in this plug-in's own search; "
+                f"leave it or {option} out"
+            )
+
+
+def check_data(cfg: SRPTranslationConfig) -> None:
+    """Refuse a data folder without dictionaries, before any work.
+
+    Raises:
+        UserError: names the folder or file.
+    """
+    for folder in utils.split_paths(cfg.data or ""):
+        if not os.path.isdir(folder):
+            raise UserError(
+                f"data {folder}: no such folder; make it with fairseq-preprocess or a "
+                "script scripts/*_preprocess.sh"
+            )
+    folder = utils.split_paths(cfg.data or "")[0]
+    languages = (cfg.source_lang, cfg.target_lang)
+    if None in languages:
+        languages = data_utils.infer_language_pair(folder)
+    if None in languages:
+        raise UserError(
+            f"data {folder}: holds no binarized pair (train.SRC-TGT.SRC.idx); give "
+            "--source-lang and --target-lang or the right folder"
+        )
+    for language in languages:
+        path = os.path.join(folder, f"dict.{language}.txt")
+        if not os.path.isfile(path):
+            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
+
+
+def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
+    """Refuse what the rest of the command line rules out.
+
+    Args:
+        run: all options of the run, as fairseq gives them to a model.
+        plan: the pruning stage that ``cfg`` asks for.
+
+    Raises:
+        UserError: names the option, its value and what to do.
+    """
+    has_gpu = torch.cuda.is_available() and not getattr(run, "cpu", False)
+    for name in ("fp16", "bf16", "amp", "memory_efficient_fp16"):
+        if getattr(run, name, False) and not has_gpu:
+            raise UserError(
+                f"--{name.replace('_', '-')}: needs a GPU; on a CPU leave it out"
+                " or use --cpu-bf16"
+            )
+    if cfg.cpu_bf16 and has_gpu:
+        raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
+    if cfg.sparsity_config:
+        if getattr(run, "store_ema", False):
+            raise UserError("--store-ema: would average removed weights in; leave it out")
+        backend = str(getattr(run, "ddp_backend", ""))
+        if backend == "fully_sharded" or getattr(run, "zero_sharding", "none") == "os":
+            raise UserError(
+                "--sparsity-config: needs whole weights and optimizer states in every "
+                "process; leave out fully_sharded and --zero-sharding"
+            )
+    if cfg.compression_rate == 1:
+        return
+    if getattr(run, "store_ema", False):
+        raise UserError("--store-ema: can't follow a model that is cut; leave it out")
+    max_epoch = getattr(run, "max_epoch", 0)
+    if max_epoch and plan.epochs > max_epoch:
+        raise UserError(
+            f"--pruning-period {plan.period}: the last cut comes in epoch "
+            f"{plan.epochs} ({plan.warming_up} warming up, {plan.iterations} "
+            f"iterations), --max-epoch is {max_epoch}; raise --max-epoch or shorten "
+            "the period"
+        )
