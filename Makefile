@@ -35,7 +35,7 @@ setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash scripts/setup.sh
 
 test: setup
-	@"$(PY)" -m pytest -q tests
+	@"$(PY)" -m pytest -q -n logical --maxprocesses 8 --dist loadfile tests
 
 bench: setup
 	@"$(PY)" benchmarks/step_time.py
