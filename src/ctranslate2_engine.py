@@ -54,6 +54,14 @@ def add_options(parser) -> None:
         "export to a temporary one)",
     )
     group.add_argument(
+        "--ctranslate2-vocabulary-map",
+        choices=("auto", "off"),
+        help="with --ctranslate2-model: auto (default) scores only the candidates of the "
+        "folder's vocabulary map where it has one, see export.py --vocabulary-map; scores "
+        "(H-, D- lines) are of probabilities among the candidates of the sentences "
+        "translated together, so a little higher; off scores all types",
+    )
+    group.add_argument(
         "--cpu-threads",
         type=int,
         metavar="N",
@@ -70,7 +78,7 @@ def check_options(args, cfg) -> None:
     if args.cpu_threads is not None and args.cpu_threads < 1:
         raise UserError(f"--cpu-threads {args.cpu_threads}: must be at least 1")
     if args.engine != "ctranslate2":
-        for name in ("quantization", "ctranslate2_model"):
+        for name in ("quantization", "ctranslate2_model", "ctranslate2_vocabulary_map"):
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
                 raise UserError(
@@ -78,6 +86,11 @@ def check_options(args, cfg) -> None:
                 )
         return
     require_ctranslate2("--engine ctranslate2")
+    if args.ctranslate2_vocabulary_map is not None and args.ctranslate2_model is None:
+        raise UserError(
+            f"--ctranslate2-vocabulary-map {args.ctranslate2_vocabulary_map}: needs "
+            "--ctranslate2-model; make one with export.py --vocabulary-map"
+        )
     if args.ctranslate2_model is not None:
         if args.quantization is not None:
             raise UserError(
@@ -152,6 +165,7 @@ def prepare(
             cfg.generation,
             model.decoder.max_positions(),
             what,
+            use_map=args.ctranslate2_vocabulary_map != "off",
         )
     if args.ctranslate2_model is not None:
         limits = [
@@ -167,11 +181,18 @@ def prepare(
             "random sentences",
             f"{what}: is not of {cfg.common_eval.path}",
         )
-    generator.check_lengths(task.dataset(cfg.dataset.gen_subset), skipped)
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    generator.check_lengths(dataset, skipped)
     logger.info(
         f"translating with CTranslate2 on the CPU, {torch.get_num_threads()} threads; "
         "token scores (P- lines) are left out"
     )
+    if generator.map is not None:
+        size = generator.map.mean_size([x.tolist() for x in dataset.src])
+        logger.info(
+            f"with the vocabulary map of {folder}: a sentence has {size:.0f} candidates on "
+            f"average, of {len(task.target_dictionary)} types; scores are among them"
+        )
     return generator
 
 

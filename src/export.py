@@ -9,6 +9,10 @@ built from the weights, cut to whatever widths, and compared with PyTorch before
 kept: the log-probabilities of random sentences, and of a set of DATA, must be the
 same to 1e-4 in float32. For a quantized model the difference is reported.
 
+With --vocabulary-map the folder also says which target tokens can translate a source
+token (vmap.txt), learnt from the training set of DATA. Only they are scored then, which
+is faster where the output layer costs much.
+
 To translate a test set with it: generate.py --engine ctranslate2. To use it:
 
     translator = ctranslate2.Translator("checkpoints/finetuned/ctranslate2")
@@ -17,7 +21,8 @@ To translate a test set with it: generate.py --engine ctranslate2. To use it:
     )
 
 where tokens are those of the training data (tokenized, BPE) without end of sentence.
-return_end_token makes scores count the end of sentence in the length, as fairseq does.
+return_end_token makes scores count the end of sentence in the length, as fairseq does;
+use_vmap=True is needed for the vocabulary map.
 """
 
 import importlib
@@ -38,6 +43,7 @@ from fairseq import checkpoint_utils  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
+from . import vocabulary_map  # noqa: E402
 from .checkpoint_utils import fsync, load_checkpoint, replace_durably  # noqa: E402
 from .cli import ArgumentParser, set_up_logging  # noqa: E402
 from .ctranslate2_check import (  # noqa: E402
@@ -56,10 +62,11 @@ from .ctranslate2_model import (  # noqa: E402
 )
 from .errors import UserError  # noqa: E402
 from .pretrained import check_dictionaries  # noqa: E402
+from .vocabulary_map import VocabularyMap  # noqa: E402
 
 MODEL = "model.bin"
 # What CTranslate2 writes; nothing else is ever deleted with --force.
-FILES = {MODEL, "config.json", "shared_vocabulary.json"}
+FILES = {MODEL, "config.json", "shared_vocabulary.json", vocabulary_map.NAME}
 FILES |= {"source_vocabulary.json", "target_vocabulary.json"}
 
 
@@ -130,6 +137,7 @@ def export(
     what: str = "--path",
     pairs: Optional[Dict[str, Sequence[Pair]]] = None,
     max_length: Optional[int] = None,
+    candidates: Optional[VocabularyMap] = None,
 ) -> None:
     """Write a CTranslate2 model into an existing folder and compare it with PyTorch.
 
@@ -143,6 +151,7 @@ def export(
         pairs: what to compare on, beside random sentences, by name.
         max_length: longest source and target, with end of sentence (default: the
             model's own limits).
+        candidates: what each source type can become; the comparison is without them.
 
     Raises:
         UserError: the model can't be exported, or the exported one differs.
@@ -163,6 +172,13 @@ def export(
         translator = load_translator(folder, what)
         for name, some in pairs.items():
             check_same(translator, kind, model, dictionaries, some, name, what)
+    if candidates is not None:
+        vocabulary_map.write(folder, candidates, dictionaries)
+        translator = load_translator(folder, what)
+        sources = [source for source, _ in pairs["random sentences"]]
+        vocabulary_map.check(
+            translator, candidates, dictionaries, sources, limits[1], what
+        )
 
 
 def get_parser() -> ArgumentParser:
@@ -189,6 +205,18 @@ def get_parser() -> ArgumentParser:
         help="longest source and target in tokens, with end of sentence (default: the "
         "model's, often 1024); the table of positions is stored in float32, so this "
         "can be a large part of a small model's file",
+    )
+    parser.add_argument(
+        "--vocabulary-map",
+        type=int,
+        nargs="?",
+        const=vocabulary_map.CANDIDATES,
+        metavar="K",
+        help="add a vocabulary map: for each source token the K target tokens (default: "
+        f"{vocabulary_map.CANDIDATES}) that most probably translate it, by IBM model 1 "
+        "on the training set of DATA, and for all sentences the "
+        f"{vocabulary_map.FREQUENT} K most frequent ones; only these are scored, so "
+        "probabilities are among them",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing model")
     parser.add_argument(
@@ -235,6 +263,8 @@ def run(args) -> None:
     check_output(args.output, args.force)
     if args.max_length is not None and args.max_length < 2:
         raise UserError(f"--max-length {args.max_length}: must be at least 2")
+    if args.vocabulary_map is not None and args.vocabulary_map < 1:
+        raise UserError(f"--vocabulary-map {args.vocabulary_map}: must be at least 1")
     what = f"--path {args.path}"
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     task = SRPTranslationTask.setup_task(
@@ -263,10 +293,20 @@ def run(args) -> None:
             )
         limits = [min(limit, args.max_length) for limit in limits]
     pairs = _pairs(task, args.check_subset, limits)
+    found = None
+    if args.vocabulary_map is not None:
+        found = vocabulary_map.learn(task, args.vocabulary_map)
     try:
         with new_folder(args.output) as folder:
             export(
-                model, dictionaries, folder, args.quantization, what, pairs, args.max_length
+                model,
+                dictionaries,
+                folder,
+                args.quantization,
+                what,
+                pairs,
+                args.max_length,
+                found,
             )
     except OSError as error:
         raise UserError(f"--output {args.output}: {error}; nothing was written") from None
@@ -275,6 +315,23 @@ def run(args) -> None:
     print(
         f"wrote {args.output}: {parameters:,} parameters in {size:,} bytes "
         f"({args.quantization})"
+    )
+    if found is not None:
+        print(_describe(found, task, pairs))
+
+
+def _describe(found: VocabularyMap, task, pairs: Dict[str, Sequence[Pair]]) -> str:
+    """How many candidates a sentence has, of the checked set or of training."""
+    dataset = task.dataset("train")
+    sentences = {
+        "set train": [dataset.src[i].tolist() for i in range(min(200, len(dataset)))]
+    }
+    sentences.update({name: [x for x, _ in some] for name, some in pairs.items()})
+    name, sources = list(sentences.items())[-1]
+    return (
+        f"vocabulary map: a sentence has {found.mean_size(sources):.0f} candidates on "
+        f"average, of {len(task.target_dictionary):,} target types "
+        f"({len(sources)} sentences of {name})"
     )
 
 

@@ -10,7 +10,7 @@ steps run on joined weights (``modules/decoder_step.py``).
 import logging
 import math
 from contextlib import nullcontext
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -19,141 +19,11 @@ from torch import Tensor
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 
+from .hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
 from .modules.decoder_step import Cache, DecoderStep, fingerprint, unsupported
 from .modules.linear import use_sparse_products
 
 logger = logging.getLogger(__name__)
-
-_BLOCK = 64  # scores among which one maximum is kept
-_DEAD_SHARE = 8  # finished sentences leave the batch when they are 1/8 of it
-
-
-def top(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
-    """``scores.topk(k, dim=1)`` of ``[B, M]`` for M much larger than k.
-
-    The k largest lie in the k blocks with the largest maxima, or behind the last
-    whole block; finding maxima is vectorized, sorting is not.
-    """
-    total = scores.shape[1]
-    blocks = total // _BLOCK
-    if blocks <= 2 * k:
-        return scores.topk(k, dim=1)
-    whole = blocks * _BLOCK
-    maxima = scores[:, :whole].unflatten(1, (blocks, _BLOCK)).amax(dim=2)
-    best = maxima.topk(k, dim=1).indices.unsqueeze(2) * _BLOCK
-    offsets = torch.arange(_BLOCK, device=scores.device)
-    index = (best + offsets).flatten(1)
-    if whole < total:
-        rest = torch.arange(whole, total, device=scores.device)
-        index = torch.cat([index, rest.expand(len(index), -1)], dim=1)
-    values, position = scores.gather(1, index).topk(k, dim=1)
-    return values, index.gather(1, position)
-
-
-class Choice(NamedTuple):
-    """Hypotheses ``[B, beam]`` after a step, for the original sentences of a batch."""
-
-    parents: np.ndarray
-    tokens: np.ndarray
-    scores: np.ndarray  # cumulative
-
-
-class Hypotheses:
-    """Bookkeeping of a beam search: who descends from whom, who has finished.
-
-    Args:
-        sentences: number of sentences in the batch.
-        beam: hypotheses a sentence.
-        eos: end of sentence.
-        normalize: float by which the score of n tokens is divided.
-    """
-
-    def __init__(self, sentences: int, beam: int, eos: int, normalize):
-        self.beam, self.eos, self.normalize = beam, eos, normalize
-        self.finished: List[List[dict]] = [[] for _ in range(sentences)]
-        self.rows = np.arange(sentences)  # sentence of each row of the batch
-        self.done = np.zeros(sentences, dtype=bool)  # of each sentence
-        self.history: List[Choice] = []
-
-    def advance(self, step: int, scores, tokens, beams, last: bool) -> Choice:
-        """Finish what ends here, choose what goes on.
-
-        Args:
-            scores, tokens, beams: ``[rows, 2*beam]`` best continuations,
-                descending: cumulative score, token, hypothesis that is continued.
-            last: no step follows.
-
-        Returns:
-            The choice, by row.
-        """
-        ends = (tokens == self.eos) & (scores != -np.inf)
-        rows, places = np.nonzero(ends[:, : self.beam])
-        alive = ~self.done[self.rows[rows]]
-        rows, places = rows[alive], places[alive]
-        if len(rows):
-            self._finish(step, self.rows[rows], beams[rows, places], scores[rows, places])
-        if last:
-            self.done[:] = True
-        order = np.argsort(ends, axis=1, kind="stable")[:, : self.beam]
-        choice = Choice(*(np.take_along_axis(x, order, 1) for x in (beams, tokens, scores)))
-        whole = Choice(
-            *(np.zeros((len(self.done), self.beam), x.dtype) for x in choice)
-        )
-        for mine, chosen in zip(whole, choice):
-            mine[self.rows] = chosen
-        self.history.append(whole)
-        return choice
-
-    def _finish(self, step: int, sentences, beams, scores) -> None:
-        tokens = np.full((len(sentences), step + 1), self.eos)
-        cumulative = np.zeros((len(sentences), step + 2), dtype=scores.dtype)
-        cumulative[:, -1] = scores
-        for position in range(step - 1, -1, -1):
-            choice = self.history[position]
-            tokens[:, position] = choice.tokens[sentences, beams]
-            cumulative[:, position + 1] = choice.scores[sentences, beams]
-            beams = choice.parents[sentences, beams]
-        tokens, gained = torch.from_numpy(tokens), torch.from_numpy(np.diff(cumulative))
-        totals = torch.from_numpy(scores / self.normalize(step + 1))
-        for i, sentence in enumerate(sentences.tolist()):
-            finished = self.finished[sentence]
-            if len(finished) < self.beam:
-                finished.append(
-                    {
-                        "tokens": tokens[i],
-                        "score": totals[i],
-                        "attention": torch.empty(0),
-                        "alignment": torch.empty(0),
-                        "positional_scores": gained[i],
-                    }
-                )
-                self.done[sentence] = len(finished) == self.beam
-
-    def ancestors(self, step: int) -> np.ndarray:
-        """Tokens so far of every row's hypotheses, ``[rows, beam, step]``."""
-        tokens = np.empty((len(self.rows), self.beam, step), dtype=np.int64)
-        beams = np.broadcast_to(np.arange(self.beam), tokens.shape[:2])
-        for position in range(step - 1, -1, -1):
-            choice = self.history[position]
-            tokens[:, :, position] = choice.tokens[self.rows[:, None], beams]
-            beams = choice.parents[self.rows[:, None], beams]
-        return tokens
-
-    def leave(self) -> Optional[np.ndarray]:
-        """Rows that stay, once enough sentences have finished; else None."""
-        stay = ~self.done[self.rows]
-        if (~stay).sum() * _DEAD_SHARE < len(stay):
-            return None
-        self.rows = self.rows[stay]
-        return np.flatnonzero(stay)
-
-    def results(self) -> List[List[dict]]:
-        """Per sentence its finished hypotheses, best first."""
-        return [
-            sorted(found, key=lambda h: float(h["score"]), reverse=True)
-            for found in self.finished
-        ]
-
 
 class FastSequenceGenerator(SequenceGenerator):
     """fairseq's ``SequenceGenerator`` with a faster beam search.
@@ -204,45 +74,38 @@ class FastSequenceGenerator(SequenceGenerator):
         with self._precision(source.device):
             encoded = self.model.forward_encoder(sample["net_input"])
         steps = self._folded()
-        encoded = [self._in_type_of(step, out) for step, out in zip(steps, encoded)]
-        caches = [step.start(out) for step, out in zip(steps, encoded)]
-
-        sentences, device = len(source), source.device
-        hypotheses = Hypotheses(
-            sentences,
-            self.beam_size,
-            self.eos,
-            (lambda n: n**self.len_penalty) if self.normalize_scores else (lambda n: 1),
-        )
-        tokens = source.new_full((sentences, 1), self.eos if bos_token is None else bos_token)
-        total = torch.zeros(sentences, 1, device=device)
-        for step in range(max_len + 1):
-            scores = self._log_probabilities(steps, caches, tokens, step)
-            ended = self._constrain(scores, total, hypotheses, prefix_tokens, step, max_len)
-            scores += total.unsqueeze(2)
-            best, index = top(scores.flatten(1), 2 * self.beam_size)
-            beams = torch.div(index, self.vocab_size, rounding_mode="floor")
-            if ended is not None:  # the prefix has ended: all descend from the first
-                beams.masked_fill_(ended.unsqueeze(1), 0)
-            choice = hypotheses.advance(
-                step,
-                best.cpu().numpy(),
-                (index % self.vocab_size).cpu().numpy(),
-                beams.cpu().numpy(),
-                last=step == max_len,
-            )
-            if hypotheses.done.all():
-                break
-            parents, tokens, total = (torch.from_numpy(x).to(device) for x in choice)
-            for cache in caches:
-                cache.follow(parents)
-            stay = hypotheses.leave()
-            if stay is not None:
-                stay = torch.from_numpy(stay).to(device)
-                tokens, total = tokens[stay], total[stay]
+        # what a step makes is seen by nobody who could ask for gradients
+        with torch.inference_mode():
+            caches = [
+                step.start(self._in_type_of(step, out), self.beam_size)
+                for step, out in zip(steps, encoded)
+            ]
+            hypotheses = self._hypotheses(len(source), max_len, source.device)
+            first = self.eos if bos_token is None else bos_token
+            tokens = source.new_full((len(source), 1), first)
+            for step in range(max_len + 1):
+                scores = self._log_probabilities(steps, caches, tokens, step)
+                ended = self._constrain(scores, hypotheses, prefix_tokens, step, max_len)
+                tokens, parents = hypotheses.choose(step, scores, ended, step == max_len)
+                if hypotheses.done.all():
+                    break
                 for cache in caches:
-                    cache.keep(stay)
+                    cache.follow(parents)
+                stay = hypotheses.leave()
+                if stay is not None:
+                    stay = torch.from_numpy(stay).to(source.device)
+                    tokens = tokens[stay]
+                    for cache in caches:
+                        cache.keep(stay)
         return hypotheses.results()
+
+    def _hypotheses(self, sentences: int, max_len: int, device) -> Hypotheses:
+        def normalize(n: int):
+            return n**self.len_penalty if self.normalize_scores else 1
+
+        if self.beam_size == 1:
+            return SingleHypotheses(sentences, self.eos, normalize, max_len + 1)
+        return BeamHypotheses(sentences, self.eos, normalize, self.beam_size, device)
 
     def _precision(self, device):
         if self.bfloat16 and device.type == "cpu":
@@ -279,7 +142,7 @@ class FastSequenceGenerator(SequenceGenerator):
         return torch.logsumexp(torch.stack(several), dim=0) - math.log(len(several))
 
     def _constrain(
-        self, scores, total, hypotheses: Hypotheses, prefix, step, max_len
+        self, scores, hypotheses: Hypotheses, prefix, step, max_len
     ) -> Optional[Tensor]:
         """Apply to ``scores [B, n, N]``, in place, what the options ask for.
 
@@ -296,9 +159,6 @@ class FastSequenceGenerator(SequenceGenerator):
         if prefix is not None and step < prefix.shape[1] and step < max_len:
             forced = prefix[torch.from_numpy(hypotheses.rows).to(prefix.device), step]
             ended = forced.eq(self.eos)
-            if ended.any():
-                scores[ended] = scores[ended][:, :1]
-                total[ended] = total[ended][:, :1]
             rows = forced.ne(self.pad).nonzero().squeeze(1)
             own = scores[rows, :, forced[rows]]
             scores[rows] = -math.inf

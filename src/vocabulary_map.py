@@ -1,46 +1,26 @@
 """A lexical shortlist for CTranslate2: which target types can translate a source type.
 
 The output layer then scores only these candidates of a batch's tokens, and the most
-frequent types, instead of the whole vocabulary. They come from IBM model 1 (Brown et
-al., 1993, The Mathematics of Statistical Machine Translation, section 4.2): t(f|e), the
-probability of a target type f given a source type e or the null word, by expectation
-maximization over sentence pairs. Shortlists of this kind: Jean et al. 2015, section 3.3.
+frequent types, instead of the whole vocabulary. Candidates are the most probable ones
+of IBM model 1; such shortlists are in Jean et al., 2015, On Using Very Large Target
+Vocabulary for Neural Machine Translation, section 3.3.
 """
 
-import logging
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
+import os
+from typing import Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
 from fairseq.data import Dictionary
 
 from .ctranslate2_model import vocabulary
 from .errors import UserError
-
-logger = logging.getLogger(__name__)
+from .lexical_translation import LONGEST, Sentences, lexical_table, read_pairs
 
 NAME = "vmap.txt"  # where CTranslate2 looks for it
 CANDIDATES = 20  # of a source type
 FREQUENT = 5  # times as many are candidates of any sentence
-ITERATIONS = 5
-# Longest side of a pair: long ones say little of which word translates which.
-LONGEST = 100
-# Pairs of a source and a target position; each takes 4 bytes while training.
-CELLS = 60_000_000
-# Of them in a batch.
-CHUNK = 1_000_000
 
-Sentences = Sequence[np.ndarray]
-
-
-class LexicalTable(NamedTuple):
-    """t(target|source) of the types that occur together, sorted by source and target.
-
-    The null word has the number after the last source type.
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-    probability: np.ndarray
+Dictionaries = Tuple[Dictionary, Dictionary]  # of source and target
 
 
 class VocabularyMap(NamedTuple):
@@ -66,118 +46,10 @@ class VocabularyMap(NamedTuple):
         return sum(len(self.of(tokens)) for tokens in sentences) / len(sentences)
 
 
-def read_pairs(dataset, seed: int = 1, cells: int = CELLS) -> Tuple[Sentences, Sentences]:
-    """Sources and targets of a fairseq dataset of pairs, without ends of sentence.
-
-    Of a large one a random sample, always the same; empty sides and those of more than
-    ``LONGEST`` tokens are left out.
-
-    Args:
-        cells: most pairs of a source and a target position.
-    """
-    sizes = [np.asarray(x, np.int64) - 1 for x in (dataset.src_sizes, dataset.tgt_sizes)]
-    fit = [(0 < size) & (size <= LONGEST) for size in sizes]
-    chosen = np.flatnonzero(fit[0] & fit[1])
-    cost = (sizes[0] + 1) * sizes[1]  # with the null word
-    if cost[chosen].sum() > cells:
-        chosen = np.random.default_rng(seed).permutation(chosen)
-        chosen = np.sort(chosen[np.cumsum(cost[chosen]) <= cells])
-    sides = [], []
-    for index in chosen.tolist():
-        for side, texts in zip(sides, (dataset.src, dataset.tgt)):
-            side.append(np.asarray(texts[index])[:-1].astype(np.int32))
-    return sides
-
-
-def _padded(sentences: Sentences) -> np.ndarray:
-    """``[sentences, longest]``, filled up with -1."""
-    rows = np.full((len(sentences), max(map(len, sentences))), -1, np.int64)
-    for row, tokens in zip(rows, sentences):
-        row[: len(tokens)] = tokens
-    return rows
-
-
-def _batches(sources: Sentences, targets: Sentences, null: int, types: int):
-    """What stands together: ``source * types + target``, or -1, as ``[B, T, 1 + S]``."""
-    lengths = [np.array([len(x) for x in side]) for side in (sources, targets)]
-    order = np.lexsort(lengths)
-    cost = np.cumsum(((lengths[0] + 1) * lengths[1])[order])
-    for part in np.split(order, np.flatnonzero(np.diff(cost // CHUNK)) + 1):
-        source = _padded([sources[i] for i in part])
-        target = _padded([targets[i] for i in part])
-        source = np.pad(source, ((0, 0), (1, 0)), constant_values=null)
-        keys = source[:, None, :] * types + target[:, :, None]
-        keys[(source[:, None, :] < 0) | (target[:, :, None] < 0)] = -1
-        yield keys
-
-
-def _distinct(batches: Iterator[np.ndarray]) -> np.ndarray:
-    """The sorted keys of all batches, each once."""
-    keys, new, size = np.empty(0, np.int64), [], 0
-    for batch in batches:
-        new.append(np.unique(batch))
-        size += len(new[-1])
-        if size > max(len(keys), 4 * CHUNK):  # so that all are sorted a few times only
-            keys, new, size = np.unique(np.concatenate([keys, *new])), [], 0
-    keys = np.unique(np.concatenate([keys, *new]))
-    return keys[keys >= 0]
-
-
-def lexical_table(
-    sources: Sentences,
-    targets: Sentences,
-    source_types: int,
-    target_types: int,
-    iterations: int = ITERATIONS,
-) -> LexicalTable:
-    """IBM model 1, from uniform probabilities.
-
-    Args:
-        sources: type numbers of each sentence, at least one, without end of sentence.
-        targets: of the same sentences.
-        source_types: size of the dictionary.
-        target_types: size of the dictionary.
-    """
-    def batches():
-        return _batches(sources, targets, source_types, target_types)
-
-    keys = _distinct(batches())
-    # where each cell finds its probability; one of 0 stands at the end for padding
-    places = []
-    for batch in batches():
-        distinct, inverse = np.unique(batch, return_inverse=True)
-        place = np.searchsorted(keys, distinct).astype(np.int32)
-        place[distinct < 0] = len(keys)
-        places.append(place[inverse].reshape(batch.shape))
-    source, target = keys // target_types, keys % target_types
-    words = sum(map(len, targets))
-    logger.info(
-        f"IBM model 1: {len(targets):,} sentence pairs, {words:,} target tokens, "
-        f"{len(keys):,} pairs of types"
-    )
-    probability = np.full(len(keys) + 1, 1 / target_types)
-    for iteration in range(iterations):
-        probability[-1] = 0
-        counts = np.zeros(len(keys) + 1)
-        likelihood = 0.0
-        for place in places:
-            share = probability[place]
-            total = share.sum(axis=-1, keepdims=True)
-            there = total[total > 0]
-            likelihood += float(np.log(there).sum())
-            share /= np.where(total > 0, total, 1)
-            np.add.at(counts, place.ravel(), share.ravel())
-        totals = np.bincount(source, counts[:-1], minlength=source_types + 1)
-        probability[:-1] = counts[:-1] / totals[source]
-        # but for the lengths of the sources, which stay the same
-        logger.info(f"iteration {iteration + 1}: {likelihood / words:.4f} a target token")
-    return LexicalTable(source, target, probability[:-1])
-
-
 def build_map(
     sources: Sentences,
     targets: Sentences,
-    dictionaries: Tuple[Dictionary, Dictionary],
+    dictionaries: Dictionaries,
     number: int = CANDIDATES,
 ) -> VocabularyMap:
     """Candidates of each source type, and ``FREQUENT * number`` common ones.
@@ -217,7 +89,7 @@ def _with_special(common: List[int], target: Dictionary) -> List[int]:
     return [*special, *(type_ for type_ in common if type_ not in special)]
 
 
-def check_names(dictionaries: Tuple[Dictionary, Dictionary], what: str) -> None:
+def check_names(dictionaries: Dictionaries, what: str) -> None:
     """Refuse symbols that a line of the map can't hold.
 
     Args:
@@ -284,3 +156,79 @@ def from_text(
     if not found.common or not text.endswith("\n"):
         raise UserError(f"{what}: its {NAME} is not complete; export anew")
     return found._replace(common=_with_special(found.common, target))
+
+
+def learn(task, number: int) -> VocabularyMap:
+    """The map of ``--vocabulary-map``, from the training set of a fairseq task.
+
+    Args:
+        number: most candidates of a source type.
+
+    Raises:
+        UserError: there is no training set of pairs, or a symbol has white space.
+    """
+    option = f"--vocabulary-map {number}"
+    dictionaries = task.source_dictionary, task.target_dictionary
+    check_names(dictionaries, option)
+    try:
+        task.load_dataset("train")
+    except FileNotFoundError:
+        raise UserError(
+            f"{option}: DATA has no training set (train.*.bin) to learn it from; give "
+            "the folder that the model was trained with, or leave it out"
+        ) from None
+    dataset = task.dataset("train")
+    pairs = read_pairs(dataset) if dataset.tgt is not None else ([], [])
+    if not pairs[0]:
+        raise UserError(
+            f"{option}: the training set of DATA has no pairs of 1 to {LONGEST} tokens "
+            "to learn from; leave it out"
+        )
+    return build_map(*pairs, dictionaries, number)
+
+
+def write(folder: str, found: VocabularyMap, dictionaries: Dictionaries) -> None:
+    """Add the map to an exported model."""
+    names = tuple(map(vocabulary, dictionaries))
+    path = os.path.join(folder, NAME)
+    with open(path, "w", encoding="utf-8", newline="\n") as stream:
+        stream.write(to_text(found, names))
+
+
+def check(
+    translator,
+    found: VocabularyMap,
+    dictionaries: Dictionaries,
+    sources: Sequence[Sequence[int]],
+    limit: int,
+    what: str,
+) -> None:
+    """See that CTranslate2 reads the map as it was meant.
+
+    Args:
+        translator: ``ctranslate2.Translator`` of a folder that has the map.
+        sources: type numbers of sentences, without end of sentence.
+        limit: most target tokens.
+        what: option and file of the model, for the message.
+
+    Raises:
+        UserError: another type than the candidates was generated.
+    """
+    names = tuple(map(vocabulary, dictionaries))
+    for source in sources:
+        (result,) = translator.translate_batch(
+            [[names[0][type_] for type_ in source]],
+            beam_size=5,
+            num_hypotheses=5,
+            max_decoding_length=min(limit, 10),
+            max_input_length=0,
+            use_vmap=True,
+            suppress_sequences=[[dictionaries[1].pad_word]],
+        )
+        words = {word for hypothesis in result.hypotheses for word in hypothesis}
+        others = words - {names[1][type_] for type_ in found.of(source)}
+        if others:
+            raise UserError(
+                f"{what}: CTranslate2 does not read {NAME} as it was written "
+                f"({min(others)!r} is no candidate); leave --vocabulary-map out"
+            )

@@ -1,12 +1,19 @@
 """Frozen weights stay bit for bit, whatever an optimizer does to them."""
 
+import copy
+
 import pytest
 import torch
-from conftest import build
+from conftest import RUN, TINY, build, run_training
+from fairseq.utils import clip_grad_norm_
+from omegaconf import OmegaConf
 from test_cut import random_keep
 
 from src.connectivity.freeze import Freezer
 from src.connectivity.groups import KINDS, channel_groups
+from src.optim import frozen_step
+from src.optim.srp_adam import SRPAdam, SRPAdamConfig
+from src.trainer import SRPTrainer
 
 
 def removed(model, kinds):
@@ -55,3 +62,207 @@ def test_the_mask_covers_every_tied_slice():
             mask = masks[id(piece.parameter)]
             assert mask.index_select(piece.dim, gone[name]).all()
             assert not mask.all()
+
+
+def adam(model, **options):
+    given = {"lr": [1e-3], "adam_betas": "(0.9, 0.98)", **options}
+    config = OmegaConf.merge(OmegaConf.structured(SRPAdamConfig), given)
+    return SRPAdam(config, list(model.parameters()))
+
+
+class Run:
+    """A float32 model that is trained by random gradients, frozen in either way."""
+
+    def __init__(self, masking, kinds=KINDS, seed=1, **options):
+        torch.manual_seed(seed)
+        self.model = build().float()
+        self.freezer = Freezer(self.model, removed(self.model, kinds))
+        self.masks = {p: self.freezer.mask(p) for p in self.freezer.parameters}
+        self.optimizer = adam(self.model, **options)
+        self.masking = masking
+
+    def step(self, number):
+        torch.manual_seed(number)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        if self.masking:
+            self.freezer.mask_gradients()
+        else:
+            assert self.optimizer.freeze(self.freezer)
+        self.optimizer.step()
+        self.freezer.restore()
+
+    def weights(self):
+        return [p.detach().clone() for p in self.model.parameters()]
+
+    def moments(self):
+        state = self.optimizer.state_dict()["state"]
+        return [(s["exp_avg"], s["exp_avg_sq"], s["step"]) for s in state.values()]
+
+
+def assert_same(one, other):
+    for a, b in zip(one.weights(), other.weights()):
+        assert torch.equal(a, b)
+    for a, b in zip(one.moments(), other.moments()):
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("kinds", [("embedding",), ("qk", "vo", "ffn"), KINDS])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_the_optimizers_freezing_is_masking(kinds, weight_decay, monkeypatch):
+    """Weights and moments, while frozen and after; decay in every step, as AdamW's."""
+    monkeypatch.setattr(frozen_step, "LARGEST_OUTSTANDING", 0.0)
+    masked, frozen = (
+        Run(masking, kinds, weight_decay=weight_decay) for masking in (True, False)
+    )
+    before = frozen.weights()
+    for number in range(5):
+        for run in (masked, frozen):
+            run.step(number)
+    assert_same(masked, frozen)
+    for parameter, old in zip(frozen.model.parameters(), before):
+        mask = frozen.masks.get(parameter, torch.zeros_like(parameter, dtype=torch.bool))
+        assert torch.equal(parameter[mask], old[mask])
+        assert (parameter[~mask] != old[~mask]).float().mean() > 0.99
+    frozen.optimizer.unfreeze()
+    assert_same(masked, frozen)
+    for run in (masked, frozen):  # frozen no more
+        for parameter in run.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        run.optimizer.step()
+    assert_same(masked, frozen)
+
+
+def test_decay_is_put_off_but_not_lost():
+    """Of 40 steps, a part is applied when it has grown, the rest at the end."""
+    masked, frozen = (Run(masking, weight_decay=0.1) for masking in (True, False))
+    threshold = frozen_step.LARGEST_OUTSTANDING
+    lacking = 0
+    for number in range(40):
+        for run in (masked, frozen):
+            run.step(number)
+        for a, b in zip(masked.weights(), frozen.weights()):
+            assert torch.allclose(a, b, rtol=2 * threshold, atol=1e-5)
+            lacking += not torch.equal(a, b)
+    assert lacking
+    frozen.optimizer.unfreeze()
+    for a, b in zip(masked.weights(), frozen.weights()):
+        assert torch.allclose(a, b, rtol=1e-5, atol=40e-3 * threshold)
+    undecayed = Run(True)
+    for number in range(40):
+        undecayed.step(number)
+    for one, other in zip(frozen.model.parameters(), undecayed.model.parameters()):
+        live = ~frozen.masks.get(one, torch.zeros_like(one, dtype=torch.bool))
+        one, other = one.detach()[live], other.detach()[live]
+        share = (one - other).norm() / other.norm()
+        assert share.item() == pytest.approx(1 - (1 - 1e-4) ** 40, rel=0.2)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_saved_frozen_optimizer_goes_on_bit_for_bit(weight_decay):
+    """Moments of frozen weights are saved as 0, decay that is put off as it is."""
+    straight, stopped = (Run(False, weight_decay=weight_decay) for _ in range(2))
+    for number in range(7):
+        straight.step(number)
+        stopped.step(number)
+    saved = copy.deepcopy(stopped.optimizer.state_dict())
+    for parameter, state in zip(stopped.model.parameters(), saved["state"].values()):
+        assert state["exp_avg"].shape == parameter.shape
+        if parameter in stopped.masks:
+            mask = stopped.masks[parameter]
+            assert (state["exp_avg"][mask] == 0).all()
+            assert (state["exp_avg_sq"][mask] == 0).all()
+            assert (state["exp_avg_sq"][~mask] > 0).all()
+    resumed = Run(False, weight_decay=weight_decay)
+    for parameter, weight in zip(resumed.model.parameters(), stopped.weights()):
+        parameter.data.copy_(weight)
+    resumed.optimizer.load_state_dict(saved)
+    for number in range(7, 20):  # decay is applied once among them
+        straight.step(number)
+        resumed.step(number)
+    assert_same(straight, resumed)
+    straight.optimizer.unfreeze()
+    resumed.optimizer.unfreeze()
+    assert_same(straight, resumed)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_the_norm_is_of_live_gradients(limit):
+    run = Run(False)
+    run.step(1)
+    parameters = list(run.model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    parameters[3].grad = None
+    masked = copy.deepcopy(parameters)
+    for parameter, twin in zip(parameters, masked):
+        if parameter.grad is not None:
+            mask = run.masks.get(parameter, torch.zeros(()).bool())
+            twin.grad = parameter.grad.masked_fill(mask, 0)
+    expected = clip_grad_norm_(masked, limit)
+    assert run.optimizer.clip_grad_norm(limit).item() == pytest.approx(expected.item())
+    for parameter, twin in zip(parameters, masked):
+        if parameter.grad is not None:
+            mask = run.masks.get(parameter, torch.zeros(()).bool())
+            assert torch.allclose(parameter.grad.masked_fill(mask, 0), twin.grad)
+
+
+def test_a_gradient_that_is_not_finite_is_noticed():
+    """Of a frozen weight too: it could make the weight NaN."""
+    run = Run(False)
+    run.step(1)
+    for parameter, mask in run.masks.items():
+        for value in (float("inf"), float("nan")):
+            for other in run.model.parameters():
+                other.grad = torch.ones_like(other)
+            assert run.optimizer.clip_grad_norm(0.0).isfinite()
+            parameter.grad[tuple(mask.nonzero()[0])] = value
+            assert not run.optimizer.clip_grad_norm(0.0).isfinite()
+
+
+def test_who_cannot_be_frozen_by_the_optimizer():
+    half = Run(False)
+    half.model.bfloat16()
+    assert not half.optimizer.freeze(half.freezer)
+    assert not adam(build()).freeze(half.freezer)  # float64
+    assert not Run(False, adam_betas="(0.9, 0)").optimizer.freeze(half.freezer)
+
+
+class Counting(SRPTrainer):
+    """Counts updates with weights frozen by the optimizer and by masking."""
+
+    by_optimizer = by_masking = 0
+
+    def train_step(self, samples, raise_oom=False):
+        shrinking = self.stage.shrinking
+        result = super().train_step(samples, raise_oom)
+        if shrinking and self.stage.shrinking:
+            masked = self.stage.freezer._values is not None
+            Counting.by_masking += masked
+            Counting.by_optimizer += not masked
+        return result
+
+
+def test_a_stage_frozen_by_the_optimizer_ends_as_one_by_masking(
+    data, base, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("src.trainer.SRPTrainer", Counting)
+    Counting.by_optimizer = Counting.by_masking = 0
+    states = []
+    for masking in (False, True):
+        if masking:
+            monkeypatch.setattr(Counting, "_optimizer_freezes", lambda self: False)
+        folder = tmp_path / str(masking)
+        run_training(
+            [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", folder]
+            + ["--srp", "--compression-rate", "0.4", "--pruning-iter", "2"]
+            + ["--pruning-period", "3", "--max-epoch", "7", "--weight-decay", "0"]
+        )
+        states.append(torch.load(folder / "checkpoint_last.pt"))
+    assert Counting.by_optimizer == Counting.by_masking > 20
+    optimizers = [s["last_optimizer_state"]["state"] for s in states]
+    for key, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][key]), key
+    for one, other in zip(*(o.values() for o in optimizers)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one)

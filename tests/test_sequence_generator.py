@@ -17,11 +17,13 @@ from generate_helpers import (  # noqa: F401  fixtures among them
     translate,
 )
 
+from src import hypotheses as hypotheses_module
 from src import sequence_generator
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
-from src.modules import decoder_step
-from src.sequence_generator import FastSequenceGenerator, top
+from src.modules import decoder_cache
+from src.hypotheses import top
+from src.sequence_generator import FastSequenceGenerator
 
 DICTIONARY = DictionaryTask().target_dictionary
 LENGTHS = {"max_len_a": 0, "max_len_b": 14}
@@ -191,14 +193,14 @@ def test_no_ngram_is_repeated(size):
 
 
 def test_caches_that_grow_and_small_blocks(monkeypatch):
-    monkeypatch.setattr(decoder_step, "_SLOTS", 3)
-    monkeypatch.setattr(sequence_generator, "_BLOCK", 3)
+    monkeypatch.setattr(decoder_cache, "_SLOTS", 3)
+    monkeypatch.setattr(hypotheses_module, "_BLOCK", 3)
     assert_same([lively()], beam_size=4, min_len=9)
 
 
 @pytest.mark.parametrize("share", [1, 1000])
 def test_when_finished_sentences_leave_does_not_matter(share, monkeypatch):
-    monkeypatch.setattr(sequence_generator, "_DEAD_SHARE", share)
+    monkeypatch.setattr(hypotheses_module, "_DEAD_SHARE", share)
     assert_same([lively()], beam_size=4)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sparsity_helpers import Bert
 from torch import nn
 
 from src.sparsity.config import KEYS, PrunerSettings, load_config
@@ -45,34 +46,6 @@ pruning:
             prune_type: "snip_momentum"
             sparsity_decay_type: "exp"
 """
-
-
-class Bert(nn.Module):
-    """Named as BERT is, and as small as can be."""
-
-    def __init__(self, width=16, layers=2):
-        super().__init__()
-        self.embeddings = nn.ModuleDict({"project": nn.Linear(width, width)})
-        self.layer = nn.ModuleList()
-        for _ in range(layers):
-            names = ["query", "key", "value", "output"]
-            block = nn.ModuleDict({name: nn.Linear(width, width) for name in names})
-            block["intermediate"] = nn.Linear(width, 2 * width)
-            block["norm"] = nn.LayerNorm(2 * width)
-            block["output_dense"] = nn.Linear(2 * width, width)
-            self.layer.append(block)
-        self.pooler = nn.Linear(width, width)
-        self.classifier = nn.Linear(width, 3)
-
-    def forward(self, x, labels):
-        x = self.embeddings["project"](x)
-        for block in self.layer:
-            query, key, value = (block[n](x) for n in ("query", "key", "value"))
-            mixed = (query @ key.transpose(1, 2) / 4).softmax(2) @ value
-            x = x + block["output"](mixed)
-            x = x + block["output_dense"](block["norm"](block["intermediate"](x)).relu())
-        logits = self.classifier(torch.tanh(self.pooler(x[:, 0])))
-        return nn.functional.cross_entropy(logits, labels)
 
 
 def template(config, do_prune, epochs=3, iterations=7, warm_epochs=1):
@@ -348,65 +321,3 @@ def test_files_that_hold_no_settings_are_refused_by_name(tmp_path, content):
         load_config(path)
     with pytest.raises(SparsityError, match="none.yaml: cannot be read"):
         load_config(tmp_path / "none.yaml")
-
-
-def prune(model, *pruners, **config):
-    pruning = Pruning({"target_sparsity": 0.5, **config, "pruners": list(pruners)})
-    pruning.model = model
-    return pruning
-
-
-def owned(pruning):
-    return [list(pruner.layers) for pruner in pruning.pruners]
-
-
-def test_names_are_expressions_that_are_searched_for():
-    model = Bert(layers=1)
-    pruning = prune(
-        model,
-        {"names": ["que", r"\.key$"], "exclude_names": ["xyz"]},
-        {"names": ["layer"], "exclude_names": "query|key|out.*"},
-    )
-    assert owned(pruning) == [
-        ["layer.0.query", "layer.0.key"],
-        ["layer.0.value", "layer.0.intermediate"],
-    ]
-
-
-def test_classes_are_matched_with_those_above():
-    model = nn.Sequential(nn.MultiheadAttention(4, 1), nn.Conv1d(4, 4, 1), nn.Linear(4, 4))
-    assert owned(prune(model, {})) == [["0.out_proj", "2"]]
-    assert owned(prune(model, {"prune_layer_type": ["Conv1d"]})) == [["1"]]
-
-
-def test_layers_that_nobody_or_two_own_are_refused():
-    model = Bert()
-    with pytest.raises(SparsityError, match="pruner 2: matches no layer.*'nothing'"):
-        prune(model, {"names": ["query"]}, {"names": ["nothing"]})
-    with pytest.raises(SparsityError, match="layer layer.0.key: pruners 1 and 2"):
-        prune(model, {"names": ["key"]}, {"names": ["key", "value"]})
-    with pytest.raises(SparsityError, match="layer 0: a LayerNorm|two dimensions"):
-        prune(nn.Sequential(nn.LayerNorm(4)), {"prune_layer_type": ["LayerNorm"]})
-    with pytest.raises(SparsityError, match="layer 0: a ConvTranspose2d"):
-        convolution = nn.Sequential(nn.ConvTranspose2d(4, 4, 2))
-        prune(convolution, {"prune_layer_type": ["ConvTranspose2d"]})
-    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-    with pytest.raises(SparsityError, match="layer 0: .*no parameter"):
-        prune(normed, {})
-
-
-def test_shared_weights_count_once_and_follow_the_strictest_name():
-    model = nn.ModuleDict(
-        {"embed": nn.Embedding(8, 4), "out": nn.Linear(4, 8, bias=False)}
-    )
-    model["inner"] = nn.Linear(4, 4)
-    model["out"].weight = model["embed"].weight
-    model["again"] = model["inner"]
-    pruning = prune(model, {"prune_layer_type": ["Linear", "Embedding"]})
-    assert owned(pruning) == [["embed", "inner"]]
-    assert pruning.pruners[0].elements == 32 + 16
-    assert set(pruning.pruners[0].parameters) == {"embed.weight", "inner.weight"}
-    assert owned(prune(model, {})) == [["out", "inner"]]
-    assert owned(prune(model, {"not_to_prune_names": ["embed"]})) == [["inner"]]
-    with pytest.raises(SparsityError, match="layer again: pruners 1 .as inner. and 2"):
-        prune(model, {"names": ["inner"]}, {"names": ["again"]})

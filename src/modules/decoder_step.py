@@ -1,24 +1,23 @@
 """One decoding step of a Transformer decoder, for all hypotheses of a batch at once.
 
 The weights are folded once: query, key and value products joined, connectivity
-and adapters multiplied in. Keys and values are written once and never moved:
-the hypotheses of a sentence attend to everything that any of them has written,
-under a mask that says whose ancestors wrote what.
+and adapters multiplied in. Keys and values are in a cache (``decoder_cache.py``).
 """
 
 from itertools import chain
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 
 from ..adapters import adapted_weight
+from .decoder_cache import BeamCache, Heads, SingleCache
+from .layer_norm import WeightedLayerNorm
 from .linear import PackedLinear, constant_product
 
-_SLOTS = 64  # of keys and values, to begin with; doubled when they are full
+Cache = Union[BeamCache, SingleCache]
 
 
 class _Product:
@@ -47,6 +46,8 @@ class _Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, in]`` to ``[rows, out]``."""
+        if x.dtype == self.dtype:
+            return self.linear(x)
         return self.linear(x.to(self.dtype)).to(x.dtype)
 
 
@@ -74,7 +75,6 @@ class _Layer:
     """Folded weights of one decoder layer."""
 
     def __init__(self, layer: nn.Module, bfloat16: bool, sparse: bool):
-        self.module = layer
         residual = None
         if layer.normalize_before and hasattr(layer, "_residual"):
             group = layer._residual[0]
@@ -92,80 +92,72 @@ class _Layer:
         self.inputs = product(query(own), _scaled(own.k_proj), _scaled(own.v_proj))
         self.widths = [len(own.q_proj.weight), len(own.k_proj.weight), len(own.v_proj.weight)]
         self.output = product(_scaled(own.out_proj, residual, _gate(own, "vo")))
-        cross = self.cross = layer.encoder_attn
+        cross = layer.encoder_attn
         self.query = product(query(cross))
         self.memory = product(_scaled(cross.k_proj), _scaled(cross.v_proj))
         self.memory_widths = [len(cross.k_proj.weight), len(cross.v_proj.weight)]
         self.cross_output = product(_scaled(cross.out_proj, residual, _gate(cross, "vo")))
         self.fc1 = product(_scaled(layer.fc1))
         self.fc2 = product(_scaled(layer.fc2, residual, _gate(layer, "ffn")))
-        self.heads = own.num_heads
-
-
-def _split(x: Tensor, sentences: int, heads: int) -> Tensor:
-    """``[B*n, H*K]`` to ``[B, H, n, K]``."""
-    return x.view(sentences, -1, heads, x.shape[-1] // heads).transpose(1, 2)
-
-
-class Cache:
-    """What the hypotheses of a batch of sentences have written so far.
-
-    Attributes:
-        memory: per layer the encoder's keys and values, ``[B, H, S, K]`` and
-            ``[B, H, S, V]``; beams of a sentence share them.
-        memory_mask: ``[B, 1, 1, S]``, -inf at padding, or None.
-        mask: ``[B, n, slots]``, 0 where slot was written by an ancestor of the
-            hypothesis, else -inf.
-        used: slots written.
-    """
-
-    def __init__(self, memory: List[Tuple[Tensor, Tensor]], memory_mask, layers):
-        self.memory, self.memory_mask = memory, memory_mask
-        keys, _ = memory[0]
-        sentences = len(keys)
-        self.written = [
-            (
-                keys.new_empty(sentences, layer.heads, _SLOTS, layer.widths[1] // layer.heads),
-                keys.new_empty(sentences, layer.heads, _SLOTS, layer.widths[2] // layer.heads),
+        self.heads = Heads(own.num_heads, cross.num_heads)
+        self.activation = layer.activation_fn
+        self.before = layer.normalize_before
+        self.norms = [
+            _norm(module)
+            for module in (
+                layer.self_attn_layer_norm,
+                layer.encoder_attn_layer_norm,
+                layer.final_layer_norm,
             )
-            for layer in layers
         ]
-        self.mask = keys.new_full((sentences, 1, _SLOTS), float("-inf"))
-        self.used = 0
 
-    def open(self, hypotheses: int) -> None:
-        """Make room for one position of each hypothesis, seen by itself alone."""
-        slots = self.mask.shape[-1]
-        if self.used + hypotheses > slots:
-            self.mask = F.pad(self.mask, (0, slots), value=float("-inf"))
-            self.written = [
-                (F.pad(k, (0, 0, 0, slots)), F.pad(v, (0, 0, 0, slots)))
-                for k, v in self.written
-            ]
-        self.used += hypotheses
-        self.mask[:, :, self.used - hypotheses : self.used].diagonal(dim1=1, dim2=2).zero_()
+    def __call__(self, x: Tensor, number: int, cache: Cache) -> Tensor:
+        """``[B*n, D]`` to ``[B*n, D]``; ``number`` is the layer's in the cache."""
+        own, cross, last = self.norms
+        if self.before:
+            x = x + self._own(own(x), number, cache)
+            x = x + self._memory(cross(x), number, cache)
+            return x + self._feed_forward(last(x))
+        x = own(x + self._own(x, number, cache))
+        x = cross(x + self._memory(x, number, cache))
+        return last(x + self._feed_forward(x))
 
-    def follow(self, parents: Tensor) -> None:
-        """Hypothesis j goes on from ``parents[:, j]``, ``[B, beam]``."""
-        index = parents.unsqueeze(-1).expand(-1, -1, self.mask.shape[-1])
-        self.mask = self.mask.gather(1, index)
+    def _own(self, x: Tensor, number: int, cache: Cache) -> Tensor:
+        q, k, v = self.inputs(x).split(self.widths, dim=1)
+        return self.output(cache.attend(number, q, k, v))
 
-    def keep(self, sentences: Tensor) -> None:
-        """Forget all but these sentences."""
+    def _memory(self, x: Tensor, number: int, cache: Cache) -> Tensor:
+        return self.cross_output(cache.attend_memory(number, self.query(x)))
 
-        def select(x):
-            return x.index_select(0, sentences)
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
 
-        self.memory = [(select(k), select(v)) for k, v in self.memory]
-        if self.memory_mask is not None:
-            self.memory_mask = select(self.memory_mask)
-        self.mask = select(self.mask)
-        used = self.used
-        for number, pair in enumerate(self.written):
-            smaller = tuple(x.new_empty(len(sentences), *x.shape[1:]) for x in pair)
-            for old, new in zip(pair, smaller):
-                new[:, :, :used] = old[:, :, :used].index_select(0, sentences)
-            self.written[number] = smaller
+
+def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A layer normalization as a plain function of ``[rows, D]``."""
+    if isinstance(module, WeightedLayerNorm):
+        group = module.group
+        if group.gated or not (module.weighted or group.width == group.original_width):
+            return module.normalize
+        shape = module.weight.shape
+    elif type(module) is nn.LayerNorm:
+        shape = module.normalized_shape
+    else:
+        return module
+    weight, bias, eps = module.weight, module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _position_table(decoder: TransformerDecoderBase) -> Optional[Tensor]:
+    """Embeddings of all positions, ``[T, D]``, or None of a decoder without any."""
+    if decoder.embed_positions is None:
+        return None
+    tokens = torch.full(
+        (1, decoder.max_positions()),
+        decoder.padding_idx + 1,
+        device=decoder.embed_tokens.weight.device,
+    )
+    return decoder.embed_positions(tokens)[0].detach()
 
 
 class DecoderStep:
@@ -184,30 +176,32 @@ class DecoderStep:
         sparse: bool = False,
     ):
         self.decoder = decoder
+        self.positions = _position_table(decoder)
         self.layers = [_Layer(layer, bfloat16, sparse) for layer in decoder.layers]
         self.vocabulary = _Product(
             _scaled(decoder.output_projection), bfloat16=bfloat16, sparse=sparse
         )
 
-    def start(self, encoder_out: Dict[str, List[Tensor]]) -> Cache:
-        """The cache of a batch, from what fairseq's encoder returns."""
+    def start(self, encoder_out: Dict[str, List[Tensor]], hypotheses: int = 2):
+        """The cache of a batch, from what fairseq's encoder returns.
+
+        Args:
+            hypotheses: the most that a sentence will have.
+        """
         (memory,) = encoder_out["encoder_out"]  # [S, B, D]
-        memory = memory.transpose(0, 1)
-        sentences, length, width = memory.shape
+        length, sentences, width = memory.shape
         rows = memory.reshape(-1, width)
-        pairs = []
-        for layer in self.layers:
-            keys, values = layer.memory(rows).split(layer.memory_widths, dim=1)
-            heads = layer.cross.num_heads
-            pairs.append(
-                tuple(_split(x, sentences, heads).contiguous() for x in (keys, values))
-            )
-        mask = None
+        pairs = [
+            layer.memory(rows).view(length, sentences, sum(layer.memory_widths)).split(layer.memory_widths, dim=2)
+            for layer in self.layers
+        ]
         padding = encoder_out["encoder_padding_mask"]
-        if padding and padding[0] is not None and padding[0].any():
-            mask = memory.new_zeros(sentences, 1, 1, length)
-            mask.masked_fill_(padding[0][:, None, None].bool(), float("-inf"))
-        return Cache(pairs, mask, self.layers)
+        kind = SingleCache if hypotheses == 1 else BeamCache
+        return kind(
+            pairs,
+            padding[0] if padding else None,
+            [layer.heads for layer in self.layers],
+        )
 
     def __call__(self, tokens: Tensor, cache: Cache, step: int) -> Tensor:
         """Logits ``[B*n, N]`` after the ``step``-th token of each hypothesis.
@@ -216,56 +210,21 @@ class DecoderStep:
             tokens: ``[B, n]``, the last token of n hypotheses a sentence.
             cache: as :meth:`start` made it, told of every choice of parents.
         """
-        decoder, (sentences, hypotheses) = self.decoder, tokens.shape
-        x = decoder.embed_scale * decoder.embed_tokens(tokens.reshape(-1))
-        if decoder.embed_positions is not None:
-            position = tokens.new_full((1, step + 1), decoder.padding_idx + 1)
-            x = x + decoder.embed_positions(position, incremental_state={})[:, -1]
+        decoder = self.decoder
+        x = decoder.embed_tokens(tokens.reshape(-1))
+        if self.positions is None:
+            x = decoder.embed_scale * x
+        else:
+            x = torch.add(self.positions[step], x, alpha=decoder.embed_scale)
         if decoder.layernorm_embedding is not None:
             x = decoder.layernorm_embedding(x)
         x = decoder.dropout_module(x)
-        cache.open(hypotheses)
-        mask = cache.mask[:, None, :, : cache.used]
-        for layer, written, memory in zip(self.layers, cache.written, cache.memory):
-            x = self._layer(layer, x, written, memory, mask, cache, sentences, hypotheses)
+        cache.open(tokens.shape[1])
+        for number, layer in enumerate(self.layers):
+            x = layer(x, number, cache)
         if decoder.layer_norm is not None:
             x = decoder.layer_norm(x)
         return self.vocabulary(x)
-
-    @staticmethod
-    def _layer(layer, x, written, memory, mask, cache, sentences, hypotheses) -> Tensor:
-        module, used = layer.module, cache.used
-        first = module.normalize_before
-
-        h = module.self_attn_layer_norm(x) if first else x
-        q, k, v = layer.inputs(h).split(layer.widths, dim=1)
-        for old, new in zip(written, (k, v)):
-            old[:, :, used - hypotheses : used] = _split(new, sentences, layer.heads)
-        k, v = (old[:, :, :used] for old in written)
-        x = x + layer.output(_attend(_split(q, sentences, layer.heads), k, v, mask))
-        x = x if first else module.self_attn_layer_norm(x)
-
-        h = module.encoder_attn_layer_norm(x) if first else x
-        q = _split(layer.query(h), sentences, layer.cross.num_heads)
-        x = x + layer.cross_output(_attend(q, *memory, cache.memory_mask))
-        x = x if first else module.encoder_attn_layer_norm(x)
-
-        h = module.final_layer_norm(x) if first else x
-        x = x + layer.fc2(module.activation_fn(layer.fc1(h)))
-        return x if first else module.final_layer_norm(x)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """Attention of scaled queries ``[B, H, n, K]``; ``[B*n, H*V]``.
-
-    Plain products: with n of a few rows they are a tenth faster than the fused
-    operator, whose blocks are made for long queries.
-    """
-    scores = torch.matmul(q, k.transpose(-2, -1))
-    if mask is not None:
-        scores += mask
-    heads = torch.matmul(F.softmax(scores, dim=-1), v)
-    return heads.transpose(1, 2).reshape(-1, heads.shape[1] * heads.shape[3])
 
 
 def unsupported(model: nn.Module) -> Optional[str]:

@@ -29,7 +29,8 @@ class FrozenStep:
     A step is bound by the memory that it reads and writes. Masking the gradients
     before it and restoring the weights after it costs as much again, so neither is
     done: the second moment of a frozen weight is made infinite. What AdamW adds to
-    the weight is divided by its root: exactly 0, whatever the gradient.
+    the weight is divided by its root: exactly 0, whatever the gradient. (A weight
+    of -0 may become 0.)
 
     Weight decay would reach frozen weights, so the kernel is told of none for
     parameters that have some. Their live weights are multiplied by the decay of

@@ -1,0 +1,250 @@
+"""Bookkeeping of a search: which hypotheses go on, who descends from whom, who has ended.
+
+``BeamHypotheses`` does what fairseq's beam search does. With one hypothesis a sentence
+nothing is reordered or sorted and the first end is the last: ``SingleHypotheses`` gives
+what a beam of one gives.
+"""
+
+from typing import List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 64  # scores among which one maximum is kept
+# Finished sentences leave the batch when they are this share of it: 1/8. To leave takes
+# copies of all keys and values.
+_DEAD_SHARE = 8
+
+
+def top(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
+    """``scores.topk(k, dim=1)`` of ``[B, M]`` for M much larger than k.
+
+    The k largest lie in the k blocks with the largest maxima, or behind the last
+    whole block; finding maxima is vectorized, sorting is not.
+    """
+    total = scores.shape[1]
+    blocks = total // _BLOCK
+    if blocks <= 2 * k:
+        return scores.topk(k, dim=1)
+    whole = blocks * _BLOCK
+    maxima = scores[:, :whole].unflatten(1, (blocks, _BLOCK)).amax(dim=2)
+    best = maxima.topk(k, dim=1).indices.unsqueeze(2) * _BLOCK
+    offsets = torch.arange(_BLOCK, device=scores.device)
+    index = (best + offsets).flatten(1)
+    if whole < total:
+        rest = torch.arange(whole, total, device=scores.device)
+        index = torch.cat([index, rest.expand(len(index), -1)], dim=1)
+    values, position = scores.gather(1, index).topk(k, dim=1)
+    return values, index.gather(1, position)
+
+
+def largest(scores: Tensor) -> Tuple[np.ndarray, np.ndarray]:
+    """Values and indices of the maxima of ``[B, M]``, each ``[B]``."""
+    if scores.device.type == "cpu":
+        array = scores.numpy()  # whose search for a maximum is vectorized, PyTorch's not
+        index = array.argmax(axis=1)
+        return array[np.arange(len(array)), index], index
+    values, index = scores.max(dim=1)
+    return values.cpu().numpy(), index.cpu().numpy()
+
+
+class Choice(NamedTuple):
+    """Hypotheses ``[B, beam]`` after a step, for the original sentences of a batch."""
+
+    parents: np.ndarray
+    tokens: np.ndarray
+    scores: np.ndarray  # cumulative
+
+
+class Hypotheses:
+    """What both kinds share: rows of the batch and the sentences that they are of.
+
+    Args:
+        sentences: number of sentences in the batch.
+        eos: end of sentence.
+        normalize: function of n by which the score of n tokens is divided.
+    """
+
+    def __init__(self, sentences: int, eos: int, normalize):
+        self.eos, self.normalize = eos, normalize
+        self.rows = np.arange(sentences)  # sentence of each row of the batch
+        self.done = np.zeros(sentences, dtype=bool)  # of each sentence
+        self.finished: List[List[dict]] = [[] for _ in range(sentences)]
+
+    def leave(self) -> Optional[np.ndarray]:
+        """Rows that stay, once enough sentences have finished; else None."""
+        stay = ~self.done[self.rows]
+        rows = np.flatnonzero(stay)
+        if (len(stay) - len(rows)) * _DEAD_SHARE < len(stay):
+            return None
+        self.rows = self.rows[stay]
+        return rows
+
+    def _add(self, sentence: int, tokens: Tensor, gained: Tensor, total: Tensor) -> None:
+        self.finished[sentence].append(
+            {
+                "tokens": tokens,
+                "score": total,
+                "attention": torch.empty(0),
+                "alignment": torch.empty(0),
+                "positional_scores": gained,
+            }
+        )
+
+    def results(self) -> List[List[dict]]:
+        """Per sentence its finished hypotheses, best first."""
+        return [
+            sorted(found, key=lambda h: float(h["score"]), reverse=True)
+            for found in self.finished
+        ]
+
+
+class BeamHypotheses(Hypotheses):
+    """Hypotheses of a beam search.
+
+    Args:
+        beam: hypotheses a sentence.
+    """
+
+    def __init__(self, sentences: int, eos: int, normalize, beam: int, device):
+        super().__init__(sentences, eos, normalize)
+        self.beam = beam
+        self.total = torch.zeros(sentences, 1, device=device)  # cumulative scores
+        self.history: List[Choice] = []
+
+    def choose(
+        self, step: int, scores: Tensor, ended: Optional[Tensor], last: bool
+    ) -> Tuple[Tensor, Tensor]:
+        """Finish what ends here, choose what goes on.
+
+        Args:
+            scores: ``[rows, n, N]`` log-probabilities of every continuation, which are
+                overwritten.
+            ended: rows whose prefix ends with this step, ``[rows]``, or None.
+            last: no step follows.
+
+        Returns:
+            Tokens and parents, ``[rows, beam]``.
+        """
+        total, types = self.total, scores.shape[2]
+        if ended is not None and ended.any():
+            scores[ended] = scores[ended][:, :1]
+            total[ended] = total[ended][:, :1]
+        scores += total.unsqueeze(2)
+        best, index = top(scores.flatten(1), 2 * self.beam)
+        beams = torch.div(index, types, rounding_mode="floor")
+        if ended is not None:  # the prefix has ended: all descend from the first
+            beams.masked_fill_(ended.unsqueeze(1), 0)
+        found = (x.cpu().numpy() for x in (best, index % types, beams))
+        choice = self.advance(step, *found, last)
+        parents, tokens, self.total = (
+            torch.from_numpy(x).to(scores.device) for x in choice
+        )
+        return tokens, parents
+
+    def advance(self, step: int, scores, tokens, beams, last: bool) -> Choice:
+        """The same with ``[rows, 2*beam]`` best continuations.
+
+        Args:
+            scores, tokens, beams: descending: cumulative score, token, hypothesis that
+                is continued.
+
+        Returns:
+            The choice, by row.
+        """
+        ends = (tokens == self.eos) & (scores != -np.inf)
+        rows, places = np.nonzero(ends[:, : self.beam])
+        alive = ~self.done[self.rows[rows]]
+        rows, places = rows[alive], places[alive]
+        if len(rows):
+            self._finish(step, self.rows[rows], beams[rows, places], scores[rows, places])
+        if last:
+            self.done[:] = True
+        order = np.argsort(ends, axis=1, kind="stable")[:, : self.beam]
+        choice = Choice(*(np.take_along_axis(x, order, 1) for x in (beams, tokens, scores)))
+        whole = Choice(
+            *(np.zeros((len(self.done), self.beam), x.dtype) for x in choice)
+        )
+        for mine, chosen in zip(whole, choice):
+            mine[self.rows] = chosen
+        self.history.append(whole)
+        return choice
+
+    def _finish(self, step: int, sentences, beams, scores) -> None:
+        tokens = np.full((len(sentences), step + 1), self.eos)
+        cumulative = np.zeros((len(sentences), step + 2), dtype=scores.dtype)
+        cumulative[:, -1] = scores
+        for position in range(step - 1, -1, -1):
+            choice = self.history[position]
+            tokens[:, position] = choice.tokens[sentences, beams]
+            cumulative[:, position + 1] = choice.scores[sentences, beams]
+            beams = choice.parents[sentences, beams]
+        tokens, gained = torch.from_numpy(tokens), torch.from_numpy(np.diff(cumulative))
+        totals = torch.from_numpy(scores / self.normalize(step + 1))
+        for i, sentence in enumerate(sentences.tolist()):
+            if len(self.finished[sentence]) < self.beam:
+                self._add(sentence, tokens[i], gained[i], totals[i])
+                self.done[sentence] = len(self.finished[sentence]) == self.beam
+
+    def ancestors(self, step: int) -> np.ndarray:
+        """Tokens so far of every row's hypotheses, ``[rows, beam, step]``."""
+        tokens = np.empty((len(self.rows), self.beam, step), dtype=np.int64)
+        beams = np.broadcast_to(np.arange(self.beam), tokens.shape[:2])
+        for position in range(step - 1, -1, -1):
+            choice = self.history[position]
+            tokens[:, :, position] = choice.tokens[self.rows[:, None], beams]
+            beams = choice.parents[self.rows[:, None], beams]
+        return tokens
+
+    def leave(self) -> Optional[np.ndarray]:
+        stay = super().leave()
+        if stay is not None:
+            self.total = self.total[torch.from_numpy(stay).to(self.total.device)]
+        return stay
+
+
+class SingleHypotheses(Hypotheses):
+    """One hypothesis a sentence, continued by its best token until that is eos.
+
+    Args:
+        steps: the most that are made.
+    """
+
+    def __init__(self, sentences: int, eos: int, normalize, steps: int):
+        super().__init__(sentences, eos, normalize)
+        self.tokens = np.full((sentences, steps), eos)
+        self.cumulative: Optional[np.ndarray] = None  # [B, steps + 1]
+
+    def choose(
+        self, step: int, scores: Tensor, ended: Optional[Tensor], last: bool
+    ) -> Tuple[Tensor, None]:
+        """As :meth:`BeamHypotheses.choose`; nothing is reordered: no parents."""
+        gained, tokens = largest(scores[:, 0])
+        if self.cumulative is None:
+            sentences, steps = self.tokens.shape
+            self.cumulative = np.zeros((sentences, steps + 1), gained.dtype)
+        rows = self.rows
+        self.tokens[rows, step] = tokens
+        total = self.cumulative[rows, step] + gained
+        self.cumulative[rows, step + 1] = total
+        ends = tokens == self.eos
+        if ends.any():
+            ends &= (total != -np.inf) & ~self.done[rows]
+            self._finish(step, rows[ends])
+        if last:
+            self.done[:] = True
+        return torch.from_numpy(tokens).to(scores.device).unsqueeze(1), None
+
+    def _finish(self, step: int, sentences: np.ndarray) -> None:
+        tokens = torch.from_numpy(self.tokens[sentences, : step + 1])
+        cumulative = self.cumulative[sentences, : step + 2]
+        gained = torch.from_numpy(np.diff(cumulative))
+        totals = torch.from_numpy(cumulative[:, -1] / self.normalize(step + 1))
+        for i, sentence in enumerate(sentences.tolist()):
+            self._add(sentence, tokens[i], gained[i], totals[i])
+        self.done[sentences] = True
+
+    def ancestors(self, step: int) -> np.ndarray:
+        """Tokens so far of every row's hypothesis, ``[rows, 1, step]``."""
+        return self.tokens[self.rows, None, :step]
