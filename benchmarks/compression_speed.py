@@ -2,6 +2,8 @@
 
     python benchmarks/compression_speed.py --output speed
     python benchmarks/compression_speed.py --engines pytorch,ctranslate2-int8 --rounds 8
+    python benchmarks/compression_speed.py --data data-bin/multi30k.de-en \\
+        --engines ctranslate2-int8,ctranslate2-int8-vmap --sentences 64
 
 Nothing is trained: models with random weights are cut to each rate, all widths at
 once, and translate the same random sentences. Every model generates the same number
@@ -9,6 +11,11 @@ of tokens, --length for each sentence, whatever its weights. All of them run onc
 round, in a new random order each round; figures are medians of ratios within a round.
 Compared with fairseq's transformer and its beam search, and each engine's cut models
 with its own uncut one. "realised" is (speed-up - 1) / (FLOPs reduction - 1).
+
+With --data the dictionaries are that folder's, and the sentences those of its test set
+that have --length tokens. The engine that ends in -vmap needs it: its vocabulary map is of
+the training set there, so as many target types are scored as with a trained model. FLOPs
+are of the whole output layer all the same.
 """
 
 import argparse
@@ -22,7 +29,12 @@ from common import arguments, interleave, report
 from compression_rates import SHAPES, Task, prune
 
 STOCK = "fairseq transformer"
-QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
+WITH_MAP = "ctranslate2-int8-vmap"
+QUANTIZATIONS = {
+    "ctranslate2-float32": "float32",
+    "ctranslate2-int8": "int8",
+    WITH_MAP: "int8",
+}
 ENGINES = ("pytorch", "fairseq-search", *QUANTIZATIONS)
 SENTENCES = {"multi30k": 256, "iwslt": 64}
 
@@ -51,14 +63,41 @@ def build(model: str, arch: str, dictionaries: Task):
     return models.build_model(options, dictionaries).eval()
 
 
-def random_batches(args, dictionary) -> List[torch.Tensor]:
-    """Sources ``[batch, length]`` of random words that end with the end of sentence."""
+def random_sentences(number: int, length: int, dictionary) -> torch.Tensor:
+    """Sources ``[number, length]`` of random words that end with the end of sentence."""
     generator = torch.Generator().manual_seed(1)
-    shape = (args.sentences, args.length)
     types = dictionary.nspecial, len(dictionary)
-    words = torch.randint(*types, shape, generator=generator)
+    words = torch.randint(*types, (number, length), generator=generator)
     words[:, -1] = dictionary.eos()
-    return list(words.split(args.batch_size))
+    return words
+
+
+def real_task(args):
+    """The task of ``--data``, with its dictionaries."""
+    from src.tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
+
+    return SRPTranslationTask.setup_task(
+        SRPTranslationConfig(
+            data=args.data,
+            train_subset="train",
+            dataset_impl=None,
+            required_seq_len_multiple=1,
+        )
+    )
+
+
+def sentences_of_length(task, number: int, length: int) -> torch.Tensor:
+    """Evenly spaced sources ``[number, length]`` of the test set, of one length."""
+    task.load_dataset("test")
+    dataset = task.dataset("test")
+    fitting = [i for i, size in enumerate(dataset.src_sizes) if size == length]
+    if len(fitting) < number:
+        raise SystemExit(
+            f"--sentences {number}: the test set has {len(fitting)} of {length} tokens; "
+            "ask for fewer, or for another --length"
+        )
+    chosen = fitting[:: len(fitting) // number][:number]
+    return torch.stack([dataset.src[i].long() for i in chosen])
 
 
 def in_pytorch(args, model, dictionaries: Task, own_search: bool) -> Translate:
@@ -81,7 +120,7 @@ def in_pytorch(args, model, dictionaries: Task, own_search: bool) -> Translate:
     generator = task.build_generator([model], search)
     batches = [
         {"net_input": {"src_tokens": b, "src_lengths": torch.full((len(b),), b.shape[1])}}
-        for b in random_batches(args, both[0])
+        for b in args.batches
     ]
 
     def translate() -> int:
@@ -94,7 +133,9 @@ def in_pytorch(args, model, dictionaries: Task, own_search: bool) -> Translate:
     return translate
 
 
-def in_ctranslate2(args, model, dictionaries: Task, quantization: str) -> Translate:
+def in_ctranslate2(
+    args, model, dictionaries: Task, quantization: str, vocabulary_map=None
+) -> Translate:
     """Translation with the exported model, which is compared with PyTorch's first."""
     from src.ctranslate2_check import load_translator
     from src.ctranslate2_model import vocabulary
@@ -102,12 +143,14 @@ def in_ctranslate2(args, model, dictionaries: Task, quantization: str) -> Transl
 
     both = dictionaries.source_dictionary, dictionaries.target_dictionary
     with tempfile.TemporaryDirectory() as folder:
-        export(model, both, folder, quantization, "the model")
+        export(
+            model, both, folder, quantization, "the model", candidates=vocabulary_map
+        )
         translator = load_translator(folder, "the model")
     symbols = vocabulary(both[0])
     batches = [
         [[symbols[word] for word in sentence[:-1]] for sentence in batch.tolist()]
-        for batch in random_batches(args, both[0])
+        for batch in args.batches
     ]
     search = {
         "beam_size": args.beam,
@@ -116,6 +159,7 @@ def in_ctranslate2(args, model, dictionaries: Task, quantization: str) -> Transl
         "suppress_sequences": [[dictionaries.target_dictionary.pad_word]],
         "max_input_length": 0,
         "max_batch_size": 16,  # as generate.py has it
+        "use_vmap": vocabulary_map is not None,
     }
 
     def translate() -> int:
@@ -135,9 +179,19 @@ def variants_of(args, rates: List[float], engines: List[str]):
         Its translations, and for each rate the parameters and FLOPs of a sentence.
     """
     from src.flops_counter import count_flops
+    from src.vocabulary_map import CANDIDATES, learn
 
     arch = f"srp_{args.arch}_de_en"
-    dictionaries = Task(*SHAPES[arch][4:])
+    dictionaries = real_task(args) if args.data else Task(*SHAPES[arch][4:])
+    if args.data:
+        sentences = sentences_of_length(dictionaries, args.sentences, args.length)
+    else:
+        source = dictionaries.source_dictionary
+        sentences = random_sentences(args.sentences, args.length, source)
+    args.batches = list(sentences.split(args.batch_size))
+    vocabulary_map = None
+    if WITH_MAP in engines:
+        vocabulary_map = learn(dictionaries, CANDIDATES)
     timed: Dict[Variant, Translate] = {}
     sizes: Dict[float, Tuple[int, int]] = {}
     for rate in rates:
@@ -154,7 +208,10 @@ def variants_of(args, rates: List[float], engines: List[str]):
         for engine in engines:
             if engine in QUANTIZATIONS:
                 how = QUANTIZATIONS[engine]
-                timed[engine, rate] = in_ctranslate2(args, model, dictionaries, how)
+                found = vocabulary_map if engine == WITH_MAP else None
+                timed[engine, rate] = in_ctranslate2(
+                    args, model, dictionaries, how, found
+                )
             else:
                 own = engine == "pytorch"
                 timed[engine, rate] = in_pytorch(args, model, dictionaries, own)
@@ -228,7 +285,7 @@ def _draw_engines(axes, times, sizes, base: Callable[[str], List[float]]) -> Non
     """A line with quartiles for each engine; side by side, so that bars don't hide."""
     from src.picture import ACCENT, INK
 
-    colours = dict(zip(ENGINES, (ACCENT, INK, "#1f5f93", "#3a9a78")))
+    colours = dict(zip(ENGINES, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8")))
     engines = list(dict.fromkeys(engine for engine, _ in times if engine != STOCK))
     for place, engine in enumerate(engines):
         aside = 1.02 ** (place - (len(engines) - 1) / 2)
@@ -281,6 +338,9 @@ def parse() -> argparse.Namespace:
     usual = ", ".join(f"{number} for {arch}" for arch, number in SENTENCES.items())
     parser.add_argument("--sentences", type=int, help=f"sentences a round ({usual})")
     parser.add_argument(
+        "--data", help="fairseq data folder to take dictionaries and sentences from"
+    )
+    parser.add_argument(
         "--length", type=int, default=15, help="tokens of a source and of a target"
     )
     args = parser.parse_args()
@@ -292,6 +352,8 @@ def parse() -> argparse.Namespace:
     for engine in args.engines:
         if engine not in ENGINES:
             parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
+    if WITH_MAP in args.engines and not args.data:
+        parser.error(f"--engines {WITH_MAP}: needs --data, its map is of real sentences")
     for name, least in (("rounds", 2), ("threads", 1), ("beam", 1), ("batch_size", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: must be at least {least}")
@@ -321,6 +383,7 @@ def main():
         length=args.length,
         beam=args.beam,
         rounds=args.rounds,
+        data=args.data and os.path.basename(os.path.normpath(args.data)),
     )
     if args.output:
         draw(times, sizes, f"{os.path.abspath(args.output)}.png")

@@ -9,7 +9,9 @@ The first line is the first checkpoint as fairseq's own transformer translates i
 with fairseq's beam search. Everything translates the same sentences once a round, in
 a new random order each round; figures are medians of the ratios of tokens per second
 to that line's in the same round. "identical" is the share of sentences whose best
-hypothesis is the one that fairseq's search gives with the same checkpoint.
+hypothesis is the one that fairseq's search gives with the same checkpoint. The engine
+that ends in -vmap scores only the candidates of a vocabulary map of the data's training
+set, as export.py --vocabulary-map makes it.
 """
 
 import os
@@ -22,7 +24,12 @@ import torch
 from common import arguments, interleave, report
 
 STOCK = "fairseq"
-QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
+WITH_MAP = "ctranslate2-int8-vmap"
+QUANTIZATIONS = {
+    "ctranslate2-float32": "float32",
+    "ctranslate2-int8": "int8",
+    WITH_MAP: "int8",
+}
 ENGINES = ("pytorch", "pytorch-bf16", "fairseq-search", *QUANTIZATIONS)
 
 
@@ -53,8 +60,12 @@ def as_fairseq_transformer(path: str, task):
     return model
 
 
-def generator_of(engine: str, model, task, search):
-    """What ``task.inference_step`` takes as generator."""
+def generator_of(engine: str, model, task, search, vocabulary_map=None):
+    """What ``task.inference_step`` takes as generator.
+
+    Args:
+        vocabulary_map: of the engine that has one.
+    """
     model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
     if engine in QUANTIZATIONS:
         from src.ctranslate2_generator import CTranslate2Generator
@@ -62,7 +73,9 @@ def generator_of(engine: str, model, task, search):
 
         both = task.source_dictionary, task.target_dictionary
         with tempfile.TemporaryDirectory() as folder:
-            export(model, both, folder, QUANTIZATIONS[engine], "checkpoint")
+            found = vocabulary_map if engine == WITH_MAP else None
+            how = QUANTIZATIONS[engine]
+            export(model, both, folder, how, "checkpoint", candidates=found)
             limit = model.max_decoder_positions()
             return CTranslate2Generator(folder, both, search, limit, "checkpoint")
     task.cfg.fairseq_search = engine in (STOCK, "fairseq-search")
@@ -93,21 +106,24 @@ def main():
     from fairseq.dataclass.configs import GenerationConfig
 
     import src  # noqa: F401
+    from src.vocabulary_map import CANDIDATES, learn
 
     search = GenerationConfig(beam=args.beam)
     overrides = {"data": args.data, "eval_bleu": False, "cpu_bf16": False}
     variants: Dict[tuple, Callable] = {}
-    found, sizes, batches = {}, {}, None
+    found, sizes, batches, vocabulary_map = {}, {}, None, None
     for number, path in enumerate(args.checkpoints):
         (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
             [path], arg_overrides=overrides
         )
         if batches is None:
             batches = batches_of(task, args.subset, args.sentences, args.batch_size)
+            if WITH_MAP in engines:
+                vocabulary_map = learn(task, CANDIDATES)
         sizes[path] = sum(p.numel() for p in model.parameters())
         for engine in [*([STOCK] if number == 0 else []), *engines]:
             used = as_fairseq_transformer(path, task) if engine == STOCK else model
-            generator = generator_of(engine, used, task, search)
+            generator = generator_of(engine, used, task, search, vocabulary_map)
 
             def translate(key=(engine, path), task=task, generator=generator, model=used):
                 found[key] = [

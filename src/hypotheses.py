@@ -5,7 +5,7 @@ nothing is reordered or sorted and the first end is the last: ``SingleHypotheses
 what a beam of one gives.
 """
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -63,11 +63,12 @@ class Hypotheses:
     Args:
         sentences: number of sentences in the batch.
         eos: end of sentence.
-        normalize: function of n by which the score of n tokens is divided.
+        normalize: function of n, what the score of n tokens is divided by.
+        beam: hypotheses a sentence.
     """
 
-    def __init__(self, sentences: int, eos: int, normalize):
-        self.eos, self.normalize = eos, normalize
+    def __init__(self, sentences: int, eos: int, normalize: Callable, beam: int):
+        self.eos, self.normalize, self.beam = eos, normalize, beam
         self.rows = np.arange(sentences)  # sentence of each row of the batch
         self.done = np.zeros(sentences, dtype=bool)  # of each sentence
         self.finished: List[List[dict]] = [[] for _ in range(sentences)]
@@ -81,16 +82,33 @@ class Hypotheses:
         self.rows = self.rows[stay]
         return rows
 
-    def _add(self, sentence: int, tokens: Tensor, gained: Tensor, total: Tensor) -> None:
-        self.finished[sentence].append(
-            {
-                "tokens": tokens,
-                "score": total,
-                "attention": torch.empty(0),
-                "alignment": torch.empty(0),
-                "positional_scores": gained,
-            }
-        )
+    def _end(
+        self, sentences: np.ndarray, tokens: np.ndarray, cumulative: np.ndarray
+    ) -> None:
+        """Add finished hypotheses of sentences that have none too many.
+
+        Shapes:
+            sentences ``[M]``, tokens ``[M, T]``, cumulative scores ``[M, T+1]``, the
+            first 0.
+        """
+        totals = cumulative[:, -1] / self.normalize(tokens.shape[1])
+        with torch.inference_mode(False):  # results are ordinary tensors
+            tensors = map(torch.from_numpy, (tokens, np.diff(cumulative), totals))
+            rows = zip(sentences.tolist(), *(x.unbind() for x in tensors))
+            for sentence, kept, gained, total in rows:
+                found = self.finished[sentence]
+                if len(found) == self.beam:
+                    continue
+                found.append(
+                    {
+                        "tokens": kept,
+                        "score": total,
+                        "attention": torch.empty(0),
+                        "alignment": torch.empty(0),
+                        "positional_scores": gained,
+                    }
+                )
+                self.done[sentence] = len(found) == self.beam
 
     def results(self) -> List[List[dict]]:
         """Per sentence its finished hypotheses, best first."""
@@ -101,15 +119,10 @@ class Hypotheses:
 
 
 class BeamHypotheses(Hypotheses):
-    """Hypotheses of a beam search.
+    """Hypotheses of a beam search."""
 
-    Args:
-        beam: hypotheses a sentence.
-    """
-
-    def __init__(self, sentences: int, eos: int, normalize, beam: int, device):
-        super().__init__(sentences, eos, normalize)
-        self.beam = beam
+    def __init__(self, sentences: int, eos: int, normalize: Callable, beam: int, device):
+        super().__init__(sentences, eos, normalize, beam)
         self.total = torch.zeros(sentences, 1, device=device)  # cumulative scores
         self.history: List[Choice] = []
 
@@ -171,21 +184,16 @@ class BeamHypotheses(Hypotheses):
         self.history.append(whole)
         return choice
 
-    def _finish(self, step: int, sentences, beams, scores) -> None:
-        tokens = np.full((len(sentences), step + 1), self.eos)
-        cumulative = np.zeros((len(sentences), step + 2), dtype=scores.dtype)
+    def _finish(self, step: int, found: np.ndarray, beams, scores) -> None:
+        tokens = np.full((len(found), step + 1), self.eos)
+        cumulative = np.zeros((len(found), step + 2), dtype=scores.dtype)
         cumulative[:, -1] = scores
         for position in range(step - 1, -1, -1):
             choice = self.history[position]
-            tokens[:, position] = choice.tokens[sentences, beams]
-            cumulative[:, position + 1] = choice.scores[sentences, beams]
-            beams = choice.parents[sentences, beams]
-        tokens, gained = torch.from_numpy(tokens), torch.from_numpy(np.diff(cumulative))
-        totals = torch.from_numpy(scores / self.normalize(step + 1))
-        for i, sentence in enumerate(sentences.tolist()):
-            if len(self.finished[sentence]) < self.beam:
-                self._add(sentence, tokens[i], gained[i], totals[i])
-                self.done[sentence] = len(self.finished[sentence]) == self.beam
+            tokens[:, position] = choice.tokens[found, beams]
+            cumulative[:, position + 1] = choice.scores[found, beams]
+            beams = choice.parents[found, beams]
+        self._end(found, tokens, cumulative)
 
     def ancestors(self, step: int) -> np.ndarray:
         """Tokens so far of every row's hypotheses, ``[rows, beam, step]``."""
@@ -211,8 +219,8 @@ class SingleHypotheses(Hypotheses):
         steps: the most that are made.
     """
 
-    def __init__(self, sentences: int, eos: int, normalize, steps: int):
-        super().__init__(sentences, eos, normalize)
+    def __init__(self, sentences: int, eos: int, normalize: Callable, steps: int):
+        super().__init__(sentences, eos, normalize, beam=1)
         self.tokens = np.full((sentences, steps), eos)
         self.cumulative: Optional[np.ndarray] = None  # [B, steps + 1]
 
@@ -230,20 +238,13 @@ class SingleHypotheses(Hypotheses):
         self.cumulative[rows, step + 1] = total
         ends = tokens == self.eos
         if ends.any():
-            ends &= (total != -np.inf) & ~self.done[rows]
-            self._finish(step, rows[ends])
+            found = rows[ends & (total != -np.inf) & ~self.done[rows]]
+            self._end(
+                found, self.tokens[found, : step + 1], self.cumulative[found, : step + 2]
+            )
         if last:
             self.done[:] = True
         return torch.from_numpy(tokens).to(scores.device).unsqueeze(1), None
-
-    def _finish(self, step: int, sentences: np.ndarray) -> None:
-        tokens = torch.from_numpy(self.tokens[sentences, : step + 1])
-        cumulative = self.cumulative[sentences, : step + 2]
-        gained = torch.from_numpy(np.diff(cumulative))
-        totals = torch.from_numpy(cumulative[:, -1] / self.normalize(step + 1))
-        for i, sentence in enumerate(sentences.tolist()):
-            self._add(sentence, tokens[i], gained[i], totals[i])
-        self.done[sentences] = True
 
     def ancestors(self, step: int) -> np.ndarray:
         """Tokens so far of every row's hypothesis, ``[rows, 1, step]``."""

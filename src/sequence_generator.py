@@ -2,9 +2,10 @@
 
 What is different inside: no keys, values or scores move when hypotheses are
 reordered, keys and values of the source are computed once a sentence instead of
-once a hypothesis, the first step has one hypothesis a sentence, the best
-continuations are looked for in the blocks with the largest maxima, and whole
-steps run on joined weights (``modules/decoder_step.py``).
+once a hypothesis (``modules/decoder_cache.py``), the first step has one hypothesis a
+sentence, the best continuations are looked for in the blocks with the largest maxima
+(``hypotheses.py``), and whole steps run on joined weights (``modules/decoder_step.py``).
+With a beam of one nothing is masked, reordered or sorted.
 """
 
 import logging
@@ -24,6 +25,7 @@ from .modules.decoder_step import Cache, DecoderStep, fingerprint, unsupported
 from .modules.linear import use_sparse_products
 
 logger = logging.getLogger(__name__)
+
 
 class FastSequenceGenerator(SequenceGenerator):
     """fairseq's ``SequenceGenerator`` with a faster beam search.
@@ -74,7 +76,7 @@ class FastSequenceGenerator(SequenceGenerator):
         with self._precision(source.device):
             encoded = self.model.forward_encoder(sample["net_input"])
         steps = self._folded()
-        # what a step makes is seen by nobody who could ask for gradients
+        # fewer records are kept of each small operator than under no_grad
         with torch.inference_mode():
             caches = [
                 step.start(self._in_type_of(step, out), self.beam_size)

@@ -137,22 +137,22 @@ def from_text(
     numbers = [{symbol: i for i, symbol in enumerate(side)} for side in names]
     found = VocabularyMap([], {})
     for number, line in enumerate(text.split("\n")[:-1]):
-        symbol, tab, types = line.partition("\t")
-        try:
-            listed = [numbers[1][name] for name in types.split(" ") if name]
-            if symbol:
-                found.candidates[numbers[0][symbol]] = listed
-            else:
-                found.common.extend(listed)
-        except KeyError as error:
-            tab, reason = "", f"{error} is in no vocabulary"
-        else:
-            reason = "it has no tab"
-        if not tab:
+        symbol, tab, rest = line.partition("\t")
+        types = [name for name in rest.split(" ") if name]
+        unknown = [name for name in types if name not in numbers[1]]
+        if symbol and symbol not in numbers[0]:
+            unknown.insert(0, symbol)
+        if unknown or not tab:
+            reason = f"{unknown[0]!r} is in no vocabulary" if tab else "it has no tab"
             raise UserError(
                 f"{what}: line {number + 1} of its {NAME} is damaged ({reason}); export "
                 "anew"
             )
+        listed = [numbers[1][name] for name in types]
+        if symbol:
+            found.candidates[numbers[0][symbol]] = listed
+        else:
+            found.common.extend(listed)
     if not found.common or not text.endswith("\n"):
         raise UserError(f"{what}: its {NAME} is not complete; export anew")
     return found._replace(common=_with_special(found.common, target))

@@ -210,6 +210,7 @@ def options_of(**changed):
         engine="ctranslate2",
         quantization=None,
         ctranslate2_model=None,
+        ctranslate2_vocabulary_map=None,
         cpu_threads=None,
     )
     return argparse.Namespace(**{**given, **changed})
@@ -242,6 +243,16 @@ OPTIONS = {
     ),
     "quantization of a folder": (
         dict(quantization="int8", ctranslate2_model="x"), {}, "--quantization int8: .* own"
+    ),
+    "map alone": (
+        dict(engine="pytorch", ctranslate2_vocabulary_map="off"),
+        {},
+        "--ctranslate2-vocabulary-map off: needs --engine",
+    ),
+    "map without folder": (
+        dict(ctranslate2_vocabulary_map="auto"),
+        {},
+        "--ctranslate2-vocabulary-map auto: needs --ctranslate2-model",
     ),
     "no folder": (dict(ctranslate2_model="x"), {}, "--ctranslate2-model x: has no model"),
     "threads": (dict(engine="pytorch", cpu_threads=0), {}, "--cpu-threads 0: .* least 1"),

@@ -22,7 +22,7 @@ from src import sequence_generator
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
 from src.modules import decoder_cache
-from src.hypotheses import top
+from src.hypotheses import largest, top
 from src.sequence_generator import FastSequenceGenerator
 
 DICTIONARY = DictionaryTask().target_dictionary
@@ -87,20 +87,41 @@ MODELS = {
 }
 
 
+BEAMS = pytest.mark.parametrize("beam", [1, 4])
+
+
+@pytest.mark.parametrize("beam", [1, 5])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_kind_of_model(name):
+def test_every_kind_of_model(name, beam):
     model = livelier(build(**MODELS[name]))
-    assert_same([model], beam_size=5)
+    assert_same([model], beam_size=beam)
 
 
-def test_sentences_end_at_different_steps():
-    found = assert_same([lively()], beam_size=5)
-    assert len({len(h["tokens"]) for beams in found for h in beams}) > 5
+@pytest.mark.parametrize("beam, lengths", [(1, 3), (5, 6)])
+def test_sentences_end_at_different_steps(beam, lengths):
+    found = assert_same([lively()], beam_size=beam)
+    assert len({len(h["tokens"]) for beams in found for h in beams}) >= lengths
 
 
+@BEAMS
+@pytest.mark.parametrize("padding", [0, 20])
+def test_sentences_without_words(beam, padding):
+    inputs = sample()
+    source = inputs["net_input"]["src_tokens"]
+    source[3, :-1] = DICTIONARY.pad()
+    source = torch.cat([source.new_full((len(source), padding), 1), source], dim=1)
+    inputs["net_input"]["src_tokens"] = source
+    inputs["net_input"]["src_lengths"] = source.ne(1).sum(1)
+    assert_same([lively()], inputs=inputs, beam_size=beam)
+    alone = {"src_tokens": source[3:4, -1:], "src_lengths": torch.tensor([1])}
+    alone = {"id": torch.arange(1), "net_input": alone}
+    assert_same([lively()], inputs=alone, beam_size=beam)
+
+
+@BEAMS
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("before", [False, True])
-def test_cut_and_gated_models(weighted, before):
+def test_cut_and_gated_models(weighted, before, beam):
     model = build(
         weighted_layernorm=weighted,
         encoder_normalize_before=before,
@@ -111,17 +132,49 @@ def test_cut_and_gated_models(weighted, before):
         gate = torch.rand(group.width, generator=torch.Generator().manual_seed(2))
         gate[keep[name]] += 0.5
         group.set_connectivity(gate)
-    assert_same([model], beam_size=4)  # half shrunk
+    assert_same([model], beam_size=beam)  # half shrunk
     for group in channel_groups(model).values():
         group.set_connectivity(torch.ones(group.width))
     cut(model, keep)
-    assert_same([model], beam_size=4)
+    assert_same([model], beam_size=beam)
+
+
+@BEAMS
+def test_models_without_some_heads(beam):
+    model = lively()
+    keep = {}
+    for name, group in channel_groups(model).items():
+        gone = group.width // group.heads if group.kind in ("qk", "vo") else 0
+        keep[name] = torch.arange(gone, group.width)
+    cut(model, keep)
+    assert {layer.self_attn.num_heads for layer in model.decoder.layers} == {1}
+    assert_same([model], beam_size=beam)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"beam_size": 1},
+        {"len_penalty": 0.3},
+        {"unk_penalty": 1.5},
+        {"unk_penalty": -30.0},
+        {"normalize_scores": False},
+        {"temperature": 1.7},
+        {"min_len": 6},
+        {"min_len": 14},
+        {"max_len_a": 0.4, "max_len_b": 1},
+        {"max_len_b": 1},
+        {"tokens_to_suppress": ["en3", "en7"]},
+        {"eos": 9},
+    ],
+    ids=str,
+)
+def test_every_option_of_a_beam_of_one(options):
+    assert_same([lively()], beam_size=1, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
         {"beam_size": 2, "len_penalty": 0.3},
         {"beam_size": 5, "len_penalty": 2.0, "unk_penalty": 1.5},
         {"beam_size": 3, "normalize_scores": False},
@@ -139,11 +192,12 @@ def test_every_option(options):
     assert_same([lively()], **options)
 
 
-def test_an_ensemble():
-    assert_same([lively(seed=1), lively(seed=2)], beam_size=4)
+@BEAMS
+def test_an_ensemble(beam):
+    assert_same([lively(seed=1), lively(seed=2)], beam_size=beam)
 
 
-@pytest.mark.parametrize("beam", [1, 4])
+@BEAMS
 @pytest.mark.parametrize("length", [1, 3, 8])
 def test_prefixes(length, beam):
     inputs = sample()
@@ -172,17 +226,18 @@ class _BlocksWhatWasGenerated(SequenceGenerator):
         self.repeat_ngram_blocker = Blocker(no_repeat_ngram_size)
 
 
+@BEAMS
 @pytest.mark.parametrize("size", [2, 3])
-def test_no_ngram_is_repeated(size):
+def test_no_ngram_is_repeated(size, beam):
     model = lively()
     found = assert_same(
         [model],
-        beam_size=4,
+        beam_size=beam,
         min_len=10,
         no_repeat_ngram_size=size,
         reference=_BlocksWhatWasGenerated,
     )
-    free = assert_same([model], beam_size=4, min_len=10)
+    free = assert_same([model], beam_size=beam, min_len=10)
 
     def repeats(tokens):
         ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
@@ -192,16 +247,24 @@ def test_no_ngram_is_repeated(size):
     assert any(repeats(h["tokens"].tolist()) for beams in free for h in beams)
 
 
-def test_caches_that_grow_and_small_blocks(monkeypatch):
+@BEAMS
+def test_caches_that_grow_and_small_blocks(beam, monkeypatch):
     monkeypatch.setattr(decoder_cache, "_SLOTS", 3)
     monkeypatch.setattr(hypotheses_module, "_BLOCK", 3)
-    assert_same([lively()], beam_size=4, min_len=9)
+    assert_same([lively()], beam_size=beam, min_len=9)
 
 
+@pytest.mark.parametrize("largest", [1, 7 * 16, 3 * 7 * 16])
+def test_attention_in_pieces(largest, monkeypatch):
+    monkeypatch.setattr(decoder_cache, "_LARGEST", largest)
+    assert_same([lively()], beam_size=1, min_len=9)
+
+
+@BEAMS
 @pytest.mark.parametrize("share", [1, 1000])
-def test_when_finished_sentences_leave_does_not_matter(share, monkeypatch):
+def test_when_finished_sentences_leave_does_not_matter(share, beam, monkeypatch):
     monkeypatch.setattr(hypotheses_module, "_DEAD_SHARE", share)
-    assert_same([lively()], beam_size=4)
+    assert_same([lively()], beam_size=beam)
 
 
 @pytest.mark.parametrize("width", [5, 640, 1000])
@@ -215,6 +278,25 @@ def test_top_is_topk(width):
         torch.testing.assert_close(values, scores.topk(k, dim=1).values, rtol=0, atol=0)
         torch.testing.assert_close(values, scores.gather(1, index), rtol=0, atol=0)
         assert all(len(set(row)) == k for row in index.tolist())
+
+
+def test_largest_is_the_maximum():
+    scores = torch.randn(9, 640, generator=torch.Generator().manual_seed(1))
+    scores[0, 3:] = scores[1] = -float("inf")
+    values, index = largest(scores)
+    assert values.tolist() == scores.amax(dim=1).tolist()
+    assert scores[torch.arange(9), torch.from_numpy(index)].tolist() == values.tolist()
+
+
+@BEAMS
+def test_results_are_ordinary_tensors(beam):
+    """``fairseq-generate`` writes into them."""
+    model = lively().float()
+    generator = FastSequenceGenerator([model], DICTIONARY, beam_size=beam, **LENGTHS)
+    for beams in generator.generate([model], sample()):
+        for value in (value for h in beams for value in h.values()):
+            assert not value.is_inference()
+            value.add_(1)
 
 
 def test_weights_that_change_are_noticed():
@@ -272,12 +354,13 @@ def test_the_rest_is_left_to_fairseq(options, caplog):
     assert "fairseq's own search" in caplog.text
 
 
-def test_bfloat16_stays_close():
+@BEAMS
+def test_bfloat16_stays_close(beam):
     model = lively().float()
     scores = []
     for low in (False, True):
         generator = FastSequenceGenerator(
-            [model], DICTIONARY, beam_size=4, bfloat16=low, **LENGTHS
+            [model], DICTIONARY, beam_size=beam, bfloat16=low, **LENGTHS
         )
         found = generator.generate([model], sample(), prefix_tokens=sample()["target"])
         scores.append(torch.stack([beams[0]["score"] for beams in found]))
@@ -285,9 +368,10 @@ def test_bfloat16_stays_close():
     assert 0 < difference.max() < 0.05
 
 
-def test_generate_with_either_search(corpus, checkpoints, caplog):
-    fast = translate(corpus, checkpoints.cut, "--nbest", "3")
+@pytest.mark.parametrize("options", [("--nbest", "3"), ("--beam", "1")], ids=str)
+def test_generate_with_either_search(options, corpus, checkpoints, caplog):
+    fast = translate(corpus, checkpoints.cut, *options)
     assert "fairseq's own search" not in caplog.text
-    stock = translate(corpus, checkpoints.cut, "--nbest", "3", "--fairseq-search")
+    stock = translate(corpus, checkpoints.cut, *options, "--fairseq-search")
     assert hypotheses(fast) == hypotheses(stock)
     assert hypotheses(fast, "H") == hypotheses(stock, "H")

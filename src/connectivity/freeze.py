@@ -1,6 +1,6 @@
 """Exact freezing of the weights of selected channels."""
 
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -73,22 +73,30 @@ class Freezer:
                     parameter.grad.mul_(live)
 
     @torch.no_grad()
-    def live_norm(self, parameter: nn.Parameter) -> Tensor:
-        """L2 norm of a parameter's gradient without that of its frozen weights.
+    def live_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """L2 norm of the gradients of some of :attr:`parameters`, without frozen weights'.
 
-        NaN if any of the gradient is not finite, as the masked gradient's is.
+        NaN if any of a gradient is not finite, as the masked gradient's is.
         """
-        rest = parameter.grad
-        dims = dict(self._live[parameter])
-        rows = dims.pop(0, None)
-        for live in dims.values():
-            rest = rest * live
-        if rows is not None:
-            # whole rows are left out for free once each is a single number
-            if rest.dim() > 1:
-                rest = torch.linalg.vector_norm(rest.flatten(1), dim=1)
-            rest = rest * rows.flatten()
-        return torch.linalg.vector_norm(rest)
+        norms, of_rows, live_rows = [], [], []
+        for parameter in parameters:
+            rest, rows = parameter.grad, None
+            for dim, live in self._live[parameter].items():
+                if dim:
+                    rest = rest * live
+                else:
+                    rows = live.flatten()
+            if rows is None:
+                norms.append(torch.linalg.vector_norm(rest))
+                continue
+            if rest.dim() > 1:  # a number for every row, to leave out rows for free
+                rest = torch.linalg.vector_norm(rest, dim=tuple(range(1, rest.dim())))
+            of_rows.append(rest)
+            live_rows.append(rows)
+        if of_rows:
+            rest = torch.cat(of_rows) * torch.cat(live_rows)
+            norms.append(torch.linalg.vector_norm(rest))
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
     @torch.no_grad()
     def scale_live(self, parameter: nn.Parameter, factor: float) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 _SLOTS = 64  # positions with room to begin with; doubled when they are full
 # PyTorch's softmax over fewer numbers is not vectorized, ten times as slow
 _VECTOR = 16
+# Numbers in an intermediate result of SingleCache on CPUs. Of larger ones the memory is
+# asked of the system anew each time, which takes longer than the computation.
+_LARGEST = 1 << 19
 
 
 class Heads(NamedTuple):
@@ -222,8 +225,17 @@ def _attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None)
         q ``[B, H, K]``, k ``[S, B, H, K]``, v ``[S, B, H, V]``, mask ``[S, B, 1]``,
         result ``[B, H*V]``.
     """
-    scores = (k * q).sum(dim=-1)
+    if k.device.type != "cpu" or max(k.numel(), v.numel()) <= _LARGEST:
+        scores = (k * q).sum(dim=-1)
+        return (v * _weights(scores, mask)).sum(dim=0).flatten(1)
+    size = max(1, _LARGEST // max(q.numel(), v[0].numel()))
+    scores = torch.cat([(part * q).sum(dim=-1) for part in k.split(size)])
+    parts = zip(v.split(size), _weights(scores, mask).split(size))
+    return sum((part * weights).sum(dim=0) for part, weights in parts).flatten(1)
+
+
+def _weights(scores: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """``[S, B, H]`` to ``[S, B, H, 1]``."""
     if mask is not None:
         scores += mask
-    weights = F.softmax(scores, dim=0).unsqueeze(-1)
-    return (v * weights).sum(dim=0).flatten(1)
+    return F.softmax(scores, dim=0).unsqueeze(-1)

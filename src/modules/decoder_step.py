@@ -148,18 +148,6 @@ def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
-def _position_table(decoder: TransformerDecoderBase) -> Optional[Tensor]:
-    """Embeddings of all positions, ``[T, D]``, or None of a decoder without any."""
-    if decoder.embed_positions is None:
-        return None
-    tokens = torch.full(
-        (1, decoder.max_positions()),
-        decoder.padding_idx + 1,
-        device=decoder.embed_tokens.weight.device,
-    )
-    return decoder.embed_positions(tokens)[0].detach()
-
-
 class DecoderStep:
     """A decoder with its weights folded; see the module's docstring.
 
@@ -176,32 +164,39 @@ class DecoderStep:
         sparse: bool = False,
     ):
         self.decoder = decoder
-        self.positions = _position_table(decoder)
+        self._positions: List[Tensor] = []  # embedding of each step's, once it was used
         self.layers = [_Layer(layer, bfloat16, sparse) for layer in decoder.layers]
         self.vocabulary = _Product(
             _scaled(decoder.output_projection), bfloat16=bfloat16, sparse=sparse
         )
 
-    def start(self, encoder_out: Dict[str, List[Tensor]], hypotheses: int = 2):
+    def start(self, encoder_out: Dict[str, List[Tensor]], beam: int) -> Cache:
         """The cache of a batch, from what fairseq's encoder returns.
 
         Args:
-            hypotheses: the most that a sentence will have.
+            beam: the most hypotheses that a sentence will have.
         """
         (memory,) = encoder_out["encoder_out"]  # [S, B, D]
-        length, sentences, width = memory.shape
-        rows = memory.reshape(-1, width)
-        pairs = [
-            layer.memory(rows).view(length, sentences, sum(layer.memory_widths)).split(layer.memory_widths, dim=2)
-            for layer in self.layers
-        ]
+        rows = memory.reshape(-1, memory.shape[2])
+        pairs = []
+        for layer in self.layers:
+            joined = layer.memory(rows).unflatten(0, memory.shape[:2])
+            pairs.append(joined.split(layer.memory_widths, dim=2))
         padding = encoder_out["encoder_padding_mask"]
-        kind = SingleCache if hypotheses == 1 else BeamCache
-        return kind(
-            pairs,
-            padding[0] if padding else None,
-            [layer.heads for layer in self.layers],
-        )
+        kind = SingleCache if beam == 1 else BeamCache
+        heads = [layer.heads for layer in self.layers]
+        return kind(pairs, padding[0] if padding else None, heads)
+
+    def _position(self, step: int) -> Tensor:
+        """Embedding of a step's position, ``[1, D]``."""
+        embed, pad = self.decoder.embed_positions, self.decoder.padding_idx
+        while len(self._positions) <= step:
+            device = self.decoder.embed_tokens.weight.device
+            tokens = torch.full((1, len(self._positions) + 1), pad + 1, device=device)
+            with torch.inference_mode(False):  # a sinusoidal table may grow and is kept
+                row = embed(tokens, incremental_state={})[:, -1].detach()
+            self._positions.append(row)
+        return self._positions[step]
 
     def __call__(self, tokens: Tensor, cache: Cache, step: int) -> Tensor:
         """Logits ``[B*n, N]`` after the ``step``-th token of each hypothesis.
@@ -212,10 +207,10 @@ class DecoderStep:
         """
         decoder = self.decoder
         x = decoder.embed_tokens(tokens.reshape(-1))
-        if self.positions is None:
+        if decoder.embed_positions is None:
             x = decoder.embed_scale * x
         else:
-            x = torch.add(self.positions[step], x, alpha=decoder.embed_scale)
+            x = torch.add(self._position(step), x, alpha=decoder.embed_scale)
         if decoder.layernorm_embedding is not None:
             x = decoder.layernorm_embedding(x)
         x = decoder.dropout_module(x)

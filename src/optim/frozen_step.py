@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from ..connectivity.freeze import Freezer
 
@@ -17,10 +16,22 @@ LARGEST_OUTSTANDING = 2.0**-10
 
 @dataclass
 class _Moments:
+    """What AdamW remembers of a parameter with frozen weights."""
+
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    step: Tensor
     outstanding: float  # factor that the live weights are still to be multiplied by
+
+
+@dataclass
+class _Part:
+    """Parameters of a group that are stepped alike, with what their step needs."""
+
+    parameters: List[nn.Parameter]
+    exp_avgs: List[Tensor]
+    exp_avg_sqs: List[Tensor]
+    counts: Tensor  # steps of each, [parameters]
+    steps: List[Tensor]  # the same, one by one
 
 
 class FrozenStep:
@@ -52,6 +63,8 @@ class FrozenStep:
         self._optimizer = optimizer
         self._frozen = set(freezer.parameters)
         self._moments: Dict[nn.Parameter, _Moments] = {}
+        # per group: the parameters it was last stepped for, and their parts
+        self._parts: Dict[int, Tuple[tuple, Tuple[_Part, _Part]]] = {}
 
     @staticmethod
     def suits(optimizer: torch.optim.AdamW) -> bool:
@@ -65,59 +78,81 @@ class FrozenStep:
     @torch.no_grad()
     def step(self) -> None:
         """One step of AdamW from the gradients that are there, masked or not."""
-        for group in self._optimizer.param_groups:
-            decay = group["lr"] * group["weight_decay"]
-            lists = {True: ([], [], [], [], []), False: ([], [], [], [], [])}
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
+        for number, group in enumerate(self._optimizer.param_groups):
+            present = [p for p in group["params"] if p.grad is not None]
+            identity = tuple(map(id, present))
+            known, parts = self._parts.get(number, (None, None))
+            if known != identity:
+                frozen = [p for p in present if p in self._frozen]
+                free = [p for p in present if p not in self._frozen]
+                parts = self._part(frozen), self._part(free)
+                self._parts[number] = identity, parts
+            frozen, free = parts
+            self._put_off_decay(frozen.parameters, group["lr"] * group["weight_decay"])
+            for part, decay in ((frozen, 0.0), (free, group["weight_decay"])):
+                if not part.parameters:
                     continue
-                frozen = parameter in self._frozen
-                moments = self._moments.get(parameter) or self._take(parameter)
-                if frozen and decay:
-                    moments.outstanding *= 1 - decay
-                    if 1 - moments.outstanding >= LARGEST_OUTSTANDING:
-                        self._decay(parameter, moments)
-                tensors = moments.exp_avg, moments.exp_avg_sq, moments.step
-                for row, tensor in zip(lists[frozen], (parameter, gradient, *tensors)):
-                    row.append(tensor)
-            for frozen, (parameters, gradients, *moments, steps) in lists.items():
-                adamw(
-                    parameters,
-                    gradients,
-                    *moments,
+                part.counts.add_(1)
+                # what torch.optim.AdamW calls, without its work on each parameter,
+                # which takes a tenth of the time that the kernel does
+                torch._fused_adamw_(
+                    part.parameters,
+                    [p.grad for p in part.parameters],
+                    part.exp_avgs,
+                    part.exp_avg_sqs,
                     [],
-                    steps,
-                    foreach=False,
-                    fused=True,
-                    amsgrad=False,
+                    part.steps,
+                    lr=group["lr"],
                     beta1=group["betas"][0],
                     beta2=group["betas"][1],
-                    lr=group["lr"],
-                    weight_decay=0.0 if frozen else group["weight_decay"],
+                    weight_decay=decay,
                     eps=group["eps"],
+                    amsgrad=False,
                     maximize=False,
+                    grad_scale=None,
+                    found_inf=None,
                 )
 
-    def _take(self, parameter: nn.Parameter) -> _Moments:
+    def _part(self, parameters: List[nn.Parameter]) -> _Part:
+        states = [self._optimizer.state[p] for p in parameters]
+        moments = []
+        for parameter, state in zip(parameters, states):
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if parameter in self._frozen:
+                held = self._moments.get(parameter) or self._take(parameter, state)
+                moments.append((held.exp_avg, held.exp_avg_sq))
+            else:
+                moments.append((state["exp_avg"], state["exp_avg_sq"]))
+        # numbers in one tensor are counted up at once
+        counts = torch.tensor([float(s["step"]) for s in states], dtype=torch.float32)
+        steps = list(counts.unbind())
+        for state, step in zip(states, steps):
+            state["step"] = step
+        return _Part(
+            parameters, [m for m, _ in moments], [v for _, v in moments], counts, steps
+        )
+
+    def _take(self, parameter: nn.Parameter, state: Dict[str, Any]) -> _Moments:
         """Take the moments of a parameter out of the optimizer's state."""
-        state = self._optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        if parameter not in self._frozen:
-            return _Moments(state["exp_avg"], state["exp_avg_sq"], state["step"], 1.0)
+        mask = self.freezer.mask(parameter)
         moments = self._moments[parameter] = _Moments(
-            state.pop("exp_avg"),
-            state.pop("exp_avg_sq"),
-            state["step"],
+            state.pop("exp_avg").masked_fill_(mask, 0),
+            state.pop("exp_avg_sq").masked_fill_(mask, math.inf),
             state.pop(OUTSTANDING, 1.0),
         )
-        mask = self.freezer.mask(parameter)
-        moments.exp_avg.masked_fill_(mask, 0)
-        moments.exp_avg_sq.masked_fill_(mask, math.inf)
         return moments
+
+    def _put_off_decay(self, parameters: List[nn.Parameter], decay: float) -> None:
+        if not decay:
+            return
+        for parameter in parameters:
+            moments = self._moments[parameter]
+            moments.outstanding *= 1 - decay
+            if 1 - moments.outstanding >= LARGEST_OUTSTANDING:
+                self._decay(parameter, moments)
 
     def _decay(self, parameter: nn.Parameter, moments: _Moments) -> None:
         self.freezer.scale_live(parameter, moments.outstanding)
@@ -130,28 +165,25 @@ class FrozenStep:
         Returns:
             Their norm before clipping.
         """
-        parameters = [
+        present = [
             parameter
             for group in self._optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if not parameters:
-            return torch.tensor(0.0)
-        norms = [
-            self.freezer.live_norm(parameter)
-            if parameter in self._frozen
-            else torch.linalg.vector_norm(parameter.grad)
-            for parameter in parameters
+        norms = [self.freezer.live_norm(p for p in present if p in self._frozen)]
+        norms += [
+            torch.linalg.vector_norm(p.grad) for p in present if p not in self._frozen
         ]
         total = torch.linalg.vector_norm(torch.stack(norms))
         if aggregate_norm_fn is not None:
             total = aggregate_norm_fn(total)
         if max_norm > 0:
             coefficient = (max_norm / (total + 1e-6)).clamp_(max=1)
-            torch._foreach_mul_([p.grad for p in parameters], coefficient)
+            torch._foreach_mul_([p.grad for p in present], coefficient)
         return total
 
+    @torch.no_grad()
     def state_dict(self) -> Dict[str, Any]:
         """The optimizer's, with the moments of all parameters in it."""
         packed = self._optimizer.state_dict()
@@ -162,7 +194,7 @@ class FrozenStep:
                 mask = self.freezer.mask(parameter)
                 packed["state"][position] = {
                     **packed["state"][position],
-                    "exp_avg": moments.exp_avg.masked_fill(mask, 0),
+                    "exp_avg": moments.exp_avg.masked_fill_(mask, 0),
                     "exp_avg_sq": moments.exp_avg_sq.masked_fill(mask, 0),
                     OUTSTANDING: moments.outstanding,
                 }
@@ -179,3 +211,4 @@ class FrozenStep:
                 exp_avg_sq=moments.exp_avg_sq.masked_fill_(mask, 0),
             )
         self._moments.clear()
+        self._parts.clear()

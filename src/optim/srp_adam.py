@@ -69,11 +69,12 @@ class SRPAdam(FairseqOptimizer):
         Returns:
             Whether it will; if not (on a GPU), the freezer must mask and restore.
         """
+        if self._frozen_step is not None and self._frozen_step.freezer is freezer:
+            return True
+        self.unfreeze()
         if not FrozenStep.suits(self.optimizer):
             return False
-        if self._frozen_step is None or self._frozen_step.freezer is not freezer:
-            self.unfreeze()
-            self._frozen_step = FrozenStep(self.optimizer, freezer)
+        self._frozen_step = FrozenStep(self.optimizer, freezer)
         return True
 
     def unfreeze(self) -> None:
