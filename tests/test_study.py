@@ -154,6 +154,7 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
         ("beside: base", "besides: base", "besides is unknown"),
         ("data: ", "data: /no/such/", "no such folder"),
         ("models:", "models: [", "can't be read"),
+        ('pattern: "{pattern}"', 'pattern: "{form}"', "{form} stands for nothing"),
     ],
 )
 def test_mistakes_are_named(grid_file, tmp_path, old, new, message):

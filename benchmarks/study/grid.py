@@ -241,14 +241,19 @@ def _model(group, entry, values, seed, content, made, work, where) -> Model:
     parent = find("from")
     if (parent is None) != (entry["tool"] == "train"):
         raise GridError(f"{where}: from is for pruning and finetuning, and missing there")
+    options = _filled(options, values)
+    sparsity = _filled(entry.get("sparsity"), values)
+    left = re.search(r"\{[A-Za-z_]\w*\}", f"{_filled(group, values)} {options} {sparsity}")
+    if left:
+        raise GridError(f"{where}: {left[0]} stands for nothing; give its values with each")
     return Model(
         name=str(_filled(group, values)),
         group=group,
         values=values,
         tool=entry["tool"],
         seed=seed,
-        options=_filled(options, values),
-        sparsity=_filled(entry.get("sparsity"), values),
+        options=options,
+        sparsity=sparsity,
         parent=parent,
         teacher=find("teacher"),
         checkpoint=entry.get("checkpoint", "best"),

@@ -101,8 +101,11 @@ class Freezer:
     @torch.no_grad()
     def scale_live(self, parameter: nn.Parameter, factor: float) -> None:
         """Multiply the weights of a parameter that are not frozen."""
-        factors = torch.full_like(parameter, factor)
-        parameter.mul_(factors.masked_fill_(self.mask(parameter), 1))
+        first, *others = self._live[parameter].values()
+        scaled = parameter * torch.full_like(first, factor).masked_fill_(first == 0, 1)
+        for live in others:
+            scaled = torch.lerp(parameter, scaled, live)
+        parameter.copy_(scaled)
 
     @torch.no_grad()
     def clear_moments(self, optimizer: torch.optim.Optimizer) -> None:

@@ -25,6 +25,8 @@ _NOT_INTEL = ("AuthenticAMD", "HygonGenuine")
 # Multiply-adds and rows from which oneDNN's larger fixed cost of a call pays.
 _LEAST_WORK = 1 << 21
 _LEAST_ROWS = 4
+# The same of a product with a weight that is laid out for oneDNN already.
+_LEAST_PACKED_WORK = 400_000
 
 
 def _vendor() -> str:
@@ -178,7 +180,7 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, in]`` to ``[rows, out]``."""
-        if self._packed is None or len(x) < _LEAST_ROWS:
+        if self._packed is None or x.numel() * len(self.weight) < _LEAST_PACKED_WORK:
             return F.linear(x, self.weight, self.bias)
         return _onednn(x, self._packed, self.bias)
 
