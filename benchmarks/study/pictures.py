@@ -1,6 +1,6 @@
 """Pictures of a grid's results: quality against size, and remaining widths."""
 
-from typing import Any, BinaryIO, Dict, List
+from typing import Any, BinaryIO, Dict, List, Tuple
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -14,12 +14,29 @@ _AXES = {
     "flops": ("flops", 1e6, "MFLOPs a sentence"),
     "speed": ("times fairseq, pytorch", 1, "speed against fairseq, PyTorch"),
 }
+_MOST_SERIES = 20  # as many colours can be told apart, more or less
 
 
 def _value(row: Row, key: str):
     if key == "parameters":  # of a sparse model, those that are there
         return row.get("nonzero_parameters", row["parameters"])
     return row.get(key)
+
+
+def _series(rows: List[Row]) -> Tuple[List[str], bool]:
+    """Each model's series, and whether to join its points: those differ in numbers alone."""
+
+    def name(row: Row) -> str:
+        text = row["group"]
+        for key, value in row["values"].items():
+            number = isinstance(value, (int, float))
+            text = text.replace(f"{{{key}}}", "…" if number else str(value))
+        return text
+
+    names = [name(row) for row in rows]
+    if len(set(names)) <= _MOST_SERIES:
+        return names, True
+    return [row["group"] for row in rows], False
 
 
 def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
@@ -29,7 +46,8 @@ def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
         for key, unit, label in _AXES.values()
         if any(_value(row, key) is not None for row in rows)
     ]
-    groups = list(dict.fromkeys(row["group"] for row in rows if row["from"] is not None))
+    series, joined = _series(rows)
+    groups = list(dict.fromkeys(s for s, row in zip(series, rows) if row is not rows[0]))
     figure = Figure(figsize=(5.2 * len(panels), 5.4), layout="constrained")
     colors = colormaps["tab20"]
     for number, (key, unit, label) in enumerate(panels, 1):
@@ -37,20 +55,20 @@ def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
         for index, group in enumerate(groups):
             points = sorted(
                 (_value(row, key) / unit, row["bleu"])
-                for row in rows
-                if row["group"] == group and _value(row, key) is not None
+                for name, row in zip(series, rows)
+                if name == group and row is not rows[0] and _value(row, key) is not None
             )
             if points:
                 axes.plot(
                     *zip(*points),
                     marker="o",
                     markersize=4,
-                    linewidth=1,
+                    linewidth=1 if joined else 0,
                     color=colors(index % 20),
                     label=group,
                 )
-        for row in rows:
-            if row["from"] is None and _value(row, key) is not None:
+        for row in rows[:1]:
+            if _value(row, key) is not None:
                 place = _value(row, key) / unit, row["bleu"]
                 axes.plot(*place, marker="D", color=ACCENT, markersize=6)
                 axes.annotate(
@@ -62,6 +80,8 @@ def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
         if key != "times fairseq, pytorch":
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.tick_params(axis="x", which="both", labelrotation=45, labelsize=8)
         axes.grid(color="#e3e9ee", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()

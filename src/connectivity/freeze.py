@@ -74,7 +74,7 @@ class Freezer:
 
     @torch.no_grad()
     def live_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """L2 norm of the gradients of some of :attr:`parameters`, without frozen weights'.
+        """L2 norm of the gradients of live weights of some of :attr:`parameters`.
 
         NaN if any of a gradient is not finite, as the masked gradient's is.
         """
