@@ -60,6 +60,10 @@ class Watcher(SRPTrainer):
             before = [p.detach().clone() for p, _, _ in frozen]
         result = super().train_step(samples, raise_oom)
         if frozen and self.stage.shrinking:
+            # moments as a checkpoint has them, whatever the optimizer makes of them
+            every = [p for group in self.optimizer.param_groups for p in group["params"]]
+            state = self.optimizer.state_dict()["state"]
+            moments = {id(p): state[number] for number, p in enumerate(every)}
             for (p, mask, values), old in zip(frozen, before):
                 Watcher.log.append(
                     dict(
@@ -67,7 +71,7 @@ class Watcher(SRPTrainer):
                         others_move=bool((p[~mask] != old[~mask]).any()),
                         moments=sum(
                             s[mask].abs().sum().item()
-                            for s in self.optimizer.optimizer.state[p].values()
+                            for s in moments[id(p)].values()
                             if torch.is_tensor(s) and s.shape == mask.shape
                         ),
                     )
