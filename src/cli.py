@@ -32,6 +32,21 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
 
+def check_output_file(path: str, source: str) -> None:
+    """Refuse an ``--output`` that can't be written, or is the file that ``--path`` names.
+
+    Raises:
+        UserError: names the option, the path and what to do.
+    """
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"--output {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise UserError(f"--output {path}: is a folder; give a file name")
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise UserError(f"--output {path}: is --path; give another name")
+
+
 def set_up_logging(stream=sys.stdout) -> None:
     """fairseq's log lines; ``force`` because importing fairseq has set its own."""
     logging.basicConfig(

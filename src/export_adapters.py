@@ -33,7 +33,7 @@ from . import adaptation  # noqa: E402
 from .adapters import adapted_layers, fuse, report  # noqa: E402
 from .average_checkpoints import without_weights  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, check_output_file, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
 
@@ -68,13 +68,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     """
     set_up_logging(sys.stderr)
     args = get_parser().parse_args(arguments)
-    folder = os.path.dirname(args.output) or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"--output {args.output}: there is no folder {folder}")
-    if os.path.isdir(args.output):
-        raise UserError(f"--output {args.output}: is a folder; give a file name")
-    if os.path.exists(args.output) and os.path.samefile(args.output, args.path):
-        raise UserError(f"--output {args.output}: is --path; give another name")
+    check_output_file(args.output, args.path)
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     model = load_model(args.path, args.trust_checkpoint)
     layers = adapted_layers(model)
