@@ -154,13 +154,15 @@ class SRPTrainer(Trainer):
 
     def _check_pruning_ends(self, epoch: int) -> None:
         """Refuse a limit that ends the training ahead of the last pruning of weights."""
+        if self._epoch_itr.iterations_in_epoch:
+            return  # resumed within an epoch, at whose start this was asked
         options = self.cfg.optimization
         limits = {}
         if options.max_update:
             limits[options.max_update] = f"--max-update {options.max_update}"
         if options.max_epoch:
-            done = self.get_num_updates() - self._epoch_itr.iterations_in_epoch
-            updates = done + self._updates_in_epochs(epoch, options.max_epoch)
+            later = self._updates_in_epochs(epoch, options.max_epoch)
+            updates = self.get_num_updates() + later
             limits[updates] = f"--max-epoch {options.max_epoch}"
         if limits:
             self.weight_pruning.check_end(min(limits), limits[min(limits)])

@@ -102,7 +102,10 @@ def test_stopped_run_resumes_bit_identically(data, tmp_path, monkeypatch, kind, 
 
 def test_accumulated_batches_are_one_step(data, tmp_path):
     config = write_config(tmp_path, end=6)
-    trainer = run_training(command(data, tmp_path, config, **{"update-freq": 2}))
+    options = {"update-freq": 2, "save-interval-updates": 1, "keep-interval-updates": 1}
+    arguments = command(data, tmp_path, config, **options)
+    run_training([*arguments, "--stop-time-hours", "1e-9"])  # within the first epoch
+    trainer = run_training(arguments)
     assert trainer.task.weight_pruning.steps == trainer.get_num_updates() == 8
 
 
