@@ -6,6 +6,7 @@ are channels of one position of the kernel.
 """
 
 import re
+from abc import ABC, abstractmethod
 from typing import Tuple
 
 import torch
@@ -49,7 +50,7 @@ def parse_pattern(text: str) -> "Pattern":
     return GroupPattern(text, first, second)
 
 
-class Pattern:
+class Pattern(ABC):
     """Blocks of a weight that are removed together.
 
     Blocks are numbered row by row. All tensors are matrices ``[out, in]`` unless
@@ -92,6 +93,7 @@ class Pattern:
         moved = (shape[0], *shape[2:], shape[1])
         return matrix.reshape(moved).movedim(-1, 1)
 
+    @abstractmethod
     def block_scores(self, scores: Tensor, reduce: str = "mean") -> Tensor:
         """Score of each block [blocks] from the scores of the elements it removes.
 
@@ -99,12 +101,12 @@ class Pattern:
             scores: [out, in].
             reduce: ``mean``, ``sum`` or ``max`` over the elements of a block.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def block_sizes(self, shape: Tuple[int, int]) -> Tensor:
         """Number of elements that removing each block removes [blocks], int64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expand(self, blocks: Tensor, scores: Tensor) -> Tensor:
         """Mask of the elements that stay (True) when ``blocks`` are removed.
 
@@ -112,11 +114,10 @@ class Pattern:
             blocks: [blocks], True where the block is removed.
             scores: [out, in]; N:M removes the lowest of a group by them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def removed_blocks(self, mask: Tensor) -> Tensor:
         """Undo :meth:`expand`: which blocks [blocks] ``mask`` removes."""
-        raise NotImplementedError
 
     def max_sparsity(self, shape: Tuple[int, int]) -> float:
         """Largest sparsity that this pattern allows for a matrix of ``shape``."""
