@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..adapters import adapted_weight
 from . import sites  # noqa: F401  registers grad, taylor and lrp
-from .groups import ChannelGroup, Slice
+from .groups import Slice
 from .scoring import (
     IMPORTANCE,
     Groups,
@@ -75,11 +75,6 @@ def head_importance(
     return score(
         attention, batches, reduce, criterion, norm, per_example, seed, by_head=True
     )
-
-
-def head_scores(group: ChannelGroup, scores: Tensor) -> Tensor:
-    """Channels' scores ``[width]`` added up by head, ``[heads]``, signs and all."""
-    return scores.view(group.heads, -1).sum(1)
 
 
 def normalized(scores: Scores, norm: str) -> Scores:
