@@ -77,6 +77,7 @@ def test_every_model_is_made_and_translated(results):
     assert sparse["nonzero_parameters"] < sparse["parameters"] == base["parameters"]
     for row in results:
         assert row["bleu"] >= 0 and row["seed"] == 1 and row["seconds"] > 0
+        assert row["valid_loss"] > 0 and row["training_threads"] >= 1
         assert row["command"].startswith(f"python src/{row['tool']}.py ")
     assert f"--pretrained-model {base['folder']}/checkpoint_best.pt" in half["command"]
 
@@ -130,7 +131,18 @@ def test_a_failure_leaves_out_what_is_made_from_it(grid_file, tmp_path, capfd):
     path = tmp_path / "wrong.yaml"
     path.write_text(grid_file.read_text().replace("lr: 1e-3", "lr: x"))
     assert runner.run(read_grid(path), "base|0.5") == 2
-    assert "train failed (2)" in capfd.readouterr().out
+    assert "train failed (2)" in capfd.readouterr().err
+
+
+def test_two_models_at_a_time(grid_file, results, tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(grid_file.read_text().replace("/work\n", "/again\n"))
+    grid = read_grid(path)
+    assert runner.run(grid, "", jobs=2) == 0
+    rows = json.loads(grid.results.read_text())
+    assert [row["name"] for row in rows] == [row["name"] for row in results]
+    for row, alone in zip(rows, results):
+        assert row["key"] == alone["key"] and row["parameters"] == alone["parameters"]
 
 
 def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):

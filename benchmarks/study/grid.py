@@ -93,6 +93,16 @@ class Model:
         """The checkpoint that is translated with and that others start from."""
         return self.folder / f"checkpoint_{self.checkpoint}.pt"
 
+    @property
+    def parents(self) -> List["Model"]:
+        """Models that have to be there before this one can be made."""
+        return [m for m in (self.parent, self.teacher) if m is not None]
+
+    @property
+    def title(self) -> str:
+        """The name, with the seed where it is not the first."""
+        return self.name if self.seed == 1 else f"{self.name} (seed {self.seed})"
+
     def arguments(self, data: Path) -> List[str]:
         """The tool's command line."""
         given = {**self.options, "seed": self.seed, "save-dir": self.folder}

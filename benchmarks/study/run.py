@@ -12,8 +12,10 @@ grid.py describes the file.
 """
 
 import argparse
+import csv
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
@@ -147,8 +149,25 @@ def translate(grid: Grid, model: Model) -> Dict[str, Any]:
     return {**kept, "translate_command": command("generate", arguments)}
 
 
+def validation(model: Model, updates: Optional[int]) -> Dict[str, float]:
+    """The validation after so many updates; recipes are chosen by it, not by the test."""
+    path = model.folder / "results.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["num_updates"] == str(updates)]
+    found = {"valid_bleu": "bleu", "valid_loss": "valid_loss"}
+    return {
+        ours: float(rows[-1][theirs])
+        for ours, theirs in found.items()
+        if rows and rows[-1].get(theirs)
+    }
+
+
 def make(grid: Grid, model: Model) -> Dict[str, Any]:
     """Train and translate with one model; its result."""
+    import torch  # here, so that mistakes in a grid are told at once
+
     result = {
         "name": model.name,
         "group": model.group,
@@ -158,12 +177,14 @@ def make(grid: Grid, model: Model) -> Dict[str, Any]:
         "from": model.parent.name if model.parent else None,
         "beside": model.beside,
         "epochs": model.options.get("max-epoch"),
+        "training_threads": torch.get_num_threads(),
         "key": model.key,
         "folder": str(model.folder),
         **train(grid, model),
     }
     if model.test:
         result.update(translate(grid, model))
+        result.update(validation(model, result.get("num_updates")))
     result.update(commit=commit(), finished=time.strftime("%Y-%m-%d %H:%M"))
     write(model.folder / DONE, json.dumps(result, indent=1))
     return result
@@ -193,48 +214,92 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def run(grid: Grid, only: str) -> int:
-    """Make what is missing. Returns the number of models that failed."""
+def selected(grid: Grid, only: str) -> List[Model]:
+    """Models whose names match, and what they are made from."""
     wanted = {id(m) for m in grid.models if re.search(only, m.name)}
     for model in reversed(grid.models):  # what they are made from comes before them
         if id(model) in wanted:
-            wanted |= {id(p) for p in (model.parent, model.teacher) if p is not None}
-    models = [m for m in grid.models if id(m) in wanted]
+            wanted |= {id(p) for p in model.parents}
+    return [m for m in grid.models if id(m) in wanted]
+
+
+def _make_child(grid: Grid, model: Model, threads: Optional[int]) -> None:
+    """Make a model in this process; exit status 1 and a line where that fails."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    try:
+        make(grid, model)
+    except RuntimeError as error:
+        print(f"{model.name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(grid: Grid, only: str, jobs: int = 1) -> int:
+    """Make what is missing. Returns the number of models that failed or were left out.
+
+    Args:
+        jobs: this many models at a time; the processor's cores are shared out.
+    """
+    models = selected(grid, only)
     times: Dict[str, List[float]] = {}
     for model in models:
         row = finished(model)
         if row is not None:
             times.setdefault(model.group, []).append(row["seconds"])
     todo = [m for m in models if finished(m) is None]
-    print(f"{len(models) - len(todo)} of {len(models)} models are done", flush=True)
+    total = len(todo)
+    print(f"{len(models) - total} of {len(models)} models are done", flush=True)
     if todo:
         print("loading fairseq", flush=True)
         import src  # noqa: F401  once, for all
 
+    context = multiprocessing.get_context("fork")
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
+    running: Dict[int, Tuple[Model, Any]] = {}  # by the process's sentinel
     failed = set()
-    for number, model in enumerate(todo, 1):
-        seed = f" (seed {model.seed})" if model.seed != 1 else ""
-        print(f"[{number}/{len(todo)}] {model.name}{seed}", end="", flush=True)
-        parents = [p for p in (model.parent, model.teacher) if p is not None]
-        if any(id(p) in failed for p in parents):
-            failed.add(id(model))
-            print(": left out, what it is made from failed")
-            continue
-        try:
-            row = make(grid, model)
-        except RuntimeError as error:
-            failed.add(id(model))
-            print(f": {error}", flush=True)
-            continue
-        times.setdefault(model.group, []).append(row["seconds"])
-        collect(grid)
-        left = remaining_seconds(todo[number:], times)
-        print(
-            f": {clock(row['seconds'])}"
-            + (f", BLEU {row['bleu']:.2f}" if row.get("bleu") is not None else "")
-            + (f"; about {clock(left)} left" if left else ""),
-            flush=True,
-        )
+    try:
+        while todo or running:
+            waiting = {id(m) for m in todo} | {id(m) for m, _ in running.values()}
+            for model in list(todo):
+                if any(id(p) in failed for p in model.parents):
+                    print(f"{model.name}: left out, what it is made from failed", flush=True)
+                    failed.add(id(model))
+                    todo.remove(model)
+                elif len(running) < jobs and not any(id(p) in waiting for p in model.parents):
+                    todo.remove(model)
+                    print(f"[{total - len(todo)}/{total}] {model.title} ...", flush=True)
+                    process = context.Process(target=_make_child, args=(grid, model, threads))
+                    process.start()
+                    running[process.sentinel] = (model, process)
+            if not running:  # all of this round were left out
+                continue
+            for sentinel in multiprocessing.connection.wait(list(running)):
+                model, process = running.pop(sentinel)
+                process.join()
+                if process.exitcode == 130:
+                    raise KeyboardInterrupt
+                row = finished(model)
+                if process.exitcode or row is None:
+                    failed.add(id(model))
+                    continue
+                times.setdefault(model.group, []).append(row["seconds"])
+                collect(grid)
+                left = remaining_seconds(todo, times)
+                print(
+                    f"    {model.title}: {clock(row['seconds'])}"
+                    + (f", BLEU {row['bleu']:.2f}" if row.get("bleu") is not None else "")
+                    + (f"; about {clock(left / jobs)} left" if left else ""),
+                    flush=True,
+                )
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
     return len(failed)
 
 
@@ -265,12 +330,23 @@ def main() -> None:
         "--only", default="", metavar="REGEX", help="models whose names match, and their parents"
     )
     parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="models made at a time, each with its share of the processor's cores: on a CPU"
+        " two with one thread each are done sooner than one after the other with two",
+    )
+    parser.add_argument(
         "--list", action="store_true", help="print the models and their commands, run nothing"
     )
     parser.add_argument(
         "--speed", action="store_true", help="measure the speed of the finished models"
     )
     args = parser.parse_args()
+    if args.jobs < 1:
+        print(f"error: --jobs {args.jobs}: at least one", file=sys.stderr)
+        sys.exit(2)
     try:
         re.compile(args.only)
         grid_file = args.grid.resolve()
@@ -291,7 +367,7 @@ def main() -> None:
         sys.exit(measure_speed(grid))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        failures = run(grid, args.only)
+        failures = run(grid, args.only, args.jobs)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -109,6 +109,8 @@ def readable(numbers: pd.DataFrame) -> pd.DataFrame:
         "model": numbers["name"].tolist(),
         "seed": column("seed", "{:.0f}") if numbers["seed"].nunique() > 1 else None,
         "BLEU": column("bleu", "{:.2f}"),
+        "valid BLEU": column("valid_bleu", "{:.2f}"),
+        "valid loss": column("valid_loss", "{:.3f}"),
         "p (base)": column("p_base", "{:.3f}"),
         "p (beside)": column("p_beside", "{:.3f}"),
         "parameters": column("parameters", "{:,.0f}"),
