@@ -181,6 +181,14 @@ class SRPTranslationConfig(TranslationConfig):
             "with AVX512-BF16 or AMX; weights, optimizer and loss stay in float32"
         },
     )
+    compile: bool = field(
+        default=False,
+        metadata={
+            "help": "compile the layers for training with torch.compile; meant for GPUs: "
+            "on CPUs this plug-in's own operators are faster. Translation, validation and "
+            "scoring run uncompiled"
+        },
+    )
     fairseq_search: bool = field(
         default=False,
         metadata={

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import fairseq_cli.train
@@ -12,6 +12,7 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from .checkpoint_utils import damage, previous_checkpoint
+from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
@@ -49,6 +50,10 @@ class SRPTrainer(Trainer):
         if self.device.type == "cpu":
             keep_freed_memory()
         forget_best()
+        self._compiled = bool(getattr(task.cfg, "compile", False))
+        self._as_written = uncompiled if self._compiled else nullcontext
+        if self._compiled:
+            compile_layers(self.get_model())
         self._epoch_itr = None
         optimization = cfg.optimization
         # without a limit of its own, a pruning run ends with the last cut
@@ -115,16 +120,17 @@ class SRPTrainer(Trainer):
                 "shorten --pruning-period"
             )
         logger.info(f"scoring channels by {self.task.cfg.importance}")
-        scores = self.task.score(
-            self.get_model(),
-            self.get_criterion(),
-            self.cfg.dataset.train_subset,
-            self.cfg.common.seed,
-            self.device,
-            rank=self.data_parallel_rank,
-            world=self.data_parallel_world_size,
-            measure=partial(score, by_head=stage.plan.prune_heads),
-        )
+        with self._as_written():
+            scores = self.task.score(
+                self.get_model(),
+                self.get_criterion(),
+                self.cfg.dataset.train_subset,
+                self.cfg.common.seed,
+                self.device,
+                rank=self.data_parallel_rank,
+                world=self.data_parallel_world_size,
+                measure=partial(score, by_head=stage.plan.prune_heads),
+            )
         stage.begin(scores, steps)
         if stage.shrinking:
             logger.info(
@@ -218,6 +224,10 @@ class SRPTrainer(Trainer):
             self.stage.freezer
         )
 
+    def valid_step(self, sample, raise_oom=False):
+        with self._as_written():
+            return super().valid_step(sample, raise_oom)
+
     def begin_valid_epoch(self, epoch):
         stage, pruning = self.stage, self.weight_pruning
         if stage is not None and not stage.done or pruning and not pruning.finished:
@@ -228,6 +238,8 @@ class SRPTrainer(Trainer):
     def _cut(self) -> None:
         count = ParameterCount(self.get_model())
         before = count(count.current)
+        if self._compiled:
+            forget_compiled()
         cuts = self.stage.cut()
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         if self.use_distributed_wrapper:
