@@ -18,11 +18,11 @@ import json
 import math
 import os
 import re
-import zlib
 from typing import Any, BinaryIO, Dict, List, NamedTuple
 
 import numpy as np
 import torch
+from isal.isal_zlib import crc32
 
 from .errors import SparsityError
 from .planes import Description, field, integer
@@ -105,7 +105,7 @@ def _json(value: Any) -> str:
 
 
 def _checksum(length: bytes, header: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(memoryview(header)[_CHECKED:], zlib.crc32(length))
+    return b"%08x" % crc32(memoryview(header)[_CHECKED:], crc32(length))
 
 
 class Source:

@@ -10,6 +10,7 @@ import zlib
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
+from isal import isal_zlib
 
 from .errors import SparsityError
 
@@ -58,12 +59,12 @@ def _deflate(plane: np.ndarray, strategy: int) -> bytes:
 def _inflate(data: np.ndarray, size: int) -> np.ndarray:
     if size > _DEFLATE_RATIO * (len(data) + 1):
         raise SparsityError("its compressed data are too short")
-    stream = zlib.decompressobj(-15)
+    stream = isal_zlib.decompressobj(-15)  # two to three times as fast as zlib's
     try:
         plane = stream.decompress(data, size)
         # asking for one byte more lets the stream see its end
         more = stream.decompress(stream.unconsumed_tail, 1)
-    except zlib.error:
+    except isal_zlib.error:
         raise SparsityError("its compressed data are damaged") from None
     if len(plane) != size or more or not stream.eof or stream.unused_data:
         raise SparsityError("its compressed data have the wrong length")

@@ -8,11 +8,11 @@ import io
 import math
 import os
 import secrets
-import zlib
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from . import encodings
@@ -99,7 +99,7 @@ def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, P
     description, parts = encoded
     crc = 0
     for part in parts:
-        crc = zlib.crc32(part, crc)
+        crc = crc32(part, crc)
     shape = list(tensor.shape)
     start = {"name": name, "dtype": str(tensor.dtype)[6:], "shape": shape, "crc32": crc}
     return {**start, **description}, parts
@@ -333,7 +333,7 @@ def _load(source: Source, device: torch.device) -> Dict[str, Tensor]:
 
 def _decode(source: Source, place: Buffer) -> Tensor:
     data = source.read(place.start, place.size)
-    if zlib.crc32(data) != place.description["crc32"]:
+    if crc32(data) != place.description["crc32"]:
         raise SparsityError("its data are damaged (wrong checksum)")
     width, size = width_of(place.dtype), math.prod(place.shape) * place.dtype.itemsize
     try:
