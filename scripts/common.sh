@@ -140,6 +140,7 @@ sha256() { "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv
 whole() {
     case $1 in
         *.tgz | *.tgz.part) tar -tzf "$1" >/dev/null 2>&1 ;;
+        *.zip | *.zip.part) "$PYTHON" -c 'import sys, zipfile; sys.exit(zipfile.ZipFile(sys.argv[1]).testzip() is not None)' "$1" 2>/dev/null ;;
         *) gzip -t <"$1" 2>/dev/null ;;
     esac
 }
