@@ -13,7 +13,7 @@ smaller ones are packed, over that dense product. Layouts change their input and
 where they need to, within the timing.
 
 The second table has reference figures of another machine (one thread, AVX-512, over
-PyTorch's MKL product) beside ours.
+PyTorch's MKL product) beside ours, where smaller products are packed.
 """
 
 import os
@@ -122,7 +122,8 @@ def beside_reference(size: int, rounds: int, seconds: float) -> List[Dict]:
         for density, figure in zip(DENSITIES, figures):
             weight = pruned(pattern, size, density, generator)
             bias = torch.randn(size, generator=generator)
-            x, product = torch.randn(rows, size), prepare(weight, bias, layout)
+            x = torch.randn(rows, size)
+            product = prepare(weight, bias, layout, dense=PackedLinear)
             variants = {
                 "dense": lambda: F.linear(x, weight, bias),
                 layout: lambda: product(x),

@@ -34,6 +34,7 @@ from .products import (
     Product,
     SemiStructured,
     Smaller,
+    check_width,
 )
 from .supports import Plan, plan_groups
 from .timing import BUDGET, MARGIN, Choice, choose_among
@@ -137,7 +138,10 @@ class _Weight:
     def product(self, layout: str) -> Product:
         """The product in a layout, made once; without rows nothing is multiplied."""
         if layout not in self._products:
-            self._products[layout] = _Guarded(self._make(layout), *self.weight.shape)
+            product = self._make(layout)
+            if type(product) is not Dense:  # which sees to that itself, at no cost
+                product = _Guarded(product, *self.weight.shape)
+            self._products[layout] = product
         return self._products[layout]
 
     def forget(self, kept: Sequence[str]) -> None:
@@ -170,12 +174,8 @@ class _Guarded:
         self.product, self.outputs, self.inputs = product, outputs, inputs
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows, inputs = x.shape
-        if inputs != self.inputs:
-            raise SparsityError(
-                f"input: {inputs} numbers in a row, the weight takes {self.inputs}"
-            )
-        return self.product(x) if rows else x.new_empty(0, self.outputs)
+        check_width(x, self.inputs)
+        return self.product(x) if len(x) else x.new_empty(0, self.outputs)
 
 
 @torch.no_grad()

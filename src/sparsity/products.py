@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import SparsityError
 from .supports import Plan
 
 Product = Callable[[Tensor], Tensor]
@@ -22,6 +23,8 @@ DenseFactory = Callable[[Tensor, Optional[Tensor]], Product]
 _INT32 = 2**31 - 1
 # Rows multiplied at once: more of them fall out of the second-level cache.
 _CSR_TILE, _BSR_TILE = 32, 64
+# Rows from which numbers are gathered from the transposed input.
+_TRANSPOSED_ROWS = 16
 
 
 class Dense:
@@ -31,7 +34,23 @@ class Dense:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        try:
+            return F.linear(x, self.weight, self.bias)
+        except RuntimeError:
+            check_width(x, self.weight.shape[1])
+            raise
+
+
+def check_width(x: Tensor, inputs: int) -> None:
+    """Refuse ``x [rows, other]``.
+
+    Raises:
+        SparsityError: names both widths.
+    """
+    if x.shape[1] != inputs:
+        raise SparsityError(
+            f"input: {x.shape[1]} numbers in a row, the weight takes {inputs}"
+        )
 
 
 class Constant:
@@ -113,7 +132,12 @@ class Gathered:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows, (groups, width, size) = len(x), self.weight.shape
-        x = x.index_select(1, self.columns).view(rows, groups, width).transpose(0, 1)
+        if rows >= _TRANSPOSED_ROWS and len(self.columns) >= 2 * x.shape[1]:
+            # inputs that several groups use are fetched in whole lines of the cache
+            x = x.t().contiguous().index_select(0, self.columns)
+            x = x.view(groups, width, rows).transpose(1, 2)
+        else:
+            x = x.index_select(1, self.columns).view(rows, groups, width).transpose(0, 1)
         if self.group_bias is None:
             y = torch.bmm(x, self.weight)
         else:
