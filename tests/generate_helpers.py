@@ -15,6 +15,7 @@ from fairseq import options, tasks
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq_cli import validate as fairseq_validate
 from sacremoses import MosesDetokenizer
 
 import src  # noqa: F401  registers the plug-in
@@ -150,6 +151,26 @@ def run_tool(function: Callable, arguments: List[str]) -> str:
     finally:
         sys.argv = before
     return output.getvalue()
+
+
+def stock_loss(data, path):
+    """Loss of the validation data by fairseq-validate."""
+    arguments = [data, "--path", path, "--user-dir", USER_DIR, "--cpu"]
+    arguments += ["--task", "SRPtranslation", "--batch-size", "4", "--no-progress-bar"]
+    arguments += ["--required-batch-size-multiple", "1", "--valid-subset", "valid"]
+    lines = []
+
+    class Recorder(fairseq_validate.progress_bar.SimpleProgressBar):
+        def print(self, stats, tag=None, step=None):
+            lines.append(stats)
+
+    before = fairseq_validate.progress_bar.progress_bar
+    fairseq_validate.progress_bar.progress_bar = lambda itr, **_: Recorder(itr)
+    try:
+        run_tool(fairseq_validate.cli_main, arguments)
+    finally:
+        fairseq_validate.progress_bar.progress_bar = before
+    return float(lines[0]["loss"])
 
 
 def sentence_lines(output: str, kinds: str = "STHDP") -> List[str]:

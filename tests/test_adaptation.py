@@ -136,6 +136,33 @@ def test_a_stage_with_adapters(data, base, tmp_path, options, rate):
     assert ParameterCount(again).current == count.current
 
 
+# The commands of the channel-SPA experiments' README, in this plug-in's words.
+PRUNING_COMMANDS = {
+    "--prune --splora --splora-rank 8": ["--adapter", "splora", "--adapter-rank", "8"],
+    "--method-type lrp": ["--importance", "lrp"],
+    "--method-type grad --norm": ["--importance", "grad", "--importance-norm", "l2"],
+    "--method-type taylor --norm": ["--importance", "taylor", "--importance-norm", "l2"],
+    "--method-type weight --norm": ["--importance", "weight", "--importance-norm", "l2"],
+}
+
+
+@pytest.mark.parametrize("given", PRUNING_COMMANDS)
+@pytest.mark.parametrize("adapter", [[], ["--adapter", "splora", "--adapter-rank", "8"]])
+def test_rank_remove_recover(data, base, tmp_path, given, adapter):
+    options = [*PRUNING_COMMANDS[given], *adapter, "--compression-rate", "0.4"]
+    options += ["--pruning-iter", "2", "--max-epoch", "3"]  # an epoch more to recover
+    trainer = finetune(data, base, tmp_path, *options)
+    assert trainer.stage.done and trainer.stage.finished_iterations == 2
+    model = load_model(str(tmp_path / "checkpoint_last.pt"))
+    count = ParameterCount(model)
+    assert count(count.current) / count(count.original) == pytest.approx(0.4, abs=0.02)
+    adapted = "--adapter" in options
+    assert bool(adapted_layers(model)) == adapted
+    if adapted:  # the channels that are left have their weights of the base
+        learned = {n for n, p in trainer.get_model().named_parameters() if p.requires_grad}
+        assert learned and not any(n.endswith(("q_proj.weight", "fc1.weight")) for n in learned)
+
+
 @KINDS
 def test_files_of_adapters_and_fused_checkpoints(
     data, cut_model, base, tmp_path, options, capsys

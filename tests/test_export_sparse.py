@@ -10,22 +10,26 @@ import torch
 from conftest import RUN
 from conftest import run_training as run_fairseq_training
 from fairseq_cli import generate as fairseq_generate
+from fairseq_cli import interactive as fairseq_interactive
 from generate_helpers import (
     ARCH,
     SEARCH,
     USER_DIR,
     checkpoints,
     corpus,
+    hypotheses,
     make_trainer,
     random_pairs,
     run_tool,
     save,
     sentence_lines,
+    stock_loss,
     translate,
     write_data,
 )
 
-from src import average_checkpoints, export, export_sparse, flops_counter, sparsity_report
+from src import average_checkpoints, export, export_adapters, export_sparse, flops_counter
+from src import sparsity_report
 from src.checkpoint_utils import load_checkpoint
 from src.errors import UserError
 from src.modules.linear import ConstantLinear, PackedLinear
@@ -93,6 +97,42 @@ def test_every_tool_reads_a_sparse_file(corpus, sparse, tmp_path, capsys):
     averaged = load_checkpoint(str(tmp_path / "average.pt"), "--path")["model"]
     weights = load_checkpoint(path, "--path")["model"]
     assert all(torch.allclose(averaged[name].float(), weights[name].float()) for name in weights)
+
+
+def test_stock_tools_read_a_sparse_file(corpus, sparse, tmp_path):
+    lines = [source for source, _ in random_pairs(1)]
+    text = tmp_path / "input.de"
+    text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    found = []
+    for path in sparse:
+        arguments = [corpus, "--path", path, *SEARCH, "--remove-bpe", "--input", str(text)]
+        arguments += ["--buffer-size", "20", "--user-dir", USER_DIR, "--task", "SRPtranslation"]
+        output = run_tool(fairseq_interactive.cli_main, arguments)
+        found.append((hypotheses(output), stock_loss(corpus, path)))
+    assert found[0] == found[1] and len(found[0][0]) == len(lines)
+
+
+def test_adapters_of_a_sparse_file(corpus, checkpoints, tmp_path):
+    """A base kept as a sparse file is adapted, its adapters written and used beside it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "valid"):
+        write_data(folder, random_pairs(1, 20), split)
+    base = str(tmp_path / "base.safetensors")
+    export_sparse.main(["--path", checkpoints.cut, "--output", base])
+    run = [folder, *ARCH, *RUN, "--pretrained-model", base, "--adapter", "splora"]
+    run_fairseq_training([*run, "--max-epoch", "1", "--save-dir", tmp_path, "--lr", "0.02"])
+    last, adapted = str(tmp_path / "checkpoint_last.pt"), str(tmp_path / "adapted.safetensors")
+    export_sparse.main(["--path", last, "--output", adapted])
+    files = []
+    for path in (last, adapted):
+        files.append(str(tmp_path / f"adapters{len(files)}.pt"))
+        export_adapters.main(["--path", path, "--output", files[-1]])
+    contents = [torch.load(path, weights_only=True) for path in files]
+    assert str(contents[0]) == str(contents[1])
+    expected = sentence_lines(translate(corpus, last))
+    assert sentence_lines(translate(corpus, adapted)) == expected
+    assert sentence_lines(translate(corpus, base, "--adapter-path", files[1])) == expected
 
 
 def test_training_starts_from_a_sparse_file(corpus, sparse, tmp_path):

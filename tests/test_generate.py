@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
-from fairseq_cli import validate as fairseq_validate
 from sacrebleu import corpus_bleu
 from sacremoses import MosesDetokenizer
 
@@ -30,6 +29,7 @@ from generate_helpers import (
     save,
     score_of,
     sentence_lines,
+    stock_loss,
     translate,
     without_bpe,
     write_data,
@@ -82,30 +82,10 @@ def test_stock_interactive_translates_the_same(corpus, checkpoints, translated, 
     assert hypotheses(output) == hypotheses(translated)
 
 
-def test_stock_validate_gives_gated_and_cut_the_same_loss(
-    corpus, checkpoints
-):
-    def loss(path):
-        arguments = [corpus, "--path", path, "--user-dir", USER_DIR, "--cpu"]
-        arguments += ["--task", "SRPtranslation", "--batch-size", "4", "--no-progress-bar"]
-        arguments += ["--required-batch-size-multiple", "1", "--valid-subset", "valid"]
-        lines = []
-
-        class Recorder(fairseq_validate.progress_bar.SimpleProgressBar):
-            def print(self, stats, tag=None, step=None):
-                lines.append(stats)
-
-        before = fairseq_validate.progress_bar.progress_bar
-        fairseq_validate.progress_bar.progress_bar = lambda itr, **_: Recorder(itr)
-        try:
-            run_tool(fairseq_validate.cli_main, arguments)
-        finally:
-            fairseq_validate.progress_bar.progress_bar = before
-        return float(lines[0]["loss"])
-
-    gated, cut = loss(checkpoints.gated), loss(checkpoints.cut)
+def test_stock_validate_gives_gated_and_cut_the_same_loss(corpus, checkpoints):
+    gated, cut = stock_loss(corpus, checkpoints.gated), stock_loss(corpus, checkpoints.cut)
     assert gated == pytest.approx(cut, abs=1e-5)
-    assert loss(checkpoints.dense) != pytest.approx(cut, abs=1e-3)
+    assert stock_loss(corpus, checkpoints.dense) != pytest.approx(cut, abs=1e-3)
 
 
 def test_plain_transformer_checkpoints_too(corpus, tmp_path):
