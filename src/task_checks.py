@@ -49,6 +49,14 @@ def check_options(cfg: SRPTranslationConfig) -> None:
     if cfg.prune_heads and (rate == 1 or cfg.pruning_stage == 1):
         problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 2"
         raise UserError(f"--prune-heads: needs {problem}; only such a stage cuts attention")
+    ratio = cfg.embedding_ratio
+    if not (math.isfinite(ratio) and ratio > 0):
+        raise UserError(f"--embedding-ratio {ratio:g}: must be above 0; 1 is no preference")
+    if ratio != 1 and (rate == 1 or cfg.pruning_stage == 2):
+        problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 1"
+        raise UserError(
+            f"--embedding-ratio {ratio:g}: needs {problem}; only such a stage cuts embeddings"
+        )
     if rate < 1 and not cfg.pretrained_model:
         raise UserError(
             f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "

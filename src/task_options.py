@@ -55,6 +55,13 @@ class SRPTranslationConfig(TranslationConfig):
             "(stages 0 and 2); the heads of all layers are ranked together"
         },
     )
+    embedding_ratio: float = field(
+        default=1.0,
+        metadata={
+            "help": "embeddings keep so many times the share of their channels that the other "
+            "widths keep of theirs (stages 0 and 1): above 1 a wider and thinner model"
+        },
+    )
     pruning_iter: int = field(
         default=1,
         metadata={
@@ -71,8 +78,8 @@ class SRPTranslationConfig(TranslationConfig):
     decreasing: str = field(
         default="sa",
         metadata={
-            "help": "how connectivity shrinks: sa arithmetically, sg geometrically, at "
-            "every update; ea, eg the same once per epoch"
+            "help": "how connectivity shrinks: sa arithmetically, sg geometrically, sc as half "
+            "a cosine, at every update; ea, eg, ec the same once per epoch"
         },
     )
     importance: ChoiceEnum(sorted(IMPORTANCE)) = field(

@@ -27,8 +27,8 @@ def random_scores(model, seed=1, levels=None):
     return scores
 
 
-def prune(model, rate, stage, scores=None):
-    widths = plan_widths(model, rate, stage)
+def prune(model, rate, stage, scores=None, embedding_ratio=1.0):
+    widths = plan_widths(model, rate, stage, embedding_ratio=embedding_ratio)
     cut(model, select(model, scores or random_scores(model), widths))
     return sum(p.numel() for p in model.parameters())
 
@@ -82,6 +82,27 @@ def test_rate_is_met_where_one_embedding_channel_is_too_much(medium, rate, stage
         prune(model, rate, 1)
     now = prune(model, rate, 2 if staged else 0)
     assert abs(now - rate * total) <= 0.005 * rate * total
+
+
+@settings(max_examples=40, deadline=None)
+@given(rate=st.floats(0.1, 0.8), ratio=st.floats(0.6, 2), staged=st.booleans())
+def test_embeddings_of_another_share(rate, ratio, staged):
+    """The rate is met, and embeddings keep ratio times what the others keep."""
+    dims = dict(encoder_embed_dim=64, encoder_ffn_embed_dim=128)
+    model = build(**dims, encoder_attention_heads=4, decoder_attention_heads=4)
+    total = sum(p.numel() for p in model.parameters())
+    if staged:
+        prune(model, rate, 1, embedding_ratio=ratio)
+    now = prune(model, rate, 2 if staged else 0, embedding_ratio=1 if staged else ratio)
+    # one embedding channel of so small a model is up to a hundredth of it
+    assert abs(now - rate * total) <= 0.01 * rate * total
+    kept = {}
+    for group in channel_groups(model).values():
+        kept.setdefault(group.kind, []).append(group.width / group.original_width)
+    others = sum(kept["qk"] + kept["vo"]) / len(kept["qk"] + kept["vo"])
+    expected = min(1.0, ratio * others)
+    # heads of 16 channels round by up to a 32nd
+    assert abs(kept["embedding"][0] - expected) <= ratio / 32 + 1 / 64
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2, 0.1, 0.05])

@@ -44,8 +44,10 @@ def prune(data, base):
         ("--compression-rate", "0.001", ["at least", "larger rate"]),
         ("--compression-rate", "half", ["invalid"]),
         ("--compression-rate", "1", ["--srp", "below 1"]),
-        ("--decreasing", "linear", ["sa, sg, ea, eg"]),
+        ("--decreasing", "linear", ["sa, sg, sc, ea, eg, ec"]),
         ("--pruning-stage", "3", ["0, 1 or 2"]),
+        ("--embedding-ratio", "0", ["above 0"]),
+        ("--embedding-ratio", "nan", ["above 0"]),
         ("--pruning-iter", "0", ["at least 1"]),
         ("--pruning-period", "0", ["at least 1"]),
         ("--warming-up", "-1", ["at least 0"]),
@@ -62,6 +64,13 @@ def test_option_values(capsys, prune, tmp_path, option, value, words):
     extra = ["--prob-kd", "1", "--max-epoch", "1"] if "teacher" in option else []
     line = refused(capsys, [*prune, *extra, option, value], tmp_path, *words)
     assert option in line
+
+
+def test_embedding_ratio_where_no_embedding_is_cut(capsys, prune, tmp_path):
+    refused(
+        capsys, [*prune, "--embedding-ratio", "2", "--pruning-stage", "2"], tmp_path,
+        "--embedding-ratio 2", "--pruning-stage 0 or 1",
+    )  # fmt: skip
 
 
 def test_period_longer_than_the_run(capsys, prune, tmp_path):

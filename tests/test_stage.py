@@ -41,7 +41,7 @@ def test_schedules(decreasing):
     assert values[0] == 1 and values[-1] == 0
     assert all(a >= b for a, b in zip(values, values[1:]))
     assert all(0 < v <= 1 for v in values[:-1])
-    expected = {"sa": 0.5, "sg": GEOMETRIC_END**0.5, "ea": 2 / 3}
+    expected = {"sa": 0.5, "sg": GEOMETRIC_END**0.5, "sc": 0.5, "ea": 2 / 3, "ec": 0.75}
     if decreasing in expected:
         assert values[6] == pytest.approx(expected[decreasing])
     if decreasing.startswith("e"):
@@ -94,6 +94,16 @@ def test_frozen_exactly(data, base, tmp_path, optimizer, monkeypatch):
     assert all(entry["same"] for entry in Watcher.log)
     assert all(entry["moments"] == 0 for entry in Watcher.log)
     assert sum(entry["others_move"] for entry in Watcher.log) > 0.9 * len(Watcher.log)
+
+
+def test_embedding_ratio_reaches_the_plan(data, base, tmp_path):
+    widths = {}
+    for ratio in ("0.8", "1.5"):
+        options = stage_options(base, rate=0.5, embedding_ratio=ratio, no_save=True, max_epoch=1)
+        trainer = run_training([data, *TINY, *RUN, *options, "--save-dir", tmp_path])
+        widths[ratio] = ParameterCount(trainer.get_model()).current
+    assert widths["0.8"]["encoder.embedding"] < widths["1.5"]["encoder.embedding"]
+    assert widths["0.8"]["decoder.layers.0.ffn"] > widths["1.5"]["decoder.layers.0.ffn"]
 
 
 def test_two_stages_through_their_checkpoints(data, base, tmp_path):

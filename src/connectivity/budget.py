@@ -88,6 +88,7 @@ def scaled_widths(
     kinds: Iterable[str],
     ratio: float,
     whole_heads: bool = False,
+    embedding_ratio: float = 1.0,
 ) -> Widths:
     """Widths of the groups of ``kinds`` scaled to ``ratio`` of the uncut model's.
 
@@ -97,11 +98,13 @@ def scaled_widths(
     Args:
         whole_heads: attention modules lose heads as wide as they are, rather than
             channels of every head.
+        embedding_ratio: embeddings keep so many times that share.
     """
     widths = {name: group.width for name, group in groups.items()}
     for name, group in groups.items():
         if group.kind in kinds:
-            per_head = round(group.original_width * ratio / group.heads)
+            share = ratio * embedding_ratio if group.kind == "embedding" else ratio
+            per_head = round(group.original_width * share / group.heads)
             widths[name] = min(
                 group.width, max(minimum_width(group), per_head * group.heads)
             )
@@ -137,7 +140,11 @@ def _turning_point(fits: Callable[[float], bool]) -> Tuple[float, float]:
 
 
 def plan_widths(
-    model: nn.Module, compression_rate: float, stage: int, whole_heads: bool = False
+    model: nn.Module,
+    compression_rate: float,
+    stage: int,
+    whole_heads: bool = False,
+    embedding_ratio: float = 1.0,
 ) -> Widths:
     """Widths after a pruning stage.
 
@@ -150,6 +157,7 @@ def plan_widths(
     Args:
         whole_heads: attention modules lose whole heads instead of channels of every
             head; not in stage 1.
+        embedding_ratio: embeddings keep so many times the share that other widths do.
 
     Returns:
         Width of every group; feed-forward widths, and with ``whole_heads`` attention
@@ -164,7 +172,7 @@ def plan_widths(
     kinds = STAGE_KINDS[stage]
 
     def scaled(ratio: float, kinds=kinds) -> Widths:
-        return scaled_widths(groups, kinds, ratio, whole_heads)
+        return scaled_widths(groups, kinds, ratio, whole_heads, embedding_ratio)
 
     least = count(scaled(0.0, kinds if stage != 1 else STAGE_KINDS[0]))
     if least > target * 1.005:
@@ -179,7 +187,9 @@ def plan_widths(
         )
     if stage == 1:
         # The embedding alone: at the ratio that suits the whole model.
-        ratio, _ = _turning_point(lambda r: count(_uncut_scaled(groups, r)) <= target)
+        ratio, _ = _turning_point(
+            lambda r: count(_uncut_scaled(groups, r, embedding_ratio)) <= target
+        )
         # But no further than stage 2 can still meet the rate.
         _, least_ratio = _turning_point(lambda r: count(scaled(r)) < target)
         return scaled(max(ratio, least_ratio))
@@ -191,12 +201,16 @@ def plan_widths(
     return below if gaps[0] <= max(gaps[1], 0.001 * target) else above
 
 
-def _uncut_scaled(groups: Mapping[str, ChannelGroup], ratio: float) -> Widths:
+def _uncut_scaled(
+    groups: Mapping[str, ChannelGroup], ratio: float, embedding_ratio: float
+) -> Widths:
     """All widths scaled, of the uncut model, whatever was cut already."""
     widths = {}
     for name, group in groups.items():
-        least = MINIMUM_EMBEDDING if group.kind == "embedding" else 1
-        per_head = round(group.original_width * ratio / group.original_heads)
+        embedding = group.kind == "embedding"
+        least = MINIMUM_EMBEDDING if embedding else 1
+        share = min(1.0, ratio * embedding_ratio) if embedding else ratio
+        per_head = round(group.original_width * share / group.original_heads)
         widths[name] = max(least, per_head) * group.original_heads
     return widths
 

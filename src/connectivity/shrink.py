@@ -15,12 +15,18 @@ def _geometric(progress: float) -> float:
     return GEOMETRIC_END**progress
 
 
+def _cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
 # name -> (shape, whether it moves only at the end of an epoch)
 SCHEDULES: Dict[str, tuple] = {
     "sa": (_arithmetic, False),
     "sg": (_geometric, False),
+    "sc": (_cosine, False),
     "ea": (_arithmetic, True),
     "eg": (_geometric, True),
+    "ec": (_cosine, True),
 }
 
 
@@ -28,8 +34,8 @@ def connectivity_at(decreasing: str, step: int, steps: int, epochs: int) -> floa
     """Connectivity of a selected channel after ``step`` of ``steps`` updates.
 
     Args:
-        decreasing: ``sa``/``sg`` arithmetic/geometric every update, ``ea``/``eg``
-            the same once per epoch.
+        decreasing: ``sa``/``sg``/``sc`` arithmetic/geometric/half a cosine every
+            update, ``ea``/``eg``/``ec`` the same once per epoch.
         epochs: number of epochs that the ``steps`` updates make up.
 
     Returns:

@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor, nn
 
-from .budget import ParameterCount, iteration_rate, plan_widths
+from .budget import ParameterCount, Widths, iteration_rate, plan_widths
 from .cut import Cuts, cut
 from .freeze import Freezer
 from .groups import channel_groups
@@ -30,6 +30,7 @@ class StagePlan:
         warming_up: epochs before the first scoring.
         decreasing: schedule of the connectivity; None cuts at once.
         prune_heads: attention modules lose whole heads.
+        embedding_ratio: embeddings keep so many times the share that other widths do.
     """
 
     compression_rate: float
@@ -39,6 +40,7 @@ class StagePlan:
     warming_up: int = 0
     decreasing: Optional[str] = "sa"
     prune_heads: bool = False
+    embedding_ratio: float = 1.0
 
     @property
     def epochs(self) -> int:
@@ -103,15 +105,28 @@ class PruningStage:
             min(1.0, share), self.finished_iterations + 1, self.plan.iterations
         )
 
+    def _widths(self, rate: float) -> Widths:
+        plan = self.plan
+        return plan_widths(
+            self.model, rate, plan.stage, plan.prune_heads, plan.embedding_ratio
+        )
+
+    def check(self) -> None:
+        """Refuse a rate out of reach, ahead of any work.
+
+        Raises:
+            UserError: names the least rate that can be met.
+        """
+        self._widths(self.plan.compression_rate)
+
     def begin(self, scores: Scores, steps: int) -> None:
         """Select channels; shrink them over ``steps`` updates (0: cut at once).
 
         Raises:
             UserError: scores that are not finite, or a rate out of reach.
         """
-        heads = self.plan.prune_heads
-        widths = plan_widths(self.model, self.target_rate(), self.plan.stage, heads)
-        keep = select(self.model, scores, widths, heads)
+        widths = self._widths(self.target_rate())
+        keep = select(self.model, scores, widths, self.plan.prune_heads)
         groups = channel_groups(self.model)
         self.removed = {}
         for name, kept in keep.items():

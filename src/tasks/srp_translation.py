@@ -16,7 +16,7 @@ from fairseq.tasks.translation import TranslationTask
 from .. import adaptation
 from ..adapters import adapted_layers, fuse
 from ..checkpoint_utils import load_checkpoint
-from ..connectivity.budget import ParameterCount, plan_widths
+from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import attention_groups, channel_groups
 from ..connectivity.importance import score as score_channels
 from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
@@ -159,6 +159,7 @@ class SRPTranslationTask(TranslationTask):
             warming_up=self.cfg.warming_up,
             decreasing=self.cfg.decreasing if self.cfg.srp else None,
             prune_heads=self.cfg.prune_heads,
+            embedding_ratio=self.cfg.embedding_ratio,
         )
 
     def _prepare_stage(self, model) -> None:
@@ -177,7 +178,7 @@ class SRPTranslationTask(TranslationTask):
                 "which stays; leave the option out"
             )
         self.stage = PruningStage(self.plan, model)
-        plan_widths(model, self.cfg.compression_rate, self.cfg.pruning_stage, heads)
+        self.stage.check()
 
     def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
         """As in fairseq, with batches that do not depend on where a run was resumed.
