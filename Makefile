@@ -10,6 +10,7 @@
 # make help       this list
 #
 # GRID=FILE       the grid of make study (default benchmarks/study/demo.yaml)
+# JOBS=N          models that make study makes at a time (default 1)
 # VENV=DIR        environment to use or make (default .venv); one with torch >= 2.10 keeps it
 # PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with
 # DATA=multi30k   the demo's recipe on Multi30k, RAW_DIR=DIR where its files lie (otherwise downloaded)
@@ -20,6 +21,7 @@ PYTHON ?=
 DATA ?= demo
 RAW_DIR ?=
 GRID ?= benchmarks/study/demo.yaml
+JOBS ?= 1
 # scripts change folders, so they get the whole path (abspath keeps the link that a venv's python is)
 PY = $(abspath $(VENV))/bin/python
 
@@ -48,7 +50,7 @@ clean:
 	find src scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 study: setup
-	@"$(PY)" benchmarks/study/run.py "$(GRID)"
+	@"$(PY)" benchmarks/study/run.py "$(GRID)" --jobs "$(JOBS)"
 
 study-report: setup
 	@"$(PY)" benchmarks/study/tables.py "$(GRID)"
