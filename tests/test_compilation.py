@@ -44,16 +44,28 @@ def valid_loss(folder):
 
 
 def assert_same(one, other):
+    """To half a step: Adam makes a large step of the rounding of a gradient that is zero."""
     one, other = weights(one), weights(other)
     assert list(one) == list(other)
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=5e-4)
 
 
-def test_training(data, tmp_path):
-    train(data, tmp_path / "plain", "--max-epoch", "2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--pretrained-model", "BASE", "--attn-kd", "1", "--prob-kd", "1"],
+        ["--pretrained-model", "BASE", "--adapter", "splora"],
+    ],
+    ids=["plain", "distilled", "adapted"],
+)
+def test_training(data, base, tmp_path, options):
+    options = [base if option == "BASE" else option for option in options]
+    options += ["--max-update", "3"]
+    train(data, tmp_path / "plain", *options)
     assert compiled_graphs() == 0
-    train(data, tmp_path / "compiled", "--max-epoch", "2", "--compile")
+    train(data, tmp_path / "compiled", *options, "--compile")
     assert compiled_graphs() > 0
     assert_same(tmp_path / "plain", tmp_path / "compiled")
 
