@@ -30,6 +30,19 @@ help_if_asked() {
 # Path that the caller meant relative to where the caller was.
 from_caller() { case $1 in /*) echo "$1" ;; *) echo "$CALLED_FROM/$1" ;; esac; }
 
+# Sets raw_dir to the folder of a leading --raw-dir DIR, empty without one, and REST to the
+# other arguments.
+take_raw_dir() {  # take_raw_dir ARGUMENT...
+    raw_dir=
+    if [ "${1:-}" = --raw-dir ]; then
+        [ $# -ge 2 ] || refuse "--raw-dir needs a folder"
+        raw_dir=$(from_caller "$2")
+        shift 2
+        [ -d "$raw_dir" ] || refuse "--raw-dir $raw_dir is not a folder"
+    fi
+    REST=("$@")
+}
+
 # Sets PYTHON: the caller's choice, else the environment of `make setup`, else python3.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then

@@ -22,16 +22,11 @@ f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a val.de.gz
 14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28 val.en.gz
 "
 
-raw_dir=$RAW
-if [ "${1:-}" = --raw-dir ]; then
-    [ $# -ge 2 ] || refuse "--raw-dir needs a folder"
-    raw_dir=$(from_caller "$2")
-    shift 2
-    [ -d "$raw_dir" ] || refuse "--raw-dir $raw_dir is not a folder"
-fi
+take_raw_dir "$@"
 find_python
 
-if [ "$raw_dir" = "$RAW" ]; then
+if [ -z "$raw_dir" ]; then
+    raw_dir=$RAW
     while read -r sum file; do
         [ -z "$file" ] || download "$URL/$file" "$RAW/$file" "$sum"
     done <<<"$FILES"
@@ -39,4 +34,4 @@ fi
 # captions are clean and short: no pair is left out for its length
 "$PYTHON" preprocess.py --out ../data-bin/multi30k.text --bpe $BPE \
     --train "$raw_dir/train" --valid "$raw_dir/val" --test "$raw_dir/test_2016_flickr"
-binarize ../data-bin/multi30k.text ../data-bin/multi30k.de-en "$@"
+binarize ../data-bin/multi30k.text ../data-bin/multi30k.de-en "${REST[@]}"

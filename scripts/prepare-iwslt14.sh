@@ -24,13 +24,7 @@ TEXT=../data-bin/iwslt14.text
 URLS=(${IWSLT_URL:-http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz
     https://wit3.fbk.eu/archive/2014-01/texts/de/en/de-en.tgz})
 
-raw_dir=
-if [ "${1:-}" = --raw-dir ]; then
-    [ $# -ge 2 ] || refuse "--raw-dir needs a folder"
-    raw_dir=$(from_caller "$2")
-    shift 2
-    [ -d "$raw_dir" ] || refuse "--raw-dir $raw_dir is not a folder"
-fi
+take_raw_dir "$@"
 find_python
 
 # Unpack under another name first: a half-unpacked folder would look whole.
@@ -62,4 +56,4 @@ else
     folder=$RAW
 fi
 "$PYTHON" preprocess.py --iwslt "$folder" --out "$TEXT" \
-    --bpe $BPE --ratio $RATIO --max-tokens $MAX_TOKENS "$@"
+    --bpe $BPE --ratio $RATIO --max-tokens $MAX_TOKENS "${REST[@]}"

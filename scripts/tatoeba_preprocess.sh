@@ -15,20 +15,15 @@ BPE=8000
 URL=${TATOEBA_URL:-https://www.manythings.org/anki/deu-eng.zip}
 RAW=../data-bin/tatoeba.raw
 
-raw_dir=$RAW
-if [ "${1:-}" = --raw-dir ]; then
-    [ $# -ge 2 ] || refuse "--raw-dir needs a folder"
-    raw_dir=$(from_caller "$2")
-    shift 2
-    [ -d "$raw_dir" ] || refuse "--raw-dir $raw_dir is not a folder"
-fi
+take_raw_dir "$@"
 find_python
 
-if [ "$raw_dir" = "$RAW" ]; then
+if [ -z "$raw_dir" ]; then
+    raw_dir=$RAW
     download "$URL" "$RAW/deu-eng.zip"
     [ -e "$RAW/test.en" ] && [ "$RAW/test.en" -nt "$RAW/deu-eng.zip" ] \
         || "$PYTHON" tatoeba_split.py "$RAW/deu-eng.zip" --out "$RAW"
 fi
 "$PYTHON" preprocess.py --out ../data-bin/tatoeba.text --bpe $BPE \
     --train "$raw_dir/train" --valid "$raw_dir/valid" --test "$raw_dir/test"
-binarize ../data-bin/tatoeba.text ../data-bin/tatoeba.de-en "$@"
+binarize ../data-bin/tatoeba.text ../data-bin/tatoeba.de-en "${REST[@]}"
