@@ -35,11 +35,12 @@ import json  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
-from typing import List, Optional, TextIO  # noqa: E402
+from typing import List, NamedTuple, Optional, TextIO  # noqa: E402
 
 from fairseq import checkpoint_utils, options, utils  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
-from fairseq.models import ARCH_MODEL_REGISTRY  # noqa: E402
+from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel  # noqa: E402
+from fairseq.tasks import FairseqTask  # noqa: E402
 from fairseq_cli import generate as fairseq_generate  # noqa: E402
 
 from . import bleu, cli, ctranslate2_engine, evaluation  # noqa: E402
@@ -147,20 +148,32 @@ def output_stream(cfg):
     return atomic_write(name, encoding="utf-8")
 
 
-def run(args, cfg) -> None:
-    """Check everything, translate, score and report.
+class Loaded(NamedTuple):
+    """What a translation starts from.
+
+    Attributes:
+        skipped: numbers of sentences that are too long and are left out.
+        updates: of the training; None for an average of checkpoints.
+    """
+
+    task: FairseqTask
+    models: List[BaseFairseqModel]
+    skipped: List[int]
+    updates: Optional[int]
+
+
+def load(args, cfg) -> Loaded:
+    """Data and models, everything checked.
 
     Raises:
-        UserError: a mistake in an option or file, before any translation.
+        UserError: a mistake in an option or file.
     """
     checks.check_options(args, cfg)
     paths = utils.split_paths(cfg.common_eval.path)
     states = [load_checkpoint(p, "--path", args.trust_checkpoint) for p in paths]
     task = checks.set_up_task(cfg)
-    dataset = task.dataset(cfg.dataset.gen_subset)
-    references = None
     if args.reference:
-        references = bleu.read_references(args.reference, len(dataset))
+        bleu.read_references(args.reference, len(task.dataset(cfg.dataset.gen_subset)))
     for path, state in zip(paths, states):
         checks.check_checkpoint(args, task, state, path)
     updates = None  # report.py finds a run's validation by them; an average has none
@@ -172,8 +185,20 @@ def run(args, cfg) -> None:
             [path], task=task, state=states.pop(0)
         )
         models += loaded
-    skipped = checks.check_lengths(cfg, task, models)
+    return Loaded(task, models, checks.check_lengths(cfg, task, models), updates)
 
+
+def run(args, cfg) -> None:
+    """Check everything, translate, score and report.
+
+    Raises:
+        UserError: a mistake in an option or file, before any translation.
+    """
+    task, models, skipped, updates = load(args, cfg)
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    references = None
+    if args.reference:
+        references = bleu.read_references(args.reference, len(dataset))
     engine = ctranslate2_engine.prepare(args, cfg, task, models[0], skipped)
     with output_stream(cfg) as stream:
         hypotheses, steps = translate(args, cfg, type(task), stream, engine)

@@ -20,6 +20,14 @@
         tool: finetuning
         from: base
         sparsity: {pattern: 4x1, target_sparsity: 0.8}   # becomes --sparsity-config
+      translated:
+        tool: distill_data               # the training data, translated by base;
+        from: base                       # the grid's options are not for it
+        options: {beam: 5}
+      distilled:
+        tool: finetuning
+        from: "one shot, fisher"
+        data: translated                 # instead of the grid's
 
 An option that is ``true`` is given without a value, ``false`` and ``null`` leave it
 out. ``checkpoint: last`` takes the last checkpoint of a run instead of the best one,
@@ -37,11 +45,12 @@ from typing import Any, Dict, List, Optional
 
 import yaml
 
-TOOLS = ("train", "pruning", "finetuning")
+DISTILL = "distill_data"
+TOOLS = ("train", "pruning", "finetuning", DISTILL)
 _GRID_KEYS = ("data", "reference", "work", "seeds", "options", "translate", "models")
 _MODEL_KEYS = (
     *("each", "tool", "from", "teacher", "options", "sparsity", "checkpoint", "test"),
-    *("seeds", "speed", "beside"),
+    *("seeds", "speed", "beside", "data"),
 )
 
 
@@ -76,6 +85,7 @@ class Model:
     sparsity: Optional[Dict[str, Any]]
     parent: Optional["Model"]
     teacher: Optional["Model"]
+    data: Optional["Model"]
     checkpoint: str
     test: bool
     speed: bool
@@ -90,13 +100,15 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """The checkpoint that is translated with and that others start from."""
+        """What is made: the checkpoint that others start from, or a folder of data."""
+        if self.tool == DISTILL:
+            return self.folder / "data"
         return self.folder / f"checkpoint_{self.checkpoint}.pt"
 
     @property
     def parents(self) -> List["Model"]:
         """Models that have to be there before this one can be made."""
-        return [m for m in (self.parent, self.teacher) if m is not None]
+        return [m for m in (self.parent, self.teacher, self.data) if m is not None]
 
     @property
     def title(self) -> str:
@@ -105,6 +117,11 @@ class Model:
 
     def arguments(self, data: Path) -> List[str]:
         """The tool's command line."""
+        if self.tool == DISTILL:
+            made = {"path": self.parent.path, "output": self.path}
+            return [str(data), *flags({**self.options, **made})]
+        if self.data is not None:
+            data = self.data.path
         given = {**self.options, "seed": self.seed, "save-dir": self.folder}
         if self.parent is not None:
             given["pretrained-model"] = self.parent.path
@@ -190,6 +207,8 @@ def fingerprint(data: Path) -> str:
 
 def _key(model: Model, data: str) -> str:
     parents = [p.key if p is not None else None for p in (model.parent, model.teacher)]
+    if model.data is not None:
+        data = model.data.key
     what = [model.tool, model.seed, model.options, model.sparsity, parents, data]
     checkpoint = [p.checkpoint for p in (model.parent, model.teacher) if p is not None]
     return hashlib.sha256(json.dumps([what, checkpoint]).encode()).hexdigest()
@@ -247,10 +266,16 @@ def _model(group, entry, values, seed, content, made, work, where) -> Model:
             raise GridError(f"{where}: {key} {name!r} is no model above it")
         return found
 
-    options = {**(content.get("options") or {}), **(entry.get("options") or {})}
-    parent = find("from")
+    distills = entry["tool"] == DISTILL
+    options = {} if distills else content.get("options") or {}
+    options = {**options, **(entry.get("options") or {})}
+    parent, data = find("from"), find("data")
     if (parent is None) != (entry["tool"] == "train"):
-        raise GridError(f"{where}: from is for pruning and finetuning, and missing there")
+        raise GridError(f"{where}: from is for all tools but train, and missing there")
+    if data is not None and data.tool != DISTILL:
+        raise GridError(f"{where}: data {data.name!r} is no model of tool {DISTILL}")
+    if any(m is not None and m.tool == DISTILL for m in (parent, find("teacher"))):
+        raise GridError(f"{where}: from and teacher name models, not data")
     options = _filled(options, values)
     sparsity = _filled(entry.get("sparsity"), values)
     left = re.search(r"\{[A-Za-z_]\w*\}", f"{_filled(group, values)} {options} {sparsity}")
@@ -266,8 +291,9 @@ def _model(group, entry, values, seed, content, made, work, where) -> Model:
         sparsity=sparsity,
         parent=parent,
         teacher=find("teacher"),
+        data=data,
         checkpoint=entry.get("checkpoint", "best"),
-        test=entry.get("test", True),
+        test=entry.get("test", True) and not distills,
         speed=entry.get("speed", False),
         beside=_filled(entry.get("beside"), values),
         work=work,

@@ -30,7 +30,7 @@ from typing import Any, Dict, List, Optional, Tuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
-from grid import Grid, GridError, Model, command, flags, read_grid  # noqa: E402
+from grid import DISTILL, Grid, GridError, Model, command, flags, read_grid  # noqa: E402
 
 DONE = "result.json"
 # What a row takes over from the report that generate.py writes.
@@ -49,10 +49,10 @@ def _child(tool: str, arguments: List[str], log: str) -> None:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
     sys.argv = [f"src/{tool}.py", *arguments]
-    from src import cli, finetuning, generate, pruning
+    from src import cli, distill_data, finetuning, generate, pruning
 
-    if tool == "generate":
-        generate.main(arguments)
+    if tool in ("generate", DISTILL):
+        {"generate": generate, DISTILL: distill_data}[tool].main(arguments)
     else:
         checks = {"pruning": pruning, "finetuning": finetuning}
         cli.train(checks[tool].check) if tool in checks else cli.train()
@@ -109,7 +109,7 @@ def commit() -> Optional[str]:
 def finished(model: Model) -> Optional[Dict[str, Any]]:
     """The result of a model that is done."""
     path = model.folder / DONE
-    if not path.is_file() or not model.path.is_file():
+    if not path.is_file() or not model.path.exists():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
     return result if result["key"] == model.key else None
@@ -121,6 +121,8 @@ def train(grid: Grid, model: Model) -> Dict[str, Any]:
     if model.sparsity is not None:
         write(model.folder / "sparsity.yaml", model.sparsity_text())
     arguments = model.arguments(grid.data)
+    if model.tool == DISTILL and model.path.exists():
+        return {"seconds": 0.0, "command": command(model.tool, arguments)}
     spent = model.folder / "seconds"  # of earlier attempts
     before = float(spent.read_text()) if spent.is_file() else 0.0
     begin = time.perf_counter()
@@ -129,7 +131,7 @@ def train(grid: Grid, model: Model) -> Dict[str, Any]:
     finally:
         seconds = before + time.perf_counter() - begin
         write(spent, f"{seconds:.2f}")
-    if not model.path.is_file():  # where nothing was validated
+    if not model.path.exists():  # where nothing was validated
         shutil.copyfile(model.folder / "checkpoint_last.pt", model.path)
     return {"seconds": round(seconds, 1), "command": command(model.tool, arguments)}
 

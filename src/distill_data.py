@@ -1,0 +1,282 @@
+"""Training data whose target side a model has translated: sequence-level distillation.
+
+    python src/distill_data.py data-bin/multi30k.de-en \\
+        --path checkpoints/multi30k/base/checkpoint_best.pt \\
+        --output data-bin/multi30k.de-en.distilled
+    python src/finetuning.py data-bin/multi30k.de-en.distilled ...
+
+A small model learns the translations of a larger one more easily than people's (Kim and
+Rush, 2016, Sequence-Level Knowledge Distillation), and unlike --prob-kd it needs no
+teacher while it trains. The output is a folder of binarized data like the given one, with
+the same dictionaries, validation and test data. Its training part holds every sentence
+twice: with its own translation, and with the model's best one. So an epoch is twice as
+long: halve the epochs. --without-original leaves people's translations out.
+
+Options of the search are generate.py's (--beam 5 is the default here), and so is
+--engine ctranslate2 --quantization int8, which is the fastest on a CPU. What was
+translated is kept in OUTPUT.part: an interrupted run goes on.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.distill_data").main())
+
+import argparse  # noqa: E402
+import hashlib  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import time  # noqa: E402
+from typing import Dict, Iterator, List, Optional  # noqa: E402
+
+import torch  # noqa: E402
+from fairseq import utils  # noqa: E402
+from fairseq.data.indexed_dataset import make_builder  # noqa: E402
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
+from fairseq.logging import progress_bar  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from . import cli, ctranslate2_engine, generate  # noqa: E402
+from .checkpoint_utils import atomic_write  # noqa: E402
+from .errors import UserError  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+TRANSLATIONS, SETTINGS = "translations.txt", "settings"
+_NOT_COPIED = (".part", ".log")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """generate.py's options and this tool's own."""
+    parser = generate.get_parser()
+    parser.set_defaults(gen_subset="train", beam=5)
+    parser.description = __doc__
+    parser.usage = "%(prog)s DATA --path CHECKPOINT --output DIR [options]"
+    group = parser.add_argument_group("distilled data")
+    group.add_argument(
+        "--output", required=True, metavar="DIR", help="folder to make, with the new data"
+    )
+    group.add_argument(
+        "--without-original",
+        action="store_true",
+        help="leave the data's own translations out of the training part",
+    )
+    return parser
+
+
+def check(args, cfg) -> None:
+    """Refuse what this tool can't do.
+
+    Raises:
+        UserError: names the option, its value and what to do.
+    """
+    output = args.output.rstrip("/")
+    parent = os.path.dirname(output) or "."
+    if not os.path.isdir(parent):
+        raise UserError(f"--output {args.output}: there is no folder {parent}")
+    if os.path.lexists(output):
+        raise UserError(f"--output {args.output}: exists; give another name or remove it")
+    if cfg.dataset.gen_subset != "train":
+        raise UserError(
+            f"--gen-subset {cfg.dataset.gen_subset}: the training data, train, is what is "
+            "distilled; leave the option out"
+        )
+    for option, given in (
+        ("--reference", args.reference),
+        ("--report", args.report),
+        ("--results-path", cfg.common_eval.results_path),
+        ("--prefix-size", cfg.generation.prefix_size),
+        ("--sampling", cfg.generation.sampling),
+    ):
+        if given:
+            raise UserError(f"{option} {given}: has no part in distilling; leave it out")
+    folders = utils.split_paths(cfg.task.data or "")
+    if len(folders) != 1:
+        raise UserError(f"data {cfg.task.data}: give one folder")
+    if os.path.isdir(folders[0]) and any(
+        name.startswith("train1.") for name in os.listdir(folders[0])
+    ):
+        raise UserError(
+            f"data {folders[0]}: its training data is in several parts (train1); give a "
+            "folder with one"
+        )
+
+
+def settings(args, cfg) -> str:
+    """Digest of what decides the translations: data, models, options of the search."""
+    digest = hashlib.sha256()
+    folder = cfg.task.data
+    names = (n for n in os.listdir(folder) if n.startswith(("train.", "dict.")))
+    files = [os.path.join(folder, name) for name in sorted(names)]
+    for path in [*files, *utils.split_paths(cfg.common_eval.path)]:
+        with open(path, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    engine = [args.engine, args.quantization, args.ctranslate2_model]
+    precision = [cfg.common.fp16, getattr(cfg.task, "cpu_bf16", False)]
+    digest.update(str([dict(cfg.generation), engine, precision]).encode())
+    return digest.hexdigest()
+
+
+def read_translations(path: str) -> Dict[int, List[int]]:
+    """Translations of an interrupted run, by sentence; a last line cut short is left out."""
+    found: Dict[int, List[int]] = {}
+    if not os.path.isfile(path):
+        return found
+    with open(path, encoding="ascii") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                number, *tokens = map(int, line.split())
+                found[number] = tokens
+    return found
+
+
+def batches(args, cfg, loaded, done: Dict[int, List[int]]) -> Iterator[dict]:
+    """Batches of what is still to be translated, by length."""
+    dataset = loaded.task.dataset(cfg.dataset.gen_subset)
+    left_out = {*done, *loaded.skipped}
+    indices = [int(i) for i in dataset.ordered_indices() if int(i) not in left_out]
+    parts = dataset.batch_by_size(
+        torch.tensor(indices, dtype=torch.int64).numpy(),
+        max_tokens=cfg.dataset.max_tokens,
+        max_sentences=cfg.dataset.batch_size,
+        required_batch_size_multiple=1,
+    )
+    progress = progress_bar.progress_bar(
+        parts,
+        log_format=cfg.common.log_format,
+        log_interval=cfg.common.log_interval,
+        prefix="translating",
+        default_log_format="simple" if cfg.common.no_progress_bar else "tqdm",
+    )
+    for part in progress:
+        yield dataset.collater([dataset[i] for i in part])
+
+
+def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
+    """Translate what ``path`` doesn't hold yet, adding to it batch by batch.
+
+    Returns:
+        Token numbers of the best translation of each sentence, with the end.
+    """
+    found = read_translations(path)
+    if found:
+        logger.info(f"{len(found):,} sentences were translated before, in {path}")
+    task, models = loaded.task, loaded.models
+    engine = ctranslate2_engine.prepare(args, cfg, task, models[0], loaded.skipped)
+    use_cuda = engine is None and torch.cuda.is_available() and not cfg.common.cpu
+    for model in models:
+        model.eval()
+        if use_cuda:
+            model.cuda()
+        if cfg.common.fp16:
+            model.half()
+        model.prepare_for_inference_(cfg)
+    # what fairseq-generate prints lacks them as well
+    no_words = task.target_dictionary.bos(), task.target_dictionary.pad()
+    with open(path, "r+b" if os.path.isfile(path) else "wb") as stream:
+        content = stream.read() if found else b""
+        stream.truncate(content.rfind(b"\n") + 1)  # a line that a kill has cut short
+        stream.seek(0, os.SEEK_END)
+        with ctranslate2_engine.translating(type(task), engine, sys.stdout):
+            generator = task.build_generator(models, cfg.generation)
+            for sample in batches(args, cfg, loaded, found):
+                if use_cuda:
+                    sample = utils.move_to_cuda(sample)
+                hypotheses = task.inference_step(generator, models, sample)
+                for number, best in zip(sample["id"].tolist(), hypotheses):
+                    tokens = best[0]["tokens"].tolist()
+                    found[number] = [token for token in tokens if token not in no_words]
+                    line = " ".join(map(str, [number, *found[number]]))
+                    stream.write(f"{line}\n".encode("ascii"))
+                stream.flush()
+    return found
+
+
+def write_data(args, cfg, loaded, found: Dict[int, List[int]], folder: str) -> int:
+    """The new folder of data, under another name until it is complete.
+
+    Returns:
+        Number of training pairs.
+    """
+    task, source = loaded.task, cfg.task.data
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    part = os.path.join(folder, "data")
+    shutil.rmtree(part, ignore_errors=True)
+    os.mkdir(part)
+    for entry in os.scandir(source):
+        skipped = entry.name.startswith("train.") or entry.name.endswith(_NOT_COPIED)
+        if entry.is_file() and not skipped:
+            shutil.copyfile(entry.path, os.path.join(part, entry.name))
+    languages = cfg.task.source_lang or task.cfg.source_lang, task.cfg.target_lang
+    prefix = f"train.{'-'.join(languages)}"
+    if not os.path.isfile(os.path.join(source, f"{prefix}.{languages[0]}.idx")):
+        prefix = f"train.{'-'.join(languages[::-1])}"
+    dictionaries = task.source_dictionary, task.target_dictionary
+    # an empty translation teaches nothing
+    distilled = [i for i in range(len(dataset)) if len(found.get(i, ())) > 1]
+    own = [] if args.without_original else range(len(dataset))
+    for side, (language, dictionary) in enumerate(zip(languages, dictionaries)):
+        path = os.path.join(part, f"{prefix}.{language}")
+        builder = make_builder(f"{path}.bin", "mmap", vocab_size=len(dictionary))
+        texts: List[Tensor] = (dataset.src, dataset.tgt)[side]
+        for number in own:
+            builder.add_item(texts[number])
+        for number in distilled:
+            builder.add_item(torch.tensor(found[number]) if side else texts[number])
+        builder.finalize(f"{path}.idx")
+    os.replace(part, args.output.rstrip("/"))
+    return len(own) + len(distilled)
+
+
+def run(args, cfg) -> None:
+    """Check, translate, write.
+
+    Raises:
+        UserError: a mistake in an option or file, before any translation.
+    """
+    check(args, cfg)
+    loaded = generate.load(args, cfg)
+    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+        cfg.dataset.max_tokens = 12000  # as fairseq-generate
+    folder = args.output.rstrip("/") + ".part"
+    os.makedirs(folder, exist_ok=True)
+    path, key = os.path.join(folder, TRANSLATIONS), settings(args, cfg)
+    mark = os.path.join(folder, SETTINGS)
+    if os.path.isfile(path) and (not os.path.isfile(mark) or open(mark).read() != key):
+        logger.warning(f"{folder}: is of other data, models or options; starting over")
+        os.remove(path)
+    with atomic_write(mark) as stream:
+        stream.write(key)
+    begin = time.perf_counter()
+    found = translate(args, cfg, loaded, path)
+    seconds = time.perf_counter() - begin
+    dataset = loaded.task.dataset(cfg.dataset.gen_subset)
+    same = sum(found[i] == dataset.tgt[i].tolist() for i in found)
+    pairs = write_data(args, cfg, loaded, found, folder)
+    shutil.rmtree(folder)
+    print(
+        f"{len(found):,} of {len(dataset):,} sentences translated in {seconds:.0f} s, "
+        f"{same / max(1, len(found)):.1%} as in the data; {args.output} has {pairs:,} "
+        "training pairs"
+    )
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """The command line tool.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    cli.set_up_logging(sys.stderr)
+    args = cli.parse(get_parser(), arguments)
+    cfg = convert_namespace_to_omegaconf(args)
+    try:
+        run(args, cfg)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)

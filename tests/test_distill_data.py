@@ -1,0 +1,159 @@
+"""Training data whose target side a model has translated."""
+# ruff: noqa: F811  (fixtures are imported)
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RUN, run_training
+from fairseq.data import Dictionary, data_utils
+from generate_helpers import (
+    ARCH,
+    checkpoints,
+    corpus,
+    hypotheses,
+    random_pairs,
+    write_data,
+)
+
+from src import distill_data, generate
+from src.errors import UserError
+
+PAIRS = 23
+OPTIONS = ["--beam", "2", "--max-len-b", "10", "--batch-size", "4", "--cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(corpus, tmp_path_factory):
+    """A folder with training, validation and test data."""
+    folder = tmp_path_factory.mktemp("distilling") / "data"
+    shutil.copytree(corpus, folder)
+    for split, pairs in (("train", random_pairs(5, PAIRS)), ("test", random_pairs(5, PAIRS))):
+        write_data(folder, pairs, split)
+    (folder / "raw.test.en").write_text("x\n")
+    return folder
+
+
+def distill(data, path, output, *options):
+    distill_data.main([str(data), "--path", path, "--output", str(output), *OPTIONS, *options])
+
+
+def read(folder, split, language):
+    prefix = str(Path(folder) / f"{split}.de-en.{language}")
+    dataset = data_utils.load_indexed_dataset(prefix, None)
+    return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+@pytest.mark.parametrize("engine", [[], ["--engine", "ctranslate2"]], ids=["pytorch", "ct2"])
+def test_pairs_are_the_models_translations(data, checkpoints, tmp_path, engine, capsys):
+    output = tmp_path / "new"
+    distill(data, checkpoints.dense, output, *engine)
+    assert f"{PAIRS} of {PAIRS} sentences translated" in capsys.readouterr().out
+    assert not (tmp_path / "new.part").exists()
+    source, target = read(output, "train", "de"), read(output, "train", "en")
+    assert source[:PAIRS] == read(data, "train", "de")
+    assert target[:PAIRS] == read(data, "train", "en")
+    # what generate.py prints for them
+    folder = str(tmp_path / "printed")
+    printed = [str(data), "--path", checkpoints.dense, *OPTIONS, *engine]
+    generate.main([*printed, "--gen-subset", "train", "--results-path", folder])
+    found = hypotheses((tmp_path / "printed" / "generate-train.txt").read_text(), "H")
+    words = Dictionary.load(str(data / "dict.en.txt"))
+    expected = {
+        i: words.encode_line(text, add_if_not_exist=False).tolist()
+        for i, text in found.items()
+    }
+    kept = [i for i in range(PAIRS) if len(expected[i]) > 1]
+    assert source[PAIRS:] == [source[i] for i in kept]
+    assert target[PAIRS:] == [expected[i] for i in kept]
+    for name in ("dict.de.txt", "valid.de-en.en.bin", "raw.test.en"):
+        if (data / name).exists():
+            assert (output / name).read_bytes() == (data / name).read_bytes()
+
+
+def test_without_the_original(data, checkpoints, tmp_path):
+    distill(data, checkpoints.dense, tmp_path / "both")
+    distill(data, checkpoints.dense, tmp_path / "one", "--without-original")
+    for language in ("de", "en"):
+        both = read(tmp_path / "both", "train", language)
+        assert read(tmp_path / "one", "train", language) == both[PAIRS:]
+
+
+def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, capsys):
+    distill(data, checkpoints.dense, tmp_path / "whole")
+    original, calls = distill_data.batches, []
+
+    def stopping(*args):
+        for number, sample in enumerate(original(*args)):
+            if number == 3 and not calls:
+                calls.append(number)
+                raise KeyboardInterrupt
+            yield sample
+
+    monkeypatch.setattr(distill_data, "batches", stopping)
+    with pytest.raises(SystemExit) as stop:
+        distill(data, checkpoints.dense, tmp_path / "new")
+    assert stop.value.code == 130 and not (tmp_path / "new").exists()
+    partial = tmp_path / "new.part" / distill_data.TRANSLATIONS
+    assert len(partial.read_text().splitlines()) == 12
+    with partial.open("a") as stream:
+        stream.write("5 6 7")  # a kill has cut a line short
+    distill(data, checkpoints.dense, tmp_path / "new")
+    assert "12 sentences were translated before" in capsys.readouterr().err
+    for language in ("de", "en"):
+        assert read(tmp_path / "new", "train", language) == read(tmp_path / "whole", "train", language)
+
+
+def test_what_another_model_translated_is_not_taken_over(
+    data, checkpoints, tmp_path, monkeypatch, capsys
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_data, "write_data", stop)
+        with pytest.raises(SystemExit):
+            distill(data, checkpoints.dense, tmp_path / "new")
+    distill(data, checkpoints.cut, tmp_path / "new")
+    assert "starting over" in capsys.readouterr().err
+    distill(data, checkpoints.cut, tmp_path / "fresh")
+    assert read(tmp_path / "new", "train", "en") == read(tmp_path / "fresh", "train", "en")
+
+
+def test_a_model_trains_on_it(data, checkpoints, tmp_path):
+    distill(data, checkpoints.dense, tmp_path / "new")
+    run = [*RUN, "--max-epoch", "1", "--save-dir", tmp_path / "run", "--no-save"]
+    trainer = run_training([tmp_path / "new", *ARCH, *run])
+    assert trainer.get_num_updates() > 0
+    assert len(trainer.task.dataset("train")) > PAIRS
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--gen-subset", "test"], "--gen-subset test: the training data"),
+        (["--prefix-size", "1"], "--prefix-size 1: has no part"),
+        (["--report", "x.json"], "--report x.json: has no part"),
+        (["--beam", "0"], "--beam 0"),
+    ],
+)
+def test_refused(data, checkpoints, tmp_path, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        distill(data, checkpoints.dense, tmp_path / "new", *options)
+    assert error.value.code == 2 and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_is_checked_first(data, checkpoints, tmp_path):
+    for output, words in ((data, "exists"), (tmp_path / "no" / "new", "there is no folder")):
+        with pytest.raises(UserError, match=f"--output .*{words}"):
+            distill(data, checkpoints.dense, output)
+
+
+def test_data_in_parts_is_refused(data, checkpoints, tmp_path):
+    folder = tmp_path / "parts"
+    shutil.copytree(data, folder)
+    (folder / "train1.de-en.de.idx").touch()
+    with pytest.raises(UserError, match="several parts"):
+        distill(folder, checkpoints.dense, tmp_path / "new")
