@@ -49,6 +49,15 @@ models:
     from: base
     options: {max-epoch: 1}
     sparsity: {pattern: "{pattern}", target_sparsity: 0.4, prune_type: magnitude}
+  translated:
+    tool: distill_data
+    from: base
+    options: {beam: 1, max-len-b: 5, batch-size: 8, cpu: true, without-original: true}
+  distilled:
+    tool: finetuning
+    from: "cut, 0.5"
+    data: translated
+    options: {max-epoch: 1}
 """
 
 
@@ -71,11 +80,16 @@ def results(grid_file):
 
 
 def test_every_model_is_made_and_translated(results):
-    assert [row["name"] for row in results] == ["base", "cut, 0.5", "cut, 0.7", "sparse 2:4"]
-    base, half, _, sparse = results
+    names = ["base", "cut, 0.5", "cut, 0.7", "sparse 2:4", "translated", "distilled"]
+    assert [row["name"] for row in results] == names
+    base, half, _, sparse, translated, distilled = results
+    assert "bleu" not in translated and translated["seconds"] > 0
+    assert f"src/distill_data.py {base['command'].split()[2]} " in translated["command"]
+    assert f"src/finetuning.py {translated['folder']}/data " in distilled["command"]
+    assert distilled["parameters"] == half["parameters"]
     assert half["parameters"] < 0.55 * base["parameters"]
     assert sparse["nonzero_parameters"] < sparse["parameters"] == base["parameters"]
-    for row in results:
+    for row in [base, half, sparse, distilled]:
         assert row["bleu"] >= 0 and row["seed"] == 1 and row["seconds"] > 0
         assert row["valid_loss"] > 0 and row["training_threads"] >= 1
         assert row["command"].startswith(f"python src/{row['tool']}.py ")
@@ -92,8 +106,9 @@ def test_what_has_changed_is_made_again(grid_file, results, tmp_path):
     text = grid_file.read_text()
     changes = {
         "lr: 1e-3": ("lr: 2e-3", set(before)),
-        "[{rate: 0.5}": ("[{rate: 0.4}", {"cut, 0.4"}),
+        "0.7]": ("0.8]", {"cut, 0.8"}),
         "target_sparsity: 0.4": ("target_sparsity: 0.3", {"sparse 2:4"}),
+        "beam: 1": ("beam: 2", {"translated", "distilled"}),
     }
     for old, (new, expected) in changes.items():
         path = tmp_path / "changed.yaml"
@@ -142,7 +157,7 @@ def test_two_models_at_a_time(grid_file, results, tmp_path):
     rows = json.loads(grid.results.read_text())
     assert [row["name"] for row in rows] == [row["name"] for row in results]
     for row, alone in zip(rows, results):
-        assert row["key"] == alone["key"] and row["parameters"] == alone["parameters"]
+        assert row["key"] == alone["key"] and row.get("parameters") == alone.get("parameters")
 
 
 def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
@@ -154,7 +169,7 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
     assert "cut, 0.5" in text and "sparse 2:4" in text and "BLEU: nrefs" in text
     for name in ("quality", "widths"):
         assert (work / f"{name}.png").stat().st_size > 5000
-    assert (work / "results.csv").read_text().count("\n") == 5
+    assert (work / "results.csv").read_text().count("\n") == 6
 
 
 @pytest.mark.parametrize(
@@ -162,6 +177,8 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
     [
         ("tool: pruning", "tool: prune", "tool must be one of train, pruning, finetuning"),
         ("from: base", "from: bass", "from 'bass' is no model above it"),
+        ("data: translated", "data: base", "data 'base' is no model of tool distill_data"),
+        ('from: "cut, 0.5"', "from: translated", "from and teacher name models, not data"),
         ("translate:", "translation:", "translation is unknown; valid are data"),
         ("beside: base", "besides: base", "besides is unknown"),
         ("data: ", "data: /no/such/", "no such folder"),
