@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from fairseq import options
 
-from src import average_checkpoints, cli, export, export_adapters, export_sparse
+from src import average_checkpoints, cli, distill_data, export, export_adapters, export_sparse
 from src import generate, sparsity_report
 from src.sparsity import PrunerSettings, load_config
 
@@ -42,8 +42,9 @@ def test_commands_parse(command):
         return
     if script in PARSERS:
         PARSERS[script]().parse_args(arguments)
-    elif script == "src/generate.py":
-        cli.parse(generate.get_parser(), arguments)
+    elif script in ("src/generate.py", "src/distill_data.py"):
+        tool = generate if script == "src/generate.py" else distill_data
+        cli.parse(tool.get_parser(), arguments)
     else:
         parser = options.get_training_parser(default_task="SRPtranslation")
         assert cli.parse(parser, arguments).task == "SRPtranslation"
@@ -52,7 +53,7 @@ def test_commands_parse(command):
 def test_there_are_commands_for_every_step():
     assert {c.split()[1] for c in COMMANDS} >= {
         f"src/{name}.py"
-        for name in ("train", "pruning", "finetuning", "generate", "report", "export")
+        for name in ("train", "pruning", "finetuning", "distill_data", "generate", "report", "export")
     }
 
 
