@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, write_corpus
@@ -169,7 +170,13 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
     assert "cut, 0.5" in text and "sparse 2:4" in text and "BLEU: nrefs" in text
     for name in ("quality", "widths"):
         assert (work / f"{name}.png").stat().st_size > 5000
-    assert (work / "results.csv").read_text().count("\n") == 6
+    table = pd.read_csv(work / "results.csv").set_index("name")
+    assert len(table) == 5
+    own = {row["name"]: row["num_updates"] for row in results if "bleu" in row}
+    # of the base, of the stage, and its own
+    assert table.updates["base"] == own["base"] > 0
+    cut = table.updates["cut, 0.5"]
+    assert table.updates["distilled"] == cut + own["distilled"] > cut >= own["base"]
 
 
 @pytest.mark.parametrize(

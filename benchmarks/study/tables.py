@@ -13,6 +13,7 @@ samples: p is how often a difference as large arises by resampling alone.
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def references(grid: Grid) -> Optional[List[str]]:
 
 def p_value(first: Path, second: Path, truth: List[str], lowercase: bool) -> float:
     """Of the difference in BLEU between two models' translations."""
+    logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     metric = BLEU(lowercase=lowercase, references=[truth])
     systems = [("baseline", hypotheses(first)), ("system", hypotheses(second))]
     test = PairedTest(systems, {"BLEU": metric}, None, "bs", n_samples=SAMPLES)
@@ -84,6 +86,24 @@ def add_speed(grid: Grid, rows: List[Row]) -> None:
         for line in measured:
             if folder in Path(line["checkpoint"]).parts:
                 row[f"times fairseq, {line['engine']}"] = line["speed-up"]
+
+
+def add_updates(rows: List[Row], every: List[Row]) -> None:
+    """``updates``: of a model's training and of those it was made from."""
+    by_name = {(row["name"], row["seed"]): row for row in reversed(every)}
+
+    def own(row: Row) -> int:
+        path = Path(row["folder"]) / "results.csv"
+        return int(pd.read_csv(path)["num_updates"].max()) if path.is_file() else 0
+
+    for row in rows:
+        row["updates"], model = 0, row
+        while model is not None:
+            row["updates"] += own(model)
+            made_from = model["from"]
+            seeds = (model["seed"], 1)  # a model that all seeds share has the first
+            parents = [by_name.get((made_from, seed)) for seed in seeds]
+            model = next((parent for parent in parents if parent is not None), None)
 
 
 def frame(rows: List[Row]) -> pd.DataFrame:
@@ -119,7 +139,7 @@ def readable(numbers: pd.DataFrame) -> pd.DataFrame:
         "MFLOPs": column("flops", "{:,.1f}", 1e6),
         "weights MB": column("model_bytes", "{:,.2f}", 1e6),
         "sparse MB": column("sparse_bytes", "{:,.2f}", 1e6),
-        "epochs": column("epochs", "{:.0f}"),
+        "updates": column("updates", "{:,.0f}"),
         "minutes": column("seconds", "{:.1f}", 60),
     }
     for name in numbers.columns:
@@ -160,13 +180,15 @@ def main() -> None:
 
     from src.checkpoint_utils import atomic_write
 
-    rows = [row for row in collect(grid) if "bleu" in row]
+    every = collect(grid)
+    rows = [row for row in every if "bleu" in row]
     if not rows:
         print(f"error: {args.grid}: no model is made yet; run run.py first", file=sys.stderr)
         sys.exit(2)
     if not args.no_significance:
         add_significance(grid, rows)
     add_speed(grid, rows)
+    add_updates(rows, every)
     numbers = frame(rows)
     table = readable(numbers)
     notes = conditions(rows)
