@@ -247,7 +247,8 @@ def run(args, cfg) -> None:
     os.makedirs(folder, exist_ok=True)
     path, key = os.path.join(folder, TRANSLATIONS), settings(args, cfg)
     mark = os.path.join(folder, SETTINGS)
-    if os.path.isfile(path) and (not os.path.isfile(mark) or open(mark).read() != key):
+    before = Path(mark).read_text() if os.path.isfile(mark) else None
+    if os.path.isfile(path) and before != key:
         logger.warning(f"{folder}: is of other data, models or options; starting over")
         os.remove(path)
     with atomic_write(mark) as stream:

@@ -1,7 +1,9 @@
-"""Keeping freed memory in the process, between training steps."""
+"""Keeping freed memory in the process, between training steps, but not ever more of it."""
 
 import ctypes
+import os
 import sys
+from typing import Optional
 
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -26,3 +28,41 @@ def keep_freed_memory() -> bool:
     return bool(
         mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
     )
+
+
+def resident() -> Optional[int]:
+    """Bytes of this process that are in memory, where the system tells."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class HeapKeeper:
+    """Keeps freed memory, and gives it back when steps leave more and more of it.
+
+    oneDNN prepares a product for every new shape and keeps what it has prepared. Such
+    small blocks come to lie between a step's activations, the next step's fit no longer,
+    and the heap grows with every batch of another shape. Giving the pages in between back
+    costs the next step what :func:`keep_freed_memory` saves, so it is done when the
+    process is larger than a step needs, by ``growth``.
+    """
+
+    def __init__(self, growth: float = 1.5):
+        self.growth = growth
+        self.active = keep_freed_memory() and resident() is not None
+        self._needed = 0  # most after a step that began with a trimmed heap
+        self._trimmed = True
+
+    def after_step(self) -> bool:
+        """Call after every step; returns whether memory was given back."""
+        if not self.active:
+            return False
+        now = resident()
+        if self._trimmed:
+            self._needed = max(self._needed, now)
+        self._trimmed = now > self.growth * self._needed
+        if self._trimmed:
+            ctypes.CDLL(None).malloc_trim(0)
+        return self._trimmed

@@ -16,7 +16,7 @@ from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
-from .memory import keep_freed_memory
+from .memory import HeapKeeper
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 
@@ -47,8 +47,7 @@ class SRPTrainer(Trainer):
 
     def __init__(self, cfg, task, model, criterion, quantizer=None):
         super().__init__(cfg, task, model, criterion, quantizer)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        self._heap = HeapKeeper() if self.device.type == "cpu" else None
         forget_best()
         self._compiled = bool(getattr(task.cfg, "compile", False))
         self._as_written = uncompiled if self._compiled else nullcontext
@@ -175,13 +174,15 @@ class SRPTrainer(Trainer):
 
     def train_step(self, samples, raise_oom=False):
         pruning = self.weight_pruning
-        if pruning is None:
-            return self._stage_step(samples, raise_oom)
-        before, steps = self.get_num_updates(), pruning.steps
+        steps = pruning.steps if pruning is not None else 0
+        before = self.get_num_updates()
         output = self._stage_step(samples, raise_oom)
         # after an overflow fairseq repeats the step from inside it
-        if self.get_num_updates() > before and pruning.steps == steps:
+        done = self.get_num_updates() > before
+        if pruning is not None and done and pruning.steps == steps:
             pruning.after_step(self.optimizer)
+        if self._heap is not None:
+            self._heap.after_step()
         return output
 
     def _stage_step(self, samples, raise_oom):

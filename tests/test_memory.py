@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from src.memory import keep_freed_memory
+from src import memory
+from src.memory import HeapKeeper, keep_freed_memory
 
 # In a process of its own, on the C library directly: six blocks of 20 MB, 29,297 pages.
 ROUNDS = """
@@ -42,3 +43,55 @@ def test_pages_are_mapped_once():
 def test_other_systems_have_no_such_setting(monkeypatch):
     monkeypatch.setattr("sys.platform", "darwin")
     assert not keep_freed_memory()
+
+
+# Blocks that steps free lie between small ones that stay: none of them is at the top.
+FRAGMENTED = """
+import ctypes, runpy
+names = runpy.run_path("src/memory.py")
+keeper, resident = names["HeapKeeper"](), names["resident"]
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def step(size):
+    blocks = []
+    for _ in range(100):
+        blocks.append(ctypes.c_void_p(libc.malloc(size)))
+        ctypes.memset(blocks[-1], 1, size)
+        libc.malloc(64)
+    for block in blocks:
+        libc.free(block)
+sizes, given = [], []
+for number in range(20):
+    step(1_000_000 + 50_000 * number)
+    sizes.append(resident() >> 20)
+    given.append(keeper.after_step())
+print(sizes)
+print(given)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's heap")
+def test_a_fragmented_heap_is_given_back():
+    command = [sys.executable, "-c", FRAGMENTED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    sizes, given = map(eval, done.stdout.splitlines())
+    assert 0 < sum(given) < len(given) / 2
+    # a step takes 100 to 200 MB; all of them together would have taken 2,900
+    assert max(sizes) < 700
+
+
+def test_memory_is_given_back_when_steps_leave_more(monkeypatch):
+    now = [100]
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(memory, "resident", lambda: now[0])
+    keeper = HeapKeeper(growth=1.5)
+    answers = []
+    for now[0] in (100, 120, 149, 151, 110, 160, 166, 90, 160, 170):
+        answers.append(keeper.after_step())
+    # after the first return a step was seen to need 110
+    assert answers == [False] * 3 + [True] + [False] * 2 + [True] + [False] * 2 + [True]
+
+
+def test_nothing_is_done_where_nothing_is_known(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not HeapKeeper().after_step()
