@@ -7,9 +7,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
-# 29,000 short pairs: a high learning rate and much dropout, and an epoch is only 120 updates
+# 29,000 short pairs: a high learning rate and much dropout, and an epoch is only 130 updates
 LR=2e-3
 WARMUP=1000
+UPDATES=3900  # the learning rate falls to zero: 30 epochs of 130
 DROPOUT=0.3
 MAX_EPOCH=30
 find_python
@@ -20,7 +21,7 @@ step ../checkpoints/multi30k/base ../data-bin/multi30k.de-en/dict.de.txt "$PYTHO
     --arch srp_multi30k_de_en --share-decoder-input-output-embed \
     --task SRPtranslation \
     --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
-    --lr $LR --lr-scheduler inverse_sqrt --warmup-updates $WARMUP \
+    --lr $LR --lr-scheduler polynomial_decay --warmup-updates $WARMUP --total-num-update $UPDATES \
     --dropout $DROPOUT --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
     --max-epoch $MAX_EPOCH --validate-interval 2 \

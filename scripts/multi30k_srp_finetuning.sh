@@ -8,7 +8,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
-LR=1e-3
+LR=2e-3
 DROPOUT=0.1  # less than for the base model: the pruned one is small
 UPDATES=2600  # the learning rate falls to zero: 20 epochs of 130
 MAX_EPOCH=20
@@ -20,7 +20,7 @@ step ../checkpoints/multi30k/finetuned ../checkpoints/multi30k/stage2/checkpoint
     --arch srp_multi30k_de_en --share-decoder-input-output-embed \
     --task SRPtranslation \
     --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
-    --lr $LR --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update $UPDATES \
+    --lr $LR --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update $UPDATES \
     --dropout $DROPOUT --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
     --max-epoch $MAX_EPOCH --validate-interval 2 \

@@ -7,11 +7,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
-LR=5e-4
+LR=2e-3  # of the base: what stays has to take over while the rest shrinks
 DROPOUT=0.1  # the small model needs less than the base
 COMPRESSION_RATE=0.2  # parameters kept
-PERIOD=8              # epochs over which the connectivity goes to zero
-MAX_EPOCH=8
+PERIOD=10             # epochs over which the connectivity goes to zero
+MAX_EPOCH=10
 find_python
 
 step ../checkpoints/multi30k/single_stage ../checkpoints/multi30k/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \

@@ -8,12 +8,12 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
-LR=5e-4
+LR=2e-3  # of the base: what stays has to take over while the rest shrinks
 DROPOUT_1=0.2  # less than the base: the model is losing width
 DROPOUT_2=0.1
 COMPRESSION_RATE=0.2  # parameters kept
-PERIOD=8              # of each stage: epochs over which the connectivity goes to zero
-MAX_EPOCH=8           # of each stage
+PERIOD=5              # of each stage: epochs over which the connectivity goes to zero
+MAX_EPOCH=5           # of each stage
 find_python
 
 step ../checkpoints/multi30k/stage1 ../checkpoints/multi30k/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \
