@@ -128,9 +128,11 @@ def _scaled_heads(groups: Mapping[str, ChannelGroup], ratio: float) -> Widths:
     return widths
 
 
-def _turning_point(fits: Callable[[float], bool]) -> Tuple[float, float]:
-    """The ratio up to which ``fits`` holds, from below and from above (at most 1)."""
-    low, high = 0.0, 1.0
+def _turning_point(
+    fits: Callable[[float], bool], high: float = 1.0
+) -> Tuple[float, float]:
+    """The ratio up to which ``fits`` holds, from below and from above, at most ``high``."""
+    low = 0.0
     if fits(high):
         return high, high
     for _ in range(50):
@@ -185,15 +187,17 @@ def plan_widths(
             + (", leave out --prune-heads" if whole_heads else "")
             + (" or start with --pruning-stage 1" if stage == 2 else "")
         )
+    # where embeddings keep less than the others, these are whole before embeddings are
+    high = max(1.0, 1 / embedding_ratio)
     if stage == 1:
         # The embedding alone: at the ratio that suits the whole model.
         ratio, _ = _turning_point(
-            lambda r: count(_uncut_scaled(groups, r, embedding_ratio)) <= target
+            lambda r: count(_uncut_scaled(groups, r, embedding_ratio)) <= target, high
         )
         # But no further than stage 2 can still meet the rate.
-        _, least_ratio = _turning_point(lambda r: count(scaled(r)) < target)
+        _, least_ratio = _turning_point(lambda r: count(scaled(r)) < target, high)
         return scaled(max(ratio, least_ratio))
-    ratios = _turning_point(lambda r: count(scaled(r)) <= target)
+    ratios = _turning_point(lambda r: count(scaled(r)) <= target, high)
     below, above = (settle(count, scaled(ratio), target) for ratio in ratios)
     # Near rate 1 there are too few removed units to make up for what rounding took
     # from below; from above there are enough to remove.
@@ -209,7 +213,7 @@ def _uncut_scaled(
     for name, group in groups.items():
         embedding = group.kind == "embedding"
         least = MINIMUM_EMBEDDING if embedding else 1
-        share = min(1.0, ratio * embedding_ratio) if embedding else ratio
+        share = min(1.0, ratio * embedding_ratio if embedding else ratio)
         per_head = round(group.original_width * share / group.original_heads)
         widths[name] = max(least, per_head) * group.original_heads
     return widths
