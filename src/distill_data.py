@@ -92,9 +92,19 @@ def check(args, cfg) -> None:
         ("--results-path", cfg.common_eval.results_path),
         ("--prefix-size", cfg.generation.prefix_size),
         ("--sampling", cfg.generation.sampling),
+        ("--remove-bpe/--post-process", cfg.common_eval.post_process),
+        ("--detok", args.detok),
+        ("--sacrebleu-lowercase", args.sacrebleu_lowercase),
+        ("--tokenized-bleu", args.tokenized_bleu),
+        ("--flops-source-length", args.flops_source_length),
+        ("--flops-target-length", args.flops_target_length),
     ):
         if given:
             raise UserError(f"{option} {given}: has no part in distilling; leave it out")
+    if cfg.generation.nbest != 1:
+        raise UserError(
+            f"--nbest {cfg.generation.nbest}: the best translation is taken; leave it out"
+        )
     folders = utils.split_paths(cfg.task.data or "")
     if len(folders) != 1:
         raise UserError(f"data {cfg.task.data}: give one folder")
@@ -117,6 +127,7 @@ def settings(args, cfg) -> str:
         with open(path, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     engine = [args.engine, args.quantization, args.ctranslate2_model]
+    engine += [args.ctranslate2_vocabulary_map, getattr(cfg.task, "adapter_path", None)]
     precision = [cfg.common.fp16, getattr(cfg.task, "cpu_bf16", False)]
     digest.update(str([dict(cfg.generation), engine, precision]).encode())
     return digest.hexdigest()

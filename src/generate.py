@@ -154,12 +154,14 @@ class Loaded(NamedTuple):
     Attributes:
         skipped: numbers of sentences that are too long and are left out.
         updates: of the training; None for an average of checkpoints.
+        references: those of ``--reference``.
     """
 
     task: FairseqTask
     models: List[BaseFairseqModel]
     skipped: List[int]
     updates: Optional[int]
+    references: Optional[List[str]]
 
 
 def load(args, cfg) -> Loaded:
@@ -172,8 +174,10 @@ def load(args, cfg) -> Loaded:
     paths = utils.split_paths(cfg.common_eval.path)
     states = [load_checkpoint(p, "--path", args.trust_checkpoint) for p in paths]
     task = checks.set_up_task(cfg)
+    references = None
     if args.reference:
-        bleu.read_references(args.reference, len(task.dataset(cfg.dataset.gen_subset)))
+        size = len(task.dataset(cfg.dataset.gen_subset))
+        references = bleu.read_references(args.reference, size)
     for path, state in zip(paths, states):
         checks.check_checkpoint(args, task, state, path)
     updates = None  # report.py finds a run's validation by them; an average has none
@@ -185,7 +189,8 @@ def load(args, cfg) -> Loaded:
             [path], task=task, state=states.pop(0)
         )
         models += loaded
-    return Loaded(task, models, checks.check_lengths(cfg, task, models), updates)
+    skipped = checks.check_lengths(cfg, task, models)
+    return Loaded(task, models, skipped, updates, references)
 
 
 def run(args, cfg) -> None:
@@ -194,11 +199,8 @@ def run(args, cfg) -> None:
     Raises:
         UserError: a mistake in an option or file, before any translation.
     """
-    task, models, skipped, updates = load(args, cfg)
+    task, models, skipped, updates, references = load(args, cfg)
     dataset = task.dataset(cfg.dataset.gen_subset)
-    references = None
-    if args.reference:
-        references = bleu.read_references(args.reference, len(dataset))
     engine = ctranslate2_engine.prepare(args, cfg, task, models[0], skipped)
     with output_stream(cfg) as stream:
         hypotheses, steps = translate(args, cfg, type(task), stream, engine)

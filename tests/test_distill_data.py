@@ -135,6 +135,9 @@ def test_a_model_trains_on_it(data, checkpoints, tmp_path):
         (["--gen-subset", "test"], "--gen-subset test: the training data"),
         (["--prefix-size", "1"], "--prefix-size 1: has no part"),
         (["--report", "x.json"], "--report x.json: has no part"),
+        (["--remove-bpe"], "--remove-bpe/--post-process subword_nmt: has no part"),
+        (["--sacrebleu-lowercase"], "--sacrebleu-lowercase True: has no part"),
+        (["--nbest", "2"], "--nbest 2: the best translation"),
         (["--beam", "0"], "--beam 0"),
     ],
 )
