@@ -161,6 +161,53 @@ def test_two_models_at_a_time(grid_file, results, tmp_path):
         assert row["key"] == alone["key"] and row.get("parameters") == alone.get("parameters")
 
 
+def test_a_study_goes_on_elsewhere(grid_file, results, tmp_path, monkeypatch):
+    """With the results file alone, a new model costs itself and what it is made from."""
+    path = tmp_path / "elsewhere.yaml"
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(results))
+    text = grid_file.read_text().replace("/work\n", f"/elsewhere\nresults: {kept}\n")
+    path.write_text(text)
+    grid = read_grid(path)
+    monkeypatch.setattr(runner, "run_tool", lambda *_: pytest.fail("it ran again"))
+    assert runner.run(grid, "") == 0
+    monkeypatch.undo()
+    everything = runner.missing(grid.models, {})
+    assert everything == grid.models
+    path.write_text(text.replace("0.7]", "0.8]"))
+    grid = read_grid(path)
+    assert [m.name for m in runner.missing(grid.models, runner.recorded(grid))] == [
+        "base",
+        "cut, 0.8",
+    ]
+    assert runner.run(grid, "") == 0
+    names = [row["name"] for row in runner.collect(grid)]
+    assert names == ["base", "cut, 0.5", "cut, 0.8", "sparse 2:4", "translated", "distilled"]
+    assert [m.name for m in grid.models if runner.finished(m)] == ["base", "cut, 0.8"]
+    assert runner.run(grid, "0.5", reproduce=True) == 0
+    assert runner.finished(grid.models[1])["key"] == results[1]["key"]
+
+
+def test_significance_stays_known_where_translations_are_gone(
+    grid_file, results, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tables, "SAMPLES", 50)
+    grid = read_grid(grid_file)
+    rows = [dict(row) for row in results if "bleu" in row]
+    tables.add_significance(grid, rows)
+    found = [(row.get("p_base"), row.get("p_beside")) for row in rows]
+    assert found[0] == (None, None) and 0 <= found[1][0] <= 1 and found[1][1] == found[1][0]
+    elsewhere = [
+        {**row, "folder": str(tmp_path), "p_base": None, "p_beside": None} for row in rows
+    ]
+    tables.add_significance(grid, elsewhere)
+    assert [(row["p_base"], row["p_beside"]) for row in elsewhere[1:]] == found[1:]
+    for row in elsewhere:
+        row.pop("p")
+    tables.add_significance(grid, elsewhere)
+    assert all(row["p_base"] is None for row in elsewhere)
+
+
 def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tables.py", str(grid_file)])
     monkeypatch.setattr(tables, "SAMPLES", 50)
@@ -174,9 +221,11 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
     assert len(table) == 5
     own = {row["name"]: row["num_updates"] for row in results if "bleu" in row}
     # of the base, of the stage, and its own
-    assert table.updates["base"] == own["base"] > 0
-    cut = table.updates["cut, 0.5"]
-    assert table.updates["distilled"] == cut + own["distilled"] > cut >= own["base"]
+    assert table["all updates"]["base"] == own["base"] > 0
+    cut = table["all updates"]["cut, 0.5"]
+    assert table["all updates"]["distilled"] == cut + own["distilled"] > cut >= own["base"]
+    # what was found out is kept with the results
+    assert any(row["p"] for row in runner.collect(read_grid(grid_file)) if "p" in row)
 
 
 @pytest.mark.parametrize(

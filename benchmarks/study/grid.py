@@ -3,6 +3,7 @@
     data: data-bin/demo.de-en            # paths are relative to the repository
     reference: data-bin/demo.de-en/raw.test.en
     work: checkpoints/study/demo         # everything that is made lies here
+    results: docs/results/demo.json      # rows that stay when that is gone; default WORK/results.json
     seeds: [1]
     options: {arch: srp_demo_de_en}      # of every training, without the dashes
     translate: {beam: 5}                 # of every translation
@@ -47,7 +48,9 @@ import yaml
 
 DISTILL = "distill_data"
 TOOLS = ("train", "pruning", "finetuning", DISTILL)
-_GRID_KEYS = ("data", "reference", "work", "seeds", "options", "translate", "models")
+_GRID_KEYS = (
+    *("data", "reference", "work", "results", "seeds", "options", "translate", "models"),
+)
 _MODEL_KEYS = (
     *("each", "tool", "from", "teacher", "options", "sparsity", "checkpoint", "test"),
     *("seeds", "speed", "beside", "data"),
@@ -145,12 +148,9 @@ class Grid:
     data: Path
     reference: Optional[Path]
     work: Path
+    results: Path
     translate: Dict[str, Any]
     models: List[Model]
-
-    @property
-    def results(self) -> Path:
-        return self.work / "results.json"
 
 
 def flags(options: Dict[str, Any]) -> List[str]:
@@ -251,7 +251,8 @@ def read_grid(path: Path) -> Grid:
                 model.key = _key(model, digest)
                 made[model.name, seed] = model
                 models.append(model)
-    return Grid(path, data, reference, work, content.get("translate") or {}, models)
+    results = Path(content.get("results") or work / "results.json")
+    return Grid(path, data, reference, work, results, content.get("translate") or {}, models)
 
 
 def _model(group, entry, values, seed, content, made, work, where) -> Model:

@@ -5,8 +5,10 @@
 
 A model is made again only when something that decides what it is has changed: its
 options, those of the models it is made from, or the data. An interrupted run goes on
-where it was, within a training too. The results so far stand in WORK/results.json,
-each with its commands, seed, commit and time; tables.py makes tables and pictures.
+where it was, within a training too. The results so far stand in the grid's results file,
+each with its commands, seed, commit and time; tables.py makes tables and pictures. A model
+whose result stands there is not made again either, unless another needs it: so a study
+can go on elsewhere. --reproduce makes it all the same.
 
 grid.py describes the file.
 """
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Container, Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
@@ -115,6 +117,30 @@ def finished(model: Model) -> Optional[Dict[str, Any]]:
     return result if result["key"] == model.key else None
 
 
+def recorded(grid: Grid) -> Dict[str, Dict[str, Any]]:
+    """Rows of the results file by key, also of models that are not on this machine."""
+    if not grid.results.is_file():
+        return {}
+    rows = json.loads(grid.results.read_text(encoding="utf-8"))
+    return {row["key"]: row for row in rows}
+
+
+def missing(models: List[Model], known: Container[str]) -> List[Model]:
+    """What has to be made, of what has to be known: a result, or to be made from it.
+
+    Args:
+        known: keys of models whose results are known though they may not be here.
+    """
+    todo: List[Model] = []
+    needed = set()  # by what is made
+    for model in reversed(models):  # what it is made from comes before it
+        wanted = id(model) in needed or model.key not in known
+        if wanted and finished(model) is None:
+            todo.insert(0, model)
+            needed |= {id(p) for p in model.parents}
+    return todo
+
+
 def train(grid: Grid, model: Model) -> Dict[str, Any]:
     """Make a model; go on with a training that was interrupted."""
     model.folder.mkdir(parents=True, exist_ok=True)
@@ -151,13 +177,18 @@ def translate(grid: Grid, model: Model) -> Dict[str, Any]:
     return {**kept, "translate_command": command("generate", arguments)}
 
 
-def validation(model: Model, updates: Optional[int]) -> Dict[str, float]:
-    """The validation after so many updates; recipes are chosen by it, not by the test."""
+def validations(model: Model) -> List[Dict[str, str]]:
+    """One row a validation, as a training writes them."""
     path = model.folder / "results.csv"
     if not path.is_file():
-        return {}
+        return []
     with open(path, newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["num_updates"] == str(updates)]
+        return list(csv.DictReader(stream))
+
+
+def validation(model: Model, updates: Optional[int]) -> Dict[str, float]:
+    """The validation after so many updates; recipes are chosen by it, not by the test."""
+    rows = [row for row in validations(model) if row["num_updates"] == str(updates)]
     found = {"valid_bleu": "bleu", "valid_loss": "valid_loss"}
     return {
         ours: float(rows[-1][theirs])
@@ -184,6 +215,8 @@ def make(grid: Grid, model: Model) -> Dict[str, Any]:
         "folder": str(model.folder),
         **train(grid, model),
     }
+    updates = [int(row["num_updates"]) for row in validations(model)]
+    result["updates"] = max(updates, default=0)
     if model.test:
         result.update(translate(grid, model))
         result.update(validation(model, result.get("num_updates")))
@@ -193,10 +226,19 @@ def make(grid: Grid, model: Model) -> Dict[str, Any]:
 
 
 def collect(grid: Grid) -> List[Dict[str, Any]]:
-    """Results of all finished models, in the grid's order, written to one file."""
-    rows = [row for row in map(finished, grid.models) if row is not None]
-    grid.work.mkdir(parents=True, exist_ok=True)
-    write(grid.results, json.dumps(rows, indent=1))
+    """Results of all models that are known, in the grid's order, written to one file."""
+    known = recorded(grid)
+    rows = []
+    for model in grid.models:
+        row = finished(model)
+        if row is None:
+            row = known.get(model.key)
+        else:  # with what tables.py has found out about the same model
+            row = {**known.get(model.key, {}), **row}
+        if row is not None:
+            rows.append(row)
+    grid.results.parent.mkdir(parents=True, exist_ok=True)
+    write(grid.results, json.dumps(rows, indent=1) + "\n")
     return rows
 
 
@@ -240,21 +282,23 @@ def _make_child(grid: Grid, model: Model, threads: Optional[int]) -> None:
         sys.exit(130)
 
 
-def run(grid: Grid, only: str, jobs: int = 1) -> int:
+def run(grid: Grid, only: str, jobs: int = 1, reproduce: bool = False) -> int:
     """Make what is missing. Returns the number of models that failed or were left out.
 
     Args:
         jobs: this many models at a time; the processor's cores are shared out.
+        reproduce: make also what stands in the results file only.
     """
     models = selected(grid, only)
+    known = {} if reproduce else recorded(grid)
     times: Dict[str, List[float]] = {}
     for model in models:
-        row = finished(model)
+        row = finished(model) or known.get(model.key)
         if row is not None:
             times.setdefault(model.group, []).append(row["seconds"])
-    todo = [m for m in models if finished(m) is None]
+    todo = missing(models, known)
     total = len(todo)
-    print(f"{len(models) - total} of {len(models)} models are done", flush=True)
+    print(f"{len(models) - total} of {len(models)} models need no work", flush=True)
     if todo:
         print("loading fairseq", flush=True)
         import src  # noqa: F401  once, for all
@@ -340,6 +384,12 @@ def main() -> None:
         " two with one thread each are done sooner than one after the other with two",
     )
     parser.add_argument(
+        "--reproduce",
+        action="store_true",
+        help="make also the models whose results stand in the results file but which are not"
+        " in the grid's folder",
+    )
+    parser.add_argument(
         "--list", action="store_true", help="print the models and their commands, run nothing"
     )
     parser.add_argument(
@@ -361,15 +411,16 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise
     if args.list:
+        known = recorded(grid)
         for model in grid.models:
-            state = "done" if finished(model) else "to do"
+            state = "done" if finished(model) else "recorded" if model.key in known else "to do"
             print(f"{state}  {model.name}: {command(model.tool, model.arguments(grid.data))}")
         return
     if args.speed:
         sys.exit(measure_speed(grid))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        failures = run(grid, args.only, args.jobs)
+        failures = run(grid, args.only, args.jobs, args.reproduce)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on", file=sys.stderr)
         sys.exit(130)

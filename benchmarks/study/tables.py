@@ -2,8 +2,9 @@
 
     python benchmarks/study/tables.py benchmarks/study/multi30k.yaml
 
-Of the models of the grid that run.py has made so far, and of WORK/speed.json where run.py
---speed wrote one. Writes results.md and results.csv (every model, its seed, sizes and BLEU),
+Of the models of the grid that run.py has made so far, here or elsewhere, and of
+WORK/speed.json where run.py --speed wrote one; significance and speed are kept in the
+results file with the rest. Writes results.md and results.csv (every model, its seed, sizes and BLEU),
 quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what remains
 of every width) to the same folder.
 
@@ -24,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 import pandas as pd  # noqa: E402
 from grid import Grid, GridError, read_grid  # noqa: E402
-from run import collect  # noqa: E402
+from run import collect, write  # noqa: E402
 from sacrebleu.metrics import BLEU  # noqa: E402
 from sacrebleu.significance import PairedTest  # noqa: E402
 
@@ -32,12 +33,14 @@ SAMPLES = 1000
 Row = Dict[str, Any]
 
 
-def hypotheses(folder: Path) -> List[str]:
-    """Best translations of the test set in its order, as text."""
+def hypotheses(folder: Path) -> Optional[List[str]]:
+    """Best translations of the test set in its order, as text; None if they are not here."""
     from src.bleu import detokenizer
 
     found: Dict[int, str] = {}
-    (path,) = folder.glob("generate-*.txt")
+    path = next(iter(folder.glob("generate-*.txt")), None)
+    if path is None:
+        return None
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("D-"):
             number, _, text = line[2:].split("\t", 2)
@@ -52,17 +55,23 @@ def references(grid: Grid) -> Optional[List[str]]:
     return grid.reference.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
-def p_value(first: Path, second: Path, truth: List[str], lowercase: bool) -> float:
-    """Of the difference in BLEU between two models' translations."""
+def p_value(first: Path, second: Path, truth: List[str], lowercase: bool) -> Optional[float]:
+    """Of the difference in BLEU between two models' translations, if they are here."""
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     metric = BLEU(lowercase=lowercase, references=[truth])
     systems = [("baseline", hypotheses(first)), ("system", hypotheses(second))]
+    if any(texts is None for _, texts in systems):
+        return None
     test = PairedTest(systems, {"BLEU": metric}, None, "bs", n_samples=SAMPLES)
     return test()[1]["BLEU"][1].p_value
 
 
 def add_significance(grid: Grid, rows: List[Row]) -> None:
-    """``p_base``, against the model without a parent, and ``p_beside``."""
+    """``p_base``, against the model without a parent, and ``p_beside``.
+
+    ``p`` of a row has them by the other model's key: what was computed where the
+    translations were stays known.
+    """
     truth = references(grid)
     by_name = {(row["name"], row["seed"]): row for row in rows if "bleu" in row}
     base = next((row for row in by_name.values() if row["from"] is None), None)
@@ -70,9 +79,15 @@ def add_significance(grid: Grid, rows: List[Row]) -> None:
     for row in by_name.values():
         others = {"p_base": base, "p_beside": by_name.get((row["beside"], row["seed"]))}
         for name, other in others.items():
-            if truth and other is not None and other is not row:
+            if other is None or other is row:
+                continue
+            known = row.setdefault("p", {})
+            if truth and other["key"] not in known:
                 folders = Path(other["folder"]), Path(row["folder"])
-                row[name] = round(p_value(*folders, truth, lowercase), 4)
+                value = p_value(*folders, truth, lowercase)
+                if value is not None:
+                    known[other["key"]] = round(value, 4)
+            row[name] = known.get(other["key"])
 
 
 def add_speed(grid: Grid, rows: List[Row]) -> None:
@@ -89,17 +104,12 @@ def add_speed(grid: Grid, rows: List[Row]) -> None:
 
 
 def add_updates(rows: List[Row], every: List[Row]) -> None:
-    """``updates``: of a model's training and of those it was made from."""
+    """``all updates``: of a model's training and of those it was made from."""
     by_name = {(row["name"], row["seed"]): row for row in reversed(every)}
-
-    def own(row: Row) -> int:
-        path = Path(row["folder"]) / "results.csv"
-        return int(pd.read_csv(path)["num_updates"].max()) if path.is_file() else 0
-
     for row in rows:
-        row["updates"], model = 0, row
+        row["all updates"], model = 0, row
         while model is not None:
-            row["updates"] += own(model)
+            row["all updates"] += model["updates"]
             made_from = model["from"]
             seeds = (model["seed"], 1)  # a model that all seeds share has the first
             parents = [by_name.get((made_from, seed)) for seed in seeds]
@@ -108,7 +118,7 @@ def add_updates(rows: List[Row], every: List[Row]) -> None:
 
 def frame(rows: List[Row]) -> pd.DataFrame:
     """Plain numbers, one row a model."""
-    table = pd.DataFrame(rows).drop(columns=["widths", "values"], errors="ignore")
+    table = pd.DataFrame(rows).drop(columns=["widths", "values", "p"], errors="ignore")
     table["share"] = table["parameters"] / table["uncut_parameters"]
     table["sparsity"] = 1 - table["nonzero_parameters"] / table["parameters"]
     return table
@@ -139,7 +149,7 @@ def readable(numbers: pd.DataFrame) -> pd.DataFrame:
         "MFLOPs": column("flops", "{:,.1f}", 1e6),
         "weights MB": column("model_bytes", "{:,.2f}", 1e6),
         "sparse MB": column("sparse_bytes", "{:,.2f}", 1e6),
-        "updates": column("updates", "{:,.0f}"),
+        "updates": column("all updates", "{:,.0f}"),
         "minutes": column("seconds", "{:.1f}", 60),
     }
     for name in numbers.columns:
@@ -188,6 +198,9 @@ def main() -> None:
     if not args.no_significance:
         add_significance(grid, rows)
     add_speed(grid, rows)
+    derived = ("p_base", "p_beside")
+    kept = [{k: v for k, v in row.items() if k not in derived} for row in every]
+    write(grid.results, json.dumps(kept, indent=1) + "\n")
     add_updates(rows, every)
     numbers = frame(rows)
     table = readable(numbers)
