@@ -5,9 +5,23 @@ import os
 import sys
 from typing import Optional
 
+# What oneDNN prepares for a shape is kept twice, by oneDNN and by PyTorch's layer above it:
+# by default for 1024 shapes each, some 0.3 MB every time.
+_KEPT_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 32, "LRU_CACHE_CAPACITY": 32}
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_IN_HEAP = 32 << 20
+
+
+def limit_kept_shapes() -> None:
+    """Let oneDNN keep what it has prepared for a step's products, not for all shapes ever.
+
+    The products of one step are about 30; batches of real data have other shapes every
+    time, and what was prepared for them came to lie among a step's activations. The
+    environment has the last word. Call ahead of the first product.
+    """
+    for name, count in _KEPT_SHAPES.items():
+        os.environ.setdefault(name, str(count))
 
 
 def keep_freed_memory() -> bool:
@@ -42,11 +56,11 @@ def resident() -> Optional[int]:
 class HeapKeeper:
     """Keeps freed memory, and gives it back when steps leave more and more of it.
 
-    oneDNN prepares a product for every new shape and keeps what it has prepared. Such
-    small blocks come to lie between a step's activations, the next step's fit no longer,
-    and the heap grows with every batch of another shape. Giving the pages in between back
-    costs the next step what :func:`keep_freed_memory` saves, so it is done when the
-    process is larger than a step needs, by ``growth``.
+    Small blocks that outlive a step come to lie between its activations, those of the next
+    step fit no longer, and the heap grows: much with what oneDNN keeps, see
+    :func:`limit_kept_shapes`, little without. Giving the pages in between back costs the
+    next step what :func:`keep_freed_memory` saves, so it is done when the process is
+    larger than a step needs, by ``growth``.
     """
 
     def __init__(self, growth: float = 1.5):

@@ -1,10 +1,13 @@
 """Freed memory is used again without the system's help."""
 
+import ctypes
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from src import memory
@@ -95,3 +98,43 @@ def test_memory_is_given_back_when_steps_leave_more(monkeypatch):
 def test_nothing_is_done_where_nothing_is_known(monkeypatch):
     monkeypatch.setattr("sys.platform", "darwin")
     assert not HeapKeeper().after_step()
+
+
+# Products of 200 shapes; what the heap holds afterwards, in MB.
+SHAPES = """
+import ctypes
+import torch
+import src
+class Heap(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Heap
+def product(rows):
+    x, weight = torch.ones(rows, 64), torch.ones(64, 64)
+    torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+product(1000)
+before = libc.mallinfo2().uordblks
+for rows in range(1001, 1201):
+    product(rows)
+print((libc.mallinfo2().uordblks - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2") or not torch.backends.mkldnn.is_available(),
+    reason="oneDNN on the heap of glibc 2.33 or later",
+)
+def test_shapes_of_earlier_batches_are_forgotten():
+    def kept(**environment):
+        given = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
+        command = [sys.executable, "-c", SHAPES]
+        env = {**given, "OMP_NUM_THREADS": "1", **environment}
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        )
+        return float(done.stdout.split()[-1])
+
+    # the environment has the last word
+    unlimited = kept(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
+    assert kept() < 0.4 * unlimited
