@@ -10,12 +10,11 @@ import logging
 for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-from . import checkpoint_utils, memory, trainer  # noqa: E402
+from . import checkpoint_utils, trainer  # noqa: E402
 from .criterions import srp as _criterion  # noqa: E402,F401
 from .models import srp_legacy as _models  # noqa: E402,F401
 from .optim import srp_adam as _optimizer  # noqa: E402,F401
 from .tasks import srp_translation as _task  # noqa: E402,F401
 
-memory.limit_kept_shapes()
 checkpoint_utils.install()
 trainer.install()

@@ -16,7 +16,7 @@ from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
-from .memory import HeapKeeper
+from .memory import HeapKeeper, limit_kept_shapes
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 
@@ -48,6 +48,7 @@ class SRPTrainer(Trainer):
     def __init__(self, cfg, task, model, criterion, quantizer=None):
         super().__init__(cfg, task, model, criterion, quantizer)
         self._heap = HeapKeeper() if self.device.type == "cpu" else None
+        limit_kept_shapes()
         forget_best()
         self._compiled = bool(getattr(task.cfg, "compile", False))
         self._as_written = uncompiled if self._compiled else nullcontext

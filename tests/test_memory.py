@@ -104,7 +104,8 @@ def test_nothing_is_done_where_nothing_is_known(monkeypatch):
 SHAPES = """
 import ctypes
 import torch
-import src
+from src.memory import limit_kept_shapes
+limit_kept_shapes()
 class Heap(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
