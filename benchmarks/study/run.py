@@ -230,11 +230,11 @@ def collect(grid: Grid) -> List[Dict[str, Any]]:
     known = recorded(grid)
     rows = []
     for model in grid.models:
-        row = finished(model)
+        row, before = finished(model), known.get(model.key, {})
         if row is None:
-            row = known.get(model.key)
-        else:  # with what tables.py has found out about the same model
-            row = {**known.get(model.key, {}), **row}
+            row = before or None
+        elif row["finished"] == before.get("finished"):
+            row = {**before, **row}  # with what tables.py has found out about it
         if row is not None:
             rows.append(row)
     grid.results.parent.mkdir(parents=True, exist_ok=True)
