@@ -3,11 +3,14 @@
     python benchmarks/training_memory.py data-bin/multi30k.de-en
 
 Every variant makes the same number of updates in a process of its own, on the CPU, without
-validating or saving. "process MB" is the peak of the process's resident memory, as the
-kernel counts it. "seconds" is the time of an update, of one variant after the other: a rough
-figure, step_time.py compares them side by side.
+validating or saving; shrinking is a stage that scores the channels of an untrained model
+and removes most of them, later than these updates. "process MB" is the peak of the process's
+resident memory, as the kernel counts it. "seconds" is the time of an update, with a share of
+the scoring where there is one, of one variant after the other: a rough figure, step_time.py
+compares them side by side.
 """
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -15,8 +18,28 @@ import tempfile
 import time
 
 import torch
-from common import arguments, report
+from common import arguments, build_trainer, report
 from step_time import SHAPES, SRP, STOCK, TRAINING, dimensions
+
+# longer than any measurement, so that nothing is cut while it lasts
+STAGE = ["--srp", "--compression-rate", "0.2", "--pruning-stage", "0", "--pruning-period", "1000"]
+
+
+class EnoughError(Exception):
+    """The updates to measure are made."""
+
+
+def ending(trainer: type, updates: int) -> type:
+    """``trainer``, which stops after so many updates, whatever a stage still needs."""
+
+    class Ending(trainer):
+        def train_step(self, *args, **kwargs):
+            output = super().train_step(*args, **kwargs)
+            if self.get_num_updates() >= updates:
+                raise EnoughError
+            return output
+
+    return Ending
 
 
 def work(connection, data: str, options: list, args) -> None:
@@ -31,16 +54,30 @@ def work(connection, data: str, options: list, args) -> None:
 
     if "SRPtranslation" not in options:
         train.Trainer = Trainer  # fairseq's own again
+    train.Trainer = ending(train.Trainer, args.updates)
     parser = fairseq_options.get_training_parser()
     with tempfile.TemporaryDirectory() as folder:
         given = [data, *options, "--cpu", "--max-tokens", str(args.tokens), "--no-save"]
-        given += ["--max-update", str(args.updates), "--disable-validation"]
+        given += ["--disable-validation"]
         given += ["--num-workers", "0", "--log-format", "none", "--save-dir", folder]
         cfg = fairseq_options.parse_args_and_arch(parser, given)
         begin = time.perf_counter()
-        train.main(convert_namespace_to_omegaconf(cfg))
+        with contextlib.suppress(EnoughError):
+            train.main(convert_namespace_to_omegaconf(cfg))
         seconds = (time.perf_counter() - begin) / args.updates
     connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10))
+
+
+def measure(*given) -> tuple:
+    """What :func:`work` sends, from a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=work, args=(far, *given))
+    process.start()
+    far.close()
+    measured = near.recv()
+    process.join()
+    return measured
 
 
 def main():
@@ -52,22 +89,27 @@ def main():
     args = parser.parse_args()
     if not os.path.isdir(args.data):
         parser.error(f"data {args.data}: no such folder")
-    variants = {"fairseq transformer": STOCK, "SRP dense": SRP}
+    variants = {"fairseq transformer": STOCK, "SRP dense": SRP, "SRP shrinking": SRP + STAGE}
     if torch.cpu._is_avx512_bf16_supported():
-        variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
-    context = multiprocessing.get_context("spawn")
+        bf16 = ["--cpu-bf16"]
+        variants["SRP dense, --cpu-bf16"] = SRP + bf16
+        variants["SRP shrinking, --cpu-bf16"] = SRP + STAGE + bf16
+    common = dimensions(args.arch) + TRAINING
     rows = []
-    for name, options in variants.items():
-        near, far = context.Pipe()
-        given = options + dimensions(args.arch) + TRAINING
-        process = context.Process(target=work, args=(far, args.data, given, args))
-        process.start()
-        far.close()
-        seconds, peak = near.recv()
-        process.join()
-        row = {"variant": name, "process MB": round(peak / 2**20), "seconds": seconds}
-        rows.append({**row, "ratio": round(peak / 2**20 / (rows or [row])[0]["process MB"], 2)})
-        rows[-1]["seconds"] = round(seconds, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        model = os.path.join(folder, "untrained.pt")
+        trainer = build_trainer(args.data, SRP + common)
+        trainer.consolidate_optimizer()
+        trainer.save_checkpoint(model, {"train_iterator": {"epoch": 1}})
+        del trainer
+        for name, options in variants.items():
+            given = options + common
+            if "--srp" in options:
+                given += ["--pretrained-model", model]
+            seconds, peak = measure(args.data, given, args)
+            row = {"variant": name, "process MB": round(peak / 2**20)}
+            ratio = row["process MB"] / (rows or [row])[0]["process MB"]
+            rows.append({**row, "seconds": round(seconds, 2), "ratio": round(ratio, 2)})
     torch.set_num_threads(args.threads)
     report(
         f"Memory of training, {args.arch} shape",

@@ -223,7 +223,15 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         UserError: names the option, its value and what to do.
     """
     has_gpu = torch.cuda.is_available() and not getattr(run, "cpu", False)
-    for name in ("fp16", "bf16", "amp", "memory_efficient_fp16"):
+    memory_efficient = ("memory_efficient_fp16", "memory_efficient_bf16")
+    for name in memory_efficient:
+        if getattr(run, name, False) and getattr(run, "optimizer", None) == "srp_adam":
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option}: --optimizer srp_adam has no step in float32 without float32 "
+                f"weights; use --optimizer adam, or --{option[-4:]} instead"
+            )
+    for name in (*memory_efficient, "fp16", "bf16", "amp"):
         if getattr(run, name, False) and not has_gpu:
             raise UserError(
                 f"--{name.replace('_', '-')}: needs a GPU; on a CPU leave it out"

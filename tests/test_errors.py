@@ -91,6 +91,15 @@ def test_half_precision_on_a_cpu(capsys, data, tmp_path, flag):
     refused(capsys, [data, *TINY, *RUN, flag], tmp_path, flag, "needs a GPU")
 
 
+def test_memory_efficient_half_precision(capsys, data, tmp_path):
+    """fairseq's wrapper takes optimizers with a float32 step of their own only."""
+    flag = "--memory-efficient-fp16"
+    command = [data, *TINY, *RUN, "--optimizer", "srp_adam", flag]
+    refused(capsys, command, tmp_path, flag, "--optimizer adam", "--fp16 instead")
+    command[-2:] = ["adam", flag]
+    refused(capsys, command, tmp_path, flag, "needs a GPU")
+
+
 def test_pruning_nothing(capsys, data, tmp_path):
     refused(capsys, [data, *TINY, *RUN, *PRUNE], tmp_path, "--pretrained-model")
 

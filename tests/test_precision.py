@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import RUN, TINY, run_training
 from fairseq import optim
-from fairseq.optim.fp16_optimizer import FP16Optimizer
+from fairseq.optim.amp_optimizer import AMPOptimizer
+from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
 from fairseq_cli import train as fairseq_train
 
 from src.connectivity.cut import cut
@@ -17,37 +18,56 @@ STAGE = ["--srp", "--compression-rate", "0.4", "--max-epoch", "2"]
 
 
 class Watcher(SRPTrainer):
-    log = []
+    log, expected = [], None
 
     def train_step(self, samples, raise_oom=False):
         result = super().train_step(samples, raise_oom)
         if self.stage is not None and self.stage.shrinking:
             for parameter, mask, values in self.stage.freezer.frozen:
-                assert parameter.dtype == torch.bfloat16
+                assert parameter.dtype == Watcher.expected
                 Watcher.log.append(torch.equal(parameter[mask], values[mask]))
         return result
 
 
-def bf16_main(cfg):
-    # on the command line --bf16 means a GPU; fairseq's trainer can do it anywhere
-    cfg.common.bf16, cfg.common.tpu = True, False
-    fairseq_train.main(cfg)
+@pytest.mark.parametrize(
+    "option, dtype, kind",
+    [
+        ("bf16", torch.bfloat16, FP16Optimizer),
+        ("fp16", torch.float16, FP16Optimizer),
+        ("memory_efficient_fp16", torch.float16, MemoryEfficientFP16Optimizer),
+        ("amp", torch.float32, AMPOptimizer),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_a_stage_in_half_precision(
+    data, base, tmp_path, monkeypatch, option, dtype, kind
+):
+    def main(cfg):
+        # refused on a command line without a GPU; fairseq's trainer can do it anywhere
+        cfg.common.tpu = False
+        setattr(cfg.common, option, True)
+        cfg.common.fp16 |= dtype == torch.float16
+        fairseq_train.main(cfg)
 
-
-def test_a_stage_in_bf16(data, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # a key, no more
     monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
-    Watcher.log = []
+    Watcher.log, Watcher.expected = [], dtype
     trainer = run_training(
         [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
-        + ["--weighted-layernorm", "--warming-up", "0"],
-        main=bf16_main,
+        + ["--weighted-layernorm", "--warming-up", "0"]
+        + ["--optimizer", "adam" if "efficient" in option else "srp_adam"],
+        main=main,
     )
     assert trainer.stage.done and len(Watcher.log) > 100 and all(Watcher.log)
-    assert isinstance(trainer.optimizer, FP16Optimizer)
-    copies = trainer.optimizer.fp32_params
-    for parameter, copy in zip(trainer.optimizer.fp16_params, copies):
-        assert parameter.shape == copy.shape
-        assert torch.equal(parameter, copy.to(torch.bfloat16))
+    optimizer = trainer.optimizer
+    assert isinstance(optimizer, kind)
+    if kind is FP16Optimizer:
+        shapes = [p.shape for p in optimizer.fp16_params]
+        parameters = {id(p): p for p in optimizer.fp16_params}
+        memory = [item for item in _memory(optimizer, shapes) if item[1] == "float32 copy"]
+        assert len(memory) == len(parameters)
+        for parameter, _, copy in memory:
+            assert torch.equal(parameters[id(parameter)], copy.to(dtype))
     state = torch.load(tmp_path / "checkpoint_last.pt")["model"]
     assert state["encoder.embed_tokens.weight"].shape[1] < 16
 
