@@ -7,7 +7,7 @@ from typing import Optional
 
 # What oneDNN prepares for a shape is kept twice, by oneDNN and by PyTorch's layer above it:
 # by default for 1024 shapes each, some 0.3 MB every time.
-_KEPT_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 32, "LRU_CACHE_CAPACITY": 32}
+_KEPT_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 16, "LRU_CACHE_CAPACITY": 16}
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_IN_HEAP = 32 << 20

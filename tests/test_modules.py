@@ -13,6 +13,7 @@ from src.criterions.srp import distillation_loss, smoothed_nll
 from src.errors import UserError
 from src.modules.dropout import cpu_dropout
 from src.modules.layer_norm import WeightedLayerNorm
+from src.modules.srp_layer import GatedActivation
 from src.optim.srp_adam import parse_betas
 
 
@@ -65,6 +66,38 @@ def test_constant_vector_gives_finite_gradients():
     x = torch.full((2, 10), 3.0, dtype=torch.float64, requires_grad=True)
     layer(x).sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+def gates(values) -> ChannelGroup:
+    group = ChannelGroup("ffn", len(values))
+    group.set_connectivity(torch.tensor(values))
+    return group
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_relu_is_relu_and_gate_with_one_activation_kept(dtype):
+    group, kept = gates([1.0, 0.5, 0.25, 0.0]), []
+    x = torch.randn(5, 3, 4).to(dtype).transpose(0, 1).requires_grad_()
+    upstream = torch.randn(3, 5, 4).to(dtype)
+    plain = F.relu(x) * group.connectivity.to(dtype)
+    (expected,) = torch.autograd.grad(plain, x, upstream)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        found = GatedActivation(F.relu, group)(x)
+    assert torch.equal(found, plain) and kept == [60, 4]
+    assert torch.equal(torch.autograd.grad(found, x, upstream)[0], expected)
+
+
+def test_gated_activation_elsewhere():
+    group = gates([1.0, 0.5])
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(GatedActivation(F.gelu, group)(x), F.gelu(x) * group.connectivity)
+    group.connectivity.requires_grad_()  # while connectivity is scored
+    GatedActivation(F.relu, group)(x).sum().backward()
+    assert torch.equal(group.connectivity.grad, F.relu(x).sum(0).float())
+    group = gates([1.0, 1.0])
+    assert torch.equal(GatedActivation(F.relu, group)(x), F.relu(x))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])

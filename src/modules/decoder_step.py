@@ -16,6 +16,7 @@ from ..adapters import adapted_weight
 from .decoder_cache import BeamCache, Heads, SingleCache
 from .layer_norm import WeightedLayerNorm
 from .linear import PackedLinear, constant_product
+from .srp_layer import GatedActivation
 
 Cache = Union[BeamCache, SingleCache]
 
@@ -101,6 +102,8 @@ class _Layer:
         self.fc2 = product(_scaled(layer.fc2, residual, _gate(layer, "ffn")))
         self.heads = Heads(own.num_heads, cross.num_heads)
         self.activation = layer.activation_fn
+        if isinstance(self.activation, GatedActivation):
+            self.activation = self.activation.function  # fc2 has the gate
         self.before = layer.normalize_before
         self.norms = [
             _norm(module)

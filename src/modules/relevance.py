@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .layer_norm import WeightedLayerNorm
 from .multihead_attention import SRPMultiheadAttention
-from .srp_layer import SRPDecoderLayer, SRPEncoderLayer
+from .srp_layer import GatedActivation, SRPDecoderLayer, SRPEncoderLayer
 
 EPSILON = 1e-6
 
@@ -157,8 +157,8 @@ def relevance_rules(model: nn.Module, epsilon: float = EPSILON, attention: str =
                 swap(module, "_attention_with_weights", rule)
                 swap(module, "_attention", lambda *a, rule=rule: rule(*a)[0])
             elif isinstance(module, (SRPEncoderLayer, SRPDecoderLayer)):
-                rule = _activation_rule(module.activation_fn, epsilon)
-                swap(module, "activation_fn", rule)
+                rule = _activation_rule(module.activation_fn.function, epsilon)
+                swap(module, "activation_fn", GatedActivation(rule, module.ffn))
             elif isinstance(module, nn.Linear):
                 hook = module.register_forward_hook(
                     lambda _, inputs, output: _stabilized(output, epsilon)

@@ -1,6 +1,11 @@
 """Encoder and decoder layers that declare their channels."""
 
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
@@ -12,16 +17,54 @@ from .layer_norm import WeightedLayerNorm
 from .multihead_attention import SRPMultiheadAttention
 
 
-class _GatedActivationDropout(Dropout):
-    """Dropout of the feed-forward activation, then the gate of its units."""
+class _GatedReLU(torch.autograd.Function):
+    """relu(x) ⊙ c with constant c >= 0, keeping the product alone for the backward pass.
+
+    Autograd would keep relu's output, too: an eighth of a shrinking step's activations.
+    """
+
+    @staticmethod
+    def forward(ctx, x, connectivity):
+        product = torch.relu(x).mul_(connectivity)
+        ctx.save_for_backward(product, connectivity)
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        product, connectivity = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad * connectivity, product, 0), None
+
+
+class GatedActivation:
+    """The feed-forward activation, then the gate of its units.
+
+    Args:
+        function: of ``[..., width]``, element by element.
+        group: the feed-forward units.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], group: ChannelGroup):
+        self.function = function
+        self.group = group
+
+    def __call__(self, x: Tensor) -> Tensor:
+        group = self.group
+        plain = group.connectivity.requires_grad or torch.compiler.is_compiling()
+        if group.gated and self.function is F.relu and not plain:
+            return _GatedReLU.apply(x, group.connectivity.to(x.dtype))
+        return group.gate(self.function(x))
+
+
+class _ActivationDropout(Dropout):
+    """Dropout of the feed-forward activation, which importance measures after it."""
 
     def __init__(self, p: float, group: ChannelGroup, module_name: str):
         super().__init__(p, module_name)
         self._group = (group,)
 
     def forward(self, x, inplace: bool = False):
-        group = self._group[0]
-        return group.measure(group.gate(super().forward(x, inplace)))
+        return self._group[0].measure(super().forward(x, inplace))
 
 
 def _declare(layer: nn.Module, residual: ChannelGroup, weighted: bool) -> None:
@@ -32,7 +75,8 @@ def _declare(layer: nn.Module, residual: ChannelGroup, weighted: bool) -> None:
     layer.ffn.tie(layer.fc2, weight=1)
     residual.tie(layer.fc1, weight=1)
     residual.tie(layer.fc2, weight=0, bias=0)
-    layer.activation_dropout_module = _GatedActivationDropout(
+    layer.activation_fn = GatedActivation(layer.activation_fn, layer.ffn)
+    layer.activation_dropout_module = _ActivationDropout(
         layer.activation_dropout_module.p, layer.ffn, name
     )
     layer.dropout_module = Dropout(layer.dropout_module.p, name)
