@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import Callable, List, Optional
+from typing import Callable, Collection, List, Optional
 
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -109,6 +109,30 @@ def show_help(parser) -> None:
     parser.print_help()
 
 
+def check_training(args, given: Collection[str]) -> None:
+    """Refuse a training without what it can't do without; fairseq ends in a traceback.
+
+    Args:
+        args: the parsed options.
+        given: names of the options on the command line.
+
+    Raises:
+        UserError: names the option and what to give.
+    """
+    if args.max_tokens is None and args.batch_size is None:
+        raise UserError(
+            "--max-tokens: missing; give the tokens of a batch, as 4096, or its sentences "
+            "as --batch-size"
+        )
+    if args.optimizer is None:
+        raise UserError("--optimizer: missing; give srp_adam, or another one of fairseq's")
+    if args.optimizer == "srp_adam" and "--lr" not in given:
+        raise UserError(
+            f"--lr: missing, and fairseq's default of {args.lr[0]:g} is for plain SGD; give "
+            "one for --optimizer srp_adam, as 5e-4"
+        )
+
+
 def train(check: Callable = lambda args: None) -> None:
     """Run fairseq's training with this plug-in.
 
@@ -120,8 +144,12 @@ def train(check: Callable = lambda args: None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         show_help(parser)
         return
+    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if not given & {"-a", "--arch"}:
+        raise UserError("--arch: missing; give the model's, as srp_multi30k_de_en")
     args = parse(parser)
     check(args)
+    check_training(args, given)
     cfg = convert_namespace_to_omegaconf(args)
     if cfg.common.bf16:
         cfg.common.tpu = False  # fairseq takes --bf16 for a TPU

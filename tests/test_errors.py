@@ -255,7 +255,24 @@ def run_script(name, *arguments):
 )
 def test_entry_points(data, script, arguments, words):
     arguments = [data if a == "DATA" else a for a in arguments]
-    done = run_script(script, *arguments, "--arch", "srp", "--task", "SRPtranslation")
+    refused_script(script, *arguments, "--arch", "srp", words=words)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ([], "--arch: missing"),
+        (["-a", "srp"], "--max-tokens: missing"),
+        (["--arch=srp", "--batch-size", "8"], "--optimizer: missing"),
+        (["--arch", "srp", "--max-tokens", "99", "--optimizer=srp_adam"], "--lr: missing"),
+    ],
+)
+def test_what_no_training_can_do_without(data, options, words):
+    refused_script("train.py", data, *options, words=words)
+
+
+def refused_script(script, *arguments, words):
+    done = run_script(script, *arguments)
     assert done.returncode == 2
     lines = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert len(lines) == 1 and words in lines[0]

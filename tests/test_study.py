@@ -104,6 +104,15 @@ def test_what_is_done_is_not_repeated(grid_file, results, monkeypatch):
     assert runner.run(read_grid(grid_file), "") == 0
 
 
+def test_list(grid_file, results, monkeypatch, capsys):
+    command = ["run.py", str(grid_file), "--list", "--only", "0.7"]
+    monkeypatch.setattr(sys, "argv", command)
+    runner.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["done  base", "done  cut, 0.7"]
+    assert "python src/pruning.py" in lines[1]
+
+
 def test_what_has_changed_is_made_again(grid_file, results, tmp_path):
     before = {m.name: m.key for m in read_grid(grid_file).models}
     text = grid_file.read_text()

@@ -412,7 +412,7 @@ def main() -> None:
         raise
     if args.list:
         known = recorded(grid)
-        for model in grid.models:
+        for model in selected(grid, args.only):
             state = "done" if finished(model) else "recorded" if model.key in known else "to do"
             print(f"{state}  {model.name}: {command(model.tool, model.arguments(grid.data))}")
         return
