@@ -12,7 +12,6 @@ Linear needs too. Without the library in PYTHONPATH its lines are left out.
 """
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from typing import Callable, Dict
 
 import torch
@@ -85,8 +84,7 @@ def inference_step(layer: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 
 def main():
-    parser = arguments(__doc__, "")
-    parser.formatter_class = RawDescriptionHelpFormatter
+    parser = arguments(__doc__)
     parser.add_argument("--shapes", default="512x512,512x2048", help="inputs x outputs")
     parser.add_argument("--tokens", type=int, default=4096, help="rows of the batch")
     args = parser.parse_args()

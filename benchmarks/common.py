@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import torch
 
@@ -157,14 +157,20 @@ def report(title: str, rows: List[Dict], output: str, **conditions) -> None:
         )
 
 
-def arguments(description: str, output: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds")
+def arguments(description: str, rounds: Optional[int] = 15) -> argparse.ArgumentParser:
+    """Options that benchmarks have in common.
+
+    Args:
+        rounds: how often everything is timed by default; None where nothing is.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
-        "--output",
-        default=output,
-        help="write OUTPUT.md and OUTPUT.json (empty: print only)",
+        "--output", default="", help="write OUTPUT.md and OUTPUT.json (default: print only)"
     )
     return parser
 

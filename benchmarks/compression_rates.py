@@ -58,7 +58,7 @@ def prune(model, rate: float, stage: int) -> int:
 
 
 def main():
-    parser = arguments(__doc__, "")
+    parser = arguments(__doc__, rounds=None)
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05")
     args = parser.parse_args()
     rows = []

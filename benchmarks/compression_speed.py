@@ -328,8 +328,7 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, "")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = arguments(__doc__)
     parser.add_argument("--arch", choices=SENTENCES, default="multi30k")
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05", help="compression rates")
     parser.add_argument("--engines", default="pytorch", help=", ".join(ENGINES))

@@ -62,7 +62,7 @@ def agreement(first, second) -> float:
 
 
 def main():
-    parser = arguments(__doc__, "")
+    parser = arguments(__doc__, rounds=None)
     parser.add_argument("data", help="fairseq data folder")
     parser.add_argument("--path", required=True, help="checkpoint of an uncut model")
     parser.add_argument("--rates", default="2:0.7,1:0.8", help="STAGE:RATE,...")

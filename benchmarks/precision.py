@@ -8,6 +8,7 @@ that precision makes is to be judged beside the difference that the seed makes.
 """
 
 import csv
+import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ OPTIONS = [
 ]
 
 
-def last_loss(data: str, epochs: int, seed: int, low: bool) -> float:
+def last_loss(data: str, epochs: int, seed: int, low: bool, threads: int) -> float:
     """Validation loss after training, in bits per token."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
@@ -35,6 +36,7 @@ def last_loss(data: str, epochs: int, seed: int, low: bool) -> float:
             + ["--max-epoch", str(epochs), "--seed", str(seed), "--save-dir", folder]
             + (["--cpu-bf16"] if low else []),
             check=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdout=subprocess.DEVNULL,
         )
         with open(Path(folder) / "results.csv", encoding="utf-8") as stream:
@@ -42,7 +44,7 @@ def last_loss(data: str, epochs: int, seed: int, low: bool) -> float:
 
 
 def main():
-    parser = arguments(__doc__, "")
+    parser = arguments(__doc__, rounds=None)
     parser.add_argument("--data", default=str(ROOT / "data-bin" / "demo.de-en"))
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3, help="number of them")
@@ -50,7 +52,10 @@ def main():
     torch.set_num_threads(args.threads)
     rows = []
     for name, low in (("float32", False), ("--cpu-bf16", True)):
-        losses = [last_loss(args.data, args.epochs, s + 1, low) for s in range(args.seeds)]
+        losses = [
+            last_loss(args.data, args.epochs, s + 1, low, args.threads)
+            for s in range(args.seeds)
+        ]
         rows.append(
             {
                 "precision": name,

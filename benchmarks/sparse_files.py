@@ -170,8 +170,7 @@ def rows_of(label: str, density: float, args, folder: str) -> List[Dict]:
 
 
 def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, "")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = arguments(__doc__)
     parser.set_defaults(threads=1)
     parser.add_argument("--size", type=int, default=1000, help="rows, and columns")
     parser.add_argument("--folder", help="where the files go (default: the usual /tmp)")

@@ -20,7 +20,6 @@ import os
 import random
 import statistics
 import time
-from argparse import RawDescriptionHelpFormatter
 from typing import Callable, Dict, List
 
 import torch
@@ -150,8 +149,7 @@ def speedup(times: Dict[str, List[float]], name: str, base: str = "dense") -> fl
 
 
 def main():
-    parser = arguments(__doc__, "")
-    parser.formatter_class = RawDescriptionHelpFormatter
+    parser = arguments(__doc__)
     parser.set_defaults(threads=1, rounds=200)
     parser.add_argument("--size", type=int, default=1024, help="of the weight, times 64")
     parser.add_argument("--seconds", type=float, default=2.0, help="a line, about")

@@ -134,7 +134,7 @@ class Worker:
 
 
 def main():
-    parser = arguments(__doc__, "")
+    parser = arguments(__doc__)
     parser.add_argument("--arch", choices=SHAPES, default="multi30k")
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence")
@@ -152,7 +152,10 @@ def main():
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
     if args.variants:
         variants[COMPILED] = SRP + ["--compile"]
-        chosen = [base, *args.variants.split(";")]
+        chosen = [base, *(name.strip() for name in args.variants.split(";"))]
+        unknown = [name for name in chosen if name not in variants]
+        if unknown:
+            parser.error(f"--variants {unknown[0]}: must be of {'; '.join(variants)}")
         variants = {name: o for name, o in variants.items() if name in chosen}
     common = dimensions(args.arch) + TRAINING
     with temporary_data() as data:

@@ -81,7 +81,7 @@ def measure(*given) -> tuple:
 
 
 def main():
-    parser = arguments(__doc__, "")
+    parser = arguments(__doc__, rounds=None)
     parser.add_argument("data", help="folder of binarized data")
     parser.add_argument("--arch", choices=SHAPES, default="multi30k")
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")

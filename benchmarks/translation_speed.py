@@ -17,7 +17,6 @@ set, as export.py --vocabulary-map makes it.
 import os
 import statistics
 import tempfile
-from argparse import RawDescriptionHelpFormatter
 from typing import Callable, Dict, List
 
 import torch
@@ -87,8 +86,7 @@ def generator_of(engine: str, model, task, search, vocabulary_map=None):
 
 
 def main():
-    parser = arguments(__doc__, "")
-    parser.formatter_class = RawDescriptionHelpFormatter
+    parser = arguments(__doc__)
     parser.add_argument("data", help="fairseq data folder")
     parser.add_argument("checkpoints", nargs="+", help="the first one is uncut")
     parser.add_argument("--engines", default="pytorch", help=", ".join(ENGINES))

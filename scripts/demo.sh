@@ -45,6 +45,7 @@ CKPT=../checkpoints/$data
 export SRP_QUIET=1  # scripts that are called keep to it too
 ARGS=(--log-format simple --log-interval 1000 "$@")
 
+final=finetuned
 if [ "$data" = demo ]; then
     DISPOSABLE=1  # a model made from something else is made again
     COMMON=("$BIN" --user-dir ../src --arch $ARCH --share-decoder-input-output-embed
@@ -76,7 +77,8 @@ else
     prepare() { bash multi30k_preprocess.sh ${raw[@]+"${raw[@]}"}; }
     base() { bash multi30k_srp.sh "$@"; }
     pruning() { bash multi30k_srp_two_staged_pruning.sh "$@"; }
-    finetuning() { bash multi30k_srp_finetuning.sh "$@"; }
+    finetuning() { bash multi30k_srp_distilled_finetuning.sh "$@"; }
+    final=distilled
 fi
 
 # Translate the test set, unless that was done with this checkpoint.
@@ -104,11 +106,11 @@ finetuning "${ARGS[@]}"
 translate base checkpoint_best.pt
 translate stage1 checkpoint_last.pt
 translate stage2 checkpoint_last.pt
-translate finetuned checkpoint_best.pt
+translate $final checkpoint_best.pt
 say "report"
-"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2" "$CKPT/finetuned" --output "$CKPT"
-"$PYTHON" show_samples.py "$CKPT/base/generate.txt" "$CKPT/finetuned/generate.txt"
+"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2" "$CKPT/$final" --output "$CKPT"
+"$PYTHON" show_samples.py "$CKPT/base/generate.txt" "$CKPT/$final/generate.txt"
 echo
 say "finished"
-picture=$(find "$CKPT" -maxdepth 1 -name '*.png' -newer "$CKPT/finetuned/report.json" | sort | head -n 1)
+picture=$(find "$CKPT" -maxdepth 1 -name '*.png' -newer "$CKPT/$final/report.json" | sort | head -n 1)
 echo "${picture:+$(cd "$(dirname "$picture")" && pwd)/$(basename "$picture")}"

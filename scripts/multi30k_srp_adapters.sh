@@ -3,7 +3,7 @@
 #
 # Usage: multi30k_srp_adapters.sh [ARGUMENT of src/finetuning.py ...]
 #   NAME=NAME    folder of the run in checkpoints/multi30k (default splora-8)
-#   LR=RATE      highest learning rate (default 1e-2: ten times that of all weights)
+#   LR=RATE      highest learning rate (default 1e-2: five times that of all weights)
 # Without arguments, SPLoRA of rank 8; with some, those say which adapters:
 #   NAME=splopa-64 multi30k_srp_adapters.sh --adapter splopa --adapter-prototypes 64
 # Needs checkpoints/multi30k/stage2 (multi30k_srp_two_staged_pruning.sh). Writes the run's

@@ -23,7 +23,7 @@ step ../checkpoints/multi30k/finetuned ../checkpoints/multi30k/stage2/checkpoint
     --lr $LR --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update $UPDATES \
     --dropout $DROPOUT --weight-decay 0.0001 \
     --criterion srp --label-smoothing 0.1 \
-    --max-epoch $MAX_EPOCH --validate-interval 2 \
+    --max-epoch $MAX_EPOCH \
     --max-tokens 4096 \
     --eval-bleu \
     --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \

@@ -61,13 +61,11 @@ def insert(model: nn.Module, cfg) -> None:
         if kind == "splora":
             SPLoRA(model, rank=rank, **layers)
         else:
-            SPLoPA(
-                model,
-                block_size=cfg.adapter_block_size,
-                num_prototypes=cfg.adapter_prototypes,
-                rank=rank,
-                **layers,
-            )
+            if cfg.adapter_block_size is not None:
+                layers["block_size"] = cfg.adapter_block_size
+            if cfg.adapter_prototypes is not None:
+                layers["num_prototypes"] = cfg.adapter_prototypes
+            SPLoPA(model, rank=rank, **layers)
     except AdapterError as error:
         raise UserError(f"--adapter {kind}: {error}") from None
     total = report(model)[-1]

@@ -77,8 +77,8 @@ def last_checkpoints(
         raise UserError(
             f"--num-{unit}-checkpoints {number}: {folder} has {len(found)} checkpoints "
             f"{form}{limit} ({', '.join(names) or 'none'}); ask for at most that many, "
-            "or train with "
-            + ("--save-interval-updates" if by_updates else "--save-interval 1")
+            "or train "
+            + ("with --save-interval-updates" if by_updates else "without --no-epoch-checkpoints")
         )
     return [os.path.join(folder, name) for _, name in sorted(found)[: -number - 1 : -1]]
 

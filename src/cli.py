@@ -77,6 +77,9 @@ def parse(parser, arguments: Optional[List[str]] = None):
 
     parser.error = refuse
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(arguments):
+        show_help(parser)
+        sys.exit(0)
     named = [i for i, a in enumerate(arguments[:-1]) if a == "--user-dir"]
     for i in named:
         if os.path.realpath(arguments[i + 1]) == os.path.realpath(PACKAGE):
@@ -86,7 +89,7 @@ def parse(parser, arguments: Optional[List[str]] = None):
     return options.parse_args_and_arch(parser, input_args=arguments)
 
 
-def show_help(parser) -> None:
+def show_help(parser, training: bool = False) -> None:
     """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out."""
     from .criterions.srp import SRPCriterion
     from .models.srp_base import SRPModel
@@ -94,18 +97,15 @@ def show_help(parser) -> None:
     from .tasks.srp_translation import SRPTranslationTask
 
     theirs = list(parser._action_groups)
-    for title, part in (
-        ("pruning and translation (--task SRPtranslation)", SRPTranslationTask),
-        ("model (--arch srp, srp_iwslt_de_en, srp_multi30k_de_en)", SRPModel),
-        ("loss and distillation (--criterion srp)", SRPCriterion),
-        ("optimizer (--optimizer srp_adam)", SRPAdam),
-    ):
+    parts = {"pruning and translation (--task SRPtranslation)": SRPTranslationTask}
+    if training:
+        parts["model (--arch srp, srp_iwslt_de_en, srp_multi30k_de_en, srp_demo_de_en)"] = SRPModel
+        parts["loss and distillation (--criterion srp)"] = SRPCriterion
+        parts["optimizer (--optimizer srp_adam)"] = SRPAdam
+    for title, part in parts.items():
         part.add_args(parser.add_argument_group(title))
     ours = [group for group in parser._action_groups if group not in theirs]
     parser._action_groups[:] = ours + theirs
-    parser.description = sys.modules["__main__"].__doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.usage = "%(prog)s DATA --save-dir DIR [options]"
     parser.print_help()
 
 
@@ -141,8 +141,11 @@ def train(check: Callable = lambda args: None) -> None:
     """
     set_up_logging()
     parser = options.get_training_parser(default_task="SRPtranslation")
+    parser.description = sys.modules["__main__"].__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "%(prog)s DATA --save-dir DIR [options]"
     if {"-h", "--help"} & set(sys.argv[1:]):
-        show_help(parser)
+        show_help(parser, training=True)
         return
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     if not given & {"-a", "--arch"}:

@@ -215,7 +215,7 @@ def get_parser() -> ArgumentParser:
         help="add a vocabulary map: for each source token the K target tokens (default: "
         f"{vocabulary_map.CANDIDATES}) that most probably translate it, by IBM model 1 "
         "on the training set of DATA, and for all sentences the "
-        f"{vocabulary_map.FREQUENT} K most frequent ones; only these are scored, so "
+        f"{vocabulary_map.FREQUENT} times K most frequent ones; only these are scored, so "
         "probabilities are among them",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing model")

@@ -120,20 +120,22 @@ def check_adapter_options(cfg: SRPTranslationConfig) -> None:
     Raises:
         UserError: names the option, its value and what is valid.
     """
-    if cfg.adapter is None:
-        for name in ("rank", "include", "exclude"):
-            value = getattr(cfg, f"adapter_{name}")
-            if value is not None:
-                raise UserError(f"--adapter-{name} {value}: needs --adapter splora or splopa")
-        return
-    if not cfg.pretrained_model:
-        raise UserError(
-            f"--adapter {cfg.adapter}: needs --pretrained-model, the checkpoint to adapt"
-        )
     if cfg.adapter_path:
         raise UserError(
             "--adapter-path: is for translation; to train on from adapters, give their "
             "checkpoint as --pretrained-model"
+        )
+    for name in ("rank", "include", "exclude", "block_size", "prototypes"):
+        value = getattr(cfg, f"adapter_{name}")
+        kinds = ("splopa",) if name in ("block_size", "prototypes") else ("splora", "splopa")
+        if value is not None and str(cfg.adapter) not in kinds:
+            option = f"--adapter-{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: needs --adapter {' or '.join(kinds)}")
+    if cfg.adapter is None:
+        return
+    if not cfg.pretrained_model:
+        raise UserError(
+            f"--adapter {cfg.adapter}: needs --pretrained-model, the checkpoint to adapt"
         )
     rank = cfg.adapter_rank
     if rank is not None:
@@ -145,7 +147,7 @@ def check_adapter_options(cfg: SRPTranslationConfig) -> None:
             )
     for name in ("block_size", "prototypes"):
         value = getattr(cfg, f"adapter_{name}")
-        if value < 1:
+        if value is not None and value < 1:
             option = f"--adapter-{name.replace('_', '-')}"
             raise UserError(f"{option} {value}: must be at least 1")
 
@@ -237,6 +239,12 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
                 f"--{name.replace('_', '-')}: needs a GPU; on a CPU leave it out"
                 " or use --cpu-bf16"
             )
+    criterion = getattr(run, "criterion", "srp")
+    if cfg.cpu_bf16 and criterion != "srp":
+        raise UserError(
+            f"--cpu-bf16: --criterion {criterion} trains in float32 all the same; use "
+            "--criterion srp"
+        )
     if cfg.cpu_bf16 and has_gpu:
         raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
     if cfg.sparsity_config:

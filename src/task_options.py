@@ -113,7 +113,7 @@ class SRPTranslationConfig(TranslationConfig):
     scoring_tokens: int = field(
         default=256,
         metadata={
-            "help": "target tokens in a scoring batch; small batches tell channels apart "
+            "help": "tokens in a scoring batch, by the longer side of each pair; small batches tell channels apart "
             "better, since gradients of many sentences cancel"
         },
     )
@@ -139,12 +139,14 @@ class SRPTranslationConfig(TranslationConfig):
             "outputs; for splopa rank of a prototype (default 1)"
         },
     )
-    adapter_block_size: int = field(
-        default=32, metadata={"help": "rows and columns of a block of splopa"}
+    adapter_block_size: Optional[int] = field(
+        default=None, metadata={"help": "rows and columns of a block of splopa (default 32)"}
     )
-    adapter_prototypes: int = field(
-        default=64,
-        metadata={"help": "number of blocks that the updates of splopa are made of"},
+    adapter_prototypes: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "number of blocks that the updates of splopa are made of (default 64)"
+        },
     )
     adapter_include: Optional[str] = field(
         default=None,
@@ -184,8 +186,9 @@ class SRPTranslationConfig(TranslationConfig):
     cpu_bf16: bool = field(
         default=False,
         metadata={
-            "help": "run matrix products of training and translation in bfloat16 on CPUs "
-            "with AVX512-BF16 or AMX; weights, optimizer and loss stay in float32"
+            "help": "run matrix products of training (with --criterion srp) and translation "
+            "in bfloat16 on CPUs with AVX512-BF16 or AMX; weights, optimizer and loss stay in "
+            "float32"
         },
     )
     compile: bool = field(

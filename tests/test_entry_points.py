@@ -61,3 +61,10 @@ def test_help_teaches_the_options(script):
     text = run([sys.executable, "src/" + script, "--help"])
     for option in ("--compression-rate", "--importance", "--weighted-layernorm", "--prob-kd", "--adam-betas", "--save-dir"):
         assert option in text
+
+
+@pytest.mark.parametrize("script", ["generate.py", "distill_data.py"])
+def test_help_of_translation(script):
+    text = run([sys.executable, "src/" + script, "--help"])
+    for option in ("--adapter-path", "--cpu-bf16", "--sparse-inference", "--source-lang", "--beam"):
+        assert option in text

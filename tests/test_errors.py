@@ -109,6 +109,17 @@ def test_distillation_without_teacher(capsys, data, tmp_path):
     refused(capsys, command, tmp_path, "--teacher-model")
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--teacher-model", "teacher.pt"], ["--teacher-model teacher.pt", "--prob-kd"]),
+        (["--T", "2"], ["--T 2", "--prob-kd"]),
+    ],
+)
+def test_distillation_that_is_not_asked_for(capsys, data, tmp_path, options, words):
+    refused(capsys, [data, *TINY, *RUN, *options], tmp_path, *words)
+
+
 def test_missing_data(capsys, tmp_path):
     command = [str(tmp_path / "nowhere"), *TINY, *RUN]
     refused(capsys, command, tmp_path, "nowhere", "no such folder")

@@ -10,6 +10,7 @@ from fairseq_cli import train as fairseq_train
 
 from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
+from src.errors import UserError
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
 from test_cut import random_keep
@@ -169,11 +170,18 @@ def test_cpu_bf16_trains_nearly_the_same(data, base, tmp_path):
 
 
 def test_cpu_bf16_needs_the_processor(data, tmp_path, monkeypatch):
-    from src.errors import UserError
 
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.raises(UserError, match="--cpu-bf16"):
         run_training([data, *TINY, *RUN, "--cpu-bf16", "--save-dir", tmp_path])
+
+
+@needs_bf16
+def test_cpu_bf16_needs_the_criterion(data, tmp_path):
+    criterion = "label_smoothed_cross_entropy"
+    options = ["--cpu-bf16", "--criterion", criterion, "--save-dir", tmp_path]
+    with pytest.raises(UserError, match=f"--cpu-bf16: --criterion {criterion}"):
+        run_training([data, *TINY, *RUN, *options])
 
 
 def test_checkpoints_of_pruning_runs_load_anywhere(data, base, tmp_path, monkeypatch):

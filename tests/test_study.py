@@ -195,6 +195,8 @@ def test_a_study_goes_on_elsewhere(grid_file, results, tmp_path, monkeypatch):
     names = [row["name"] for row in runner.collect(grid)]
     assert names == ["base", "cut, 0.5", "cut, 0.8", "sparse 2:4", "translated", "distilled"]
     assert [m.name for m in grid.models if runner.finished(m)] == ["base", "cut, 0.8"]
+    others = json.loads(kept.read_text())[len(names) :]
+    assert [(row["name"], row["key"]) for row in others] == [("cut, 0.7", results[2]["key"])]
     assert runner.run(grid, "0.5", reproduce=True) == 0
     assert runner.finished(grid.models[1])["key"] == results[1]["key"]
 

@@ -237,9 +237,17 @@ def collect(grid: Grid) -> List[Dict[str, Any]]:
             row = {**before, **row}  # with what tables.py has found out about it
         if row is not None:
             rows.append(row)
-    grid.results.parent.mkdir(parents=True, exist_ok=True)
-    write(grid.results, json.dumps(rows, indent=1) + "\n")
+    keep(grid, rows)
     return rows
+
+
+def keep(grid: Grid, rows: List[Dict[str, Any]]) -> None:
+    """Write the results file; what it has of other options or data stays, at its end."""
+    keys = {model.key for model in grid.models}
+    rows = rows + [row for key, row in recorded(grid).items() if key not in keys]
+    if rows:
+        grid.results.parent.mkdir(parents=True, exist_ok=True)
+        write(grid.results, json.dumps(rows, indent=1) + "\n")
 
 
 def remaining_seconds(todo: List[Model], times: Dict[str, List[float]]) -> Optional[float]:

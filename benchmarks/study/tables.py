@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 import pandas as pd  # noqa: E402
 from grid import Grid, GridError, read_grid  # noqa: E402
-from run import collect, write  # noqa: E402
+from run import collect, keep  # noqa: E402
 from sacrebleu.metrics import BLEU  # noqa: E402
 from sacrebleu.significance import PairedTest  # noqa: E402
 
@@ -200,7 +200,7 @@ def main() -> None:
     add_speed(grid, rows)
     derived = ("p_base", "p_beside")
     kept = [{k: v for k, v in row.items() if k not in derived} for row in every]
-    write(grid.results, json.dumps(kept, indent=1) + "\n")
+    keep(grid, kept)
     add_updates(rows, every)
     numbers = frame(rows)
     table = readable(numbers)

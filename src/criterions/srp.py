@@ -118,6 +118,14 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         if not (math.isfinite(T) and T > 0):
             raise UserError(f"--T {T}: the temperature must be a positive number")
         self.prob_kd, self.attn_kd, self.temperature = prob_kd, attn_kd, T
+        teacher = getattr(getattr(task, "cfg", None), "teacher_model", None)
+        if teacher and not (prob_kd or attn_kd):
+            raise UserError(
+                f"--teacher-model {teacher}: has no part in the loss; say how much with "
+                "--prob-kd or --attn-kd, or leave it out"
+            )
+        if T != 1 and not prob_kd:
+            raise UserError(f"--T {T:g}: is the temperature of --prob-kd; give that, too")
         if prob_kd or attn_kd:
             if not hasattr(task, "check_teacher"):
                 raise UserError("--prob-kd/--attn-kd: need --task SRPtranslation")
