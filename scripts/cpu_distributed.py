@@ -26,7 +26,7 @@ def commands(command: list, processes: int, port: int) -> list:
         *("--cpu", "--distributed-world-size", str(processes)),
         *("--distributed-no-spawn", "--distributed-backend", "gloo"),
         *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-        *("--ddp-backend", "legacy_ddp", "--load-checkpoint-on-all-dp-ranks"),
+        *("--ddp-backend", "legacy_ddp"),
     ]
     return [
         [sys.executable, *command, *shared, "--distributed-rank", str(rank)]

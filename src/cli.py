@@ -11,6 +11,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
+from torch.multiprocessing import ProcessExitedException
 
 from .errors import UserError
 
@@ -150,14 +151,23 @@ def train(check: Callable = lambda args: None) -> None:
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     if not given & {"-a", "--arch"}:
         raise UserError("--arch: missing; give the model's, as srp_multi30k_de_en")
+    half = {option.replace("memory-efficient-", "") for option in given}
+    half &= {"--fp16", "--bf16", "--amp"}
+    if len(half) > 1:
+        raise UserError(f"{' '.join(sorted(half))}: exclude each other; give one of them")
     args = parse(parser)
     check(args)
     check_training(args, given)
+    if args.bf16:
+        args.tpu = False  # fairseq takes --bf16 for a TPU
     cfg = convert_namespace_to_omegaconf(args)
-    if cfg.common.bf16:
-        cfg.common.tpu = False  # fairseq takes --bf16 for a TPU
     try:
         distributed_utils.call_main(cfg, fairseq_train.main)
+    except ProcessExitedException as error:
+        # of a process of several, which has said why
+        if error.exit_code != UserError.STATUS:
+            raise
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(
             "interrupted: the same command goes on from the last checkpoint in "

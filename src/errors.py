@@ -14,8 +14,10 @@ class UserError(SystemExit):
             would be valid and what to do.
     """
 
+    STATUS = 2
+
     def __init__(self, message: str):
-        super().__init__(2)
+        super().__init__(self.STATUS)
         self.message = message
         print(f"error: {message}", file=sys.stderr, flush=True)
 

@@ -247,15 +247,20 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         )
     if cfg.cpu_bf16 and has_gpu:
         raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
-    if cfg.sparsity_config:
-        if getattr(run, "store_ema", False):
-            raise UserError("--store-ema: would average removed weights in; leave it out")
+    if cfg.sparsity_config or cfg.compression_rate < 1:
+        option = "--sparsity-config" if cfg.sparsity_config else "--compression-rate"
         backend = str(getattr(run, "ddp_backend", ""))
         if backend == "fully_sharded" or getattr(run, "zero_sharding", "none") == "os":
             raise UserError(
-                "--sparsity-config: needs whole weights and optimizer states in every "
-                "process; leave out fully_sharded and --zero-sharding"
+                f"{option}: needs whole weights and optimizer states in every process; leave "
+                "out fully_sharded and --zero-sharding"
             )
+        if getattr(run, "use_bmuf", False):
+            raise UserError(
+                f"{option}: --use-bmuf averages weights with those of before; leave it out"
+            )
+    if cfg.sparsity_config and getattr(run, "store_ema", False):
+        raise UserError("--store-ema: would average removed weights in; leave it out")
     if cfg.compression_rate == 1:
         return
     if getattr(run, "store_ema", False):

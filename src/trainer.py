@@ -8,6 +8,7 @@ from functools import partial
 
 import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
@@ -17,6 +18,7 @@ from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
 from .memory import HeapKeeper, limit_kept_shapes
+from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 
@@ -148,7 +150,7 @@ class SRPTrainer(Trainer):
 
     def _updates_in_epochs(self, first: int, last: int) -> int:
         """Updates from the start of epoch ``first`` to the end of ``last``."""
-        batches = len(self._epoch_itr)
+        batches = self._batches_in_epoch()
         frequencies = self.cfg.optimization.update_freq
         total = 0
         for e in range(first, last + 1):
@@ -157,6 +159,14 @@ class SRPTrainer(Trainer):
             skip = self.cfg.optimization.skip_remainder_batch
             total += math.floor(share) if skip else math.ceil(share)
         return total
+
+    def _batches_in_epoch(self) -> int:
+        """Batches that this process is given; fairseq's ``len`` counts a little more."""
+        iterator = self._epoch_itr
+        batches = len(iterator)
+        if self.cfg.dataset.grouped_shuffling:  # leaves out what is not enough for all
+            batches = len(iterator.frozen_batches) // iterator.num_shards
+        return batches - bool(self.cfg.optimization.skip_remainder_batch)
 
     def _check_pruning_ends(self, epoch: int) -> None:
         """Refuse a limit that ends the training ahead of the last pruning of weights."""
@@ -236,6 +246,8 @@ class SRPTrainer(Trainer):
             # a half-pruned model is no candidate for best, nor a reason to stop
             forget_best()
         super().begin_valid_epoch(epoch)
+        if hasattr(self.task, "expect_validation"):
+            self.task.expect_validation()
 
     def _cut(self) -> None:
         count = ParameterCount(self.get_model())
@@ -244,8 +256,7 @@ class SRPTrainer(Trainer):
             forget_compiled()
         cuts = self.stage.cut()
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
-        if self.use_distributed_wrapper:
-            self._wrapped_model = None  # its buckets have the old sizes
+        self._wrap_again()
         forget_best()
         count = ParameterCount(self.get_model())
         after, original = count(count.current), count(count.original)
@@ -254,12 +265,28 @@ class SRPTrainer(Trainer):
             f"uncut {original:,}"
         )
 
+    def _wrap_again(self) -> None:
+        """A distributed wrapper for a model that was cut: the old one's buckets don't fit.
+
+        At once and in every process: fairseq makes it where it is first needed, which is
+        in one process alone when a checkpoint is saved, and wrapping waits for the others.
+        """
+        if self.use_distributed_wrapper:
+            self._wrapped_model = None
+            self.model  # makes it
+
+    def _build_optimizer(self):
+        super()._build_optimizer()
+        if isinstance(self._optimizer, AMPOptimizer):
+            unscale_once(self._optimizer, self.cfg.common, self.device.type)
+
     def _rebuild_optimizer(self):
         """A new optimizer over the same parameters, the learning rate going on."""
-        schedule = self.lr_scheduler.state_dict()
+        schedule, rate = self.lr_scheduler.state_dict(), self.optimizer.get_lr()
         self._build_optimizer()
         self.lr_scheduler.load_state_dict(schedule)
         self.lr_step_update()
+        self.optimizer.set_lr(rate)  # a schedule by validation loss has it nowhere else
         return self.optimizer
 
     # -- checkpoints and data ---------------------------------------------------------
@@ -276,9 +303,21 @@ class SRPTrainer(Trainer):
                     )
                 logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
                 filename = other
-        extra_state = super().load_checkpoint(filename, *args, **kwargs)
-        if self.use_distributed_wrapper:
-            self._wrapped_model = None  # a cut checkpoint has changed the sizes
+        if self.data_parallel_world_size > 1:
+            # fairseq sends it from one to all, as a pickle that torch no longer opens
+            with open_dict(self.cfg):
+                self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+        try:
+            extra_state = super().load_checkpoint(filename, *args, **kwargs)
+        except Exception as error:
+            # what fairseq says of another model, optimizer or criterion
+            if type(error) not in (Exception, AssertionError) or not error.args:
+                raise
+            raise UserError(
+                f"checkpoint {filename}: {error}. It goes on where a run in this folder "
+                "ended; give another --save-dir to start anew"
+            ) from None
+        self._wrap_again()
         return extra_state
 
     def get_valid_iterator(self, subset, disable_iterator_cache=False):

@@ -49,6 +49,19 @@ def test_two_processes_prune_as_one(data, base, tmp_path):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
 
+    # going on, here from the cut and for nothing more, gives every process the same again
+    again = subprocess.run(
+        launcher + command(data, base, tmp_path / "two", 100),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert again.returncode == 0, (again.stdout + again.stderr)[-3000:]
+    for rank in "01":
+        resumed = torch.load(tmp_path / f"rank{rank}")
+        assert all(torch.equal(first[k], resumed[k]) for k in first)
+
     alone = run_training(command(data, base, tmp_path / "one", 200))
     one = alone.get_model().state_dict()
     for key in one:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -91,6 +92,10 @@ def test_half_precision_on_a_cpu(capsys, data, tmp_path, flag):
     refused(capsys, [data, *TINY, *RUN, flag], tmp_path, flag, "needs a GPU")
 
 
+def test_precisions_exclude_each_other(data):
+    refused_script("train.py", data, "--arch", "srp", "--fp16", "--bf16", words="--bf16 --fp16")
+
+
 def test_memory_efficient_half_precision(capsys, data, tmp_path):
     """fairseq's wrapper takes optimizers with a float32 step of their own only."""
     flag = "--memory-efficient-fp16"
@@ -141,6 +146,40 @@ def damaged(base, path, how):
     elif how == "no model":
         torch.save({"weights": 1}, path)
     return path
+
+
+def test_a_missing_part_of_the_data(capsys, data, tmp_path):
+    command = [data, *TINY, *RUN, "--valid-subset", "valid,dev"]
+    refused(capsys, command, tmp_path, data, "Dataset not found: dev")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--optimizer", "adam"], "Optimizer does not match"),
+        (["--encoder-layers", "1"], "Cannot load model parameters"),
+    ],
+)
+def test_another_run_in_the_same_folder(capsys, data, base, tmp_path, options, words):
+    shutil.copyfile(base, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(UserError, match=f"checkpoint_last.pt: {words}.*another --save-dir"):
+        run_training([data, *TINY, *RUN, *options, "--max-epoch", "9", "--save-dir", tmp_path])
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
+
+
+def test_a_model_that_is_shrinking(capsys, data, base, tmp_path):
+    state = torch.load(base)
+    state["model"]["encoder.embedding.connectivity"][2] = 0.5
+    torch.save(state, tmp_path / "half.pt")
+    command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", tmp_path / "half.pt"]
+    words = ("half.pt", "encoder.embedding are shrinking")
+    refused(capsys, command, tmp_path / "run", *words)
+
+
+@pytest.mark.parametrize("flag", ["--use-bmuf", "--zero-sharding=os"])
+def test_what_cannot_follow_a_cut(capsys, prune, tmp_path, flag):
+    refused(capsys, [*prune, flag], tmp_path, flag.partition("=")[0])
 
 
 @pytest.mark.parametrize(

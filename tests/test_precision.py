@@ -73,6 +73,24 @@ def test_a_stage_in_half_precision(
     assert state["encoder.embed_tokens.weight"].shape[1] < 16
 
 
+def test_amp_unscales_gradients_once(data, tmp_path):
+    """The scale is a power of two: without half precision in it, amp changes nothing."""
+
+    def amp_main(cfg):
+        cfg.common.amp = True
+        fairseq_train.main(cfg)
+
+    weights = []
+    for main in (None, amp_main):
+        folder = tmp_path / str(len(weights))
+        options = ["--max-update", "6", "--adam-eps", "1e-3", "--save-dir", folder]
+        trainer = run_training([data, *TINY, *RUN, *options], main=main)
+        weights.append(trainer.get_model().state_dict())
+    assert isinstance(trainer.optimizer, AMPOptimizer)
+    assert trainer.optimizer.scaler.get_scale() == 128
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
 def half_optimizer(model, flat):
     """An FP16Optimizer over a model as fairseq builds it, without a GPU."""
     params = list(model.parameters())
@@ -144,6 +162,7 @@ def test_copies_and_moments_follow_a_cut(flat):
     for copy in made[0].optimizer.state:
         copy.grad = torch.randn_like(copy)
     made[0].optimizer.step()
+    assert all(s["step"] == 3 for s in made[0].optimizer.state.values())
 
 
 needs_bf16 = pytest.mark.skipif(

@@ -251,6 +251,47 @@ def test_two_runs_in_one_process_do_not_share_their_best(data, base, tmp_path):
         assert os.path.exists(tmp_path / name / "checkpoint_best.pt")
 
 
+def test_distilled_attention_does_not_outlive_a_cut(data, base, tmp_path):
+    """Its graph knows the weights in their old sizes, and nothing validates in between."""
+    trainer = run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True, pruning_iter=2, period=1)]
+        + ["--attn-kd", "1", "--disable-validation", "--max-epoch", "3"]
+        + ["--save-dir", tmp_path]
+    )
+    assert trainer.stage.finished_iterations == 2
+
+
+def test_results_are_of_the_first_validation_set(data, base, tmp_path):
+    rows = []
+    for name, subsets in (("one", "valid"), ("two", "valid,test")):
+        run_training(
+            [data, *TINY, *RUN, "--pretrained-model", base, "--max-epoch", "2"]
+            + ["--valid-subset", subsets, "--save-dir", tmp_path / name]
+        )
+        with open(tmp_path / name / "results.csv", newline="") as stream:
+            rows.append(list(csv.DictReader(stream)))
+    assert len(rows[0]) == 2 and rows[0] == rows[1]
+
+
+def test_skipped_batches_are_not_counted(data, base, tmp_path):
+    """Shrinking ends with the last update of its epochs, not with a jump."""
+    steps = []
+
+    class Steps(SRPTrainer):
+        def train_step(self, samples, raise_oom=False):
+            output = super().train_step(samples, raise_oom)
+            steps.append((self.stage.step, self.stage.steps))
+            return output
+
+    options = stage_options(base, srp=True, period=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.trainer.SRPTrainer", Steps)
+        run_training(
+            [data, *TINY, *RUN, *options, "--skip-remainder-batch", "--save-dir", tmp_path]
+        )
+    assert steps[-2] == (len(steps) - 1, len(steps))
+
+
 def test_distillation_uses_the_unpruned_teacher(data, base, tmp_path):
     trainer = run_training(
         [data, *TINY, *RUN, *stage_options(base, srp=True), "--save-dir", tmp_path]

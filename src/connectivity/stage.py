@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .budget import ParameterCount, Widths, iteration_rate, plan_widths
 from .cut import Cuts, cut
 from .freeze import Freezer
@@ -128,6 +129,12 @@ class PruningStage:
         widths = self._widths(self.target_rate())
         keep = select(self.model, scores, widths, self.plan.prune_heads)
         groups = channel_groups(self.model)
+        gated = [name for name, group in groups.items() if group.gated]
+        if gated:
+            raise UserError(
+                f"the channels of {gated[0]} are shrinking already, in a stage of which "
+                "nothing else is known; resume it without --reset-dataloader"
+            )
         self.removed = {}
         for name, kept in keep.items():
             gone = torch.ones(groups[name].width, dtype=torch.bool)

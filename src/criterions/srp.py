@@ -220,6 +220,9 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
             kl = kl / len(layers)
             loss = loss + self.attn_kd * kl
             logging_output["attn_kd_loss"] = kl.data
+            for layer in [layer for pair in layers for layer in pair]:
+                # the map holds this step's graph, which knows weights in sizes before a cut
+                layer.keep_attention_map, layer.attention_map = False, None
         return loss
 
     @classmethod

@@ -1,5 +1,6 @@
 """Multi-head attention whose query/key and value widths can be cut."""
 
+from contextlib import nullcontext
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -220,7 +221,8 @@ class SRPMultiheadAttention(MultiheadAttention):
             # the backward pass of fused attention takes four times as long in bfloat16
             q, k, v = q.float(), k.float(), v.float()
             mask = mask if mask is None else mask.float()
-        with torch.autocast(q.device.type, enabled=q.device.type != "cpu"):
+        on_cpu = q.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
             heads = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=p, scale=self.scaling
             )

@@ -99,7 +99,11 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
     for copy in copies.values() if isinstance(copies, dict) else copies:
         if scalars:
             moments = {name: torch.zeros_like(copy.data) for name in names}
-            new.optimizer.state[copy] = {**scalars[0], **moments}
+            # a count of steps for each, since a step of the optimizer adds to every one
+            counts = {
+                k: v.clone() if torch.is_tensor(v) else v for k, v in scalars[0].items()
+            }
+            new.optimizer.state[copy] = {**counts, **moments}
     for parameter, name, view in memory(new):
         if (id(parameter), name) in taken:
             view.copy_(taken[id(parameter), name])

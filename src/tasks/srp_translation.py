@@ -54,6 +54,7 @@ class SRPTranslationTask(TranslationTask):
         self.weight_pruning: Optional[WeightPruning] = None
         self.save_dir: Optional[str] = None
         self._teacher = None
+        self._validated = False
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -63,6 +64,14 @@ class SRPTranslationTask(TranslationTask):
             # how its training was run says nothing of this process (hub, for example)
             task.cfg.cpu_bf16 = False
         return task
+
+    def load_dataset(self, split, *args, **kwargs):
+        try:
+            return super().load_dataset(split, *args, **kwargs)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"data {self.cfg.data}: {error}; make it with fairseq-preprocess"
+            ) from None
 
     # -- building -----------------------------------------------------------
 
@@ -134,6 +143,11 @@ class SRPTranslationTask(TranslationTask):
                 raise UserError(
                     f"--pretrained-model {path}: {name} holds NaN or infinite numbers; "
                     "its training diverged, use an earlier checkpoint"
+                )
+            if name.endswith(".connectivity") and (value != 1).any():
+                raise UserError(
+                    f"--pretrained-model {path}: a pruning stage is under way, channels of "
+                    f"{name[: -len('.connectivity')]} are shrinking; let it come to its end"
                 )
         try:
             model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
@@ -353,10 +367,20 @@ class SRPTranslationTask(TranslationTask):
         pruning = self.weight_pruning
         return {} if pruning is None else {"sparsity": round(pruning.sparsity, 6)}
 
+    def expect_validation(self) -> None:
+        """A validation begins, of one subset after the other."""
+        self._validated = False
+
     def post_validate(self, model, stats, agg):
-        """Add this validation to ``results.csv`` in the run's folder."""
+        """Add this validation to ``results.csv`` in the run's folder.
+
+        Of several subsets the first, by which the best checkpoint is chosen, too.
+        """
         if self.save_dir is None or distributed_utils.get_global_rank() > 0:
             return
+        if self._validated:
+            return
+        self._validated = True
         count = ParameterCount(model)
         row = {
             "num_updates": int(stats["num_updates"]),
