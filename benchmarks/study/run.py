@@ -98,14 +98,14 @@ def write(path: Path, text: str) -> None:
 
 
 def commit() -> Optional[str]:
-    """The repository's commit, with a plus when files differ from it."""
+    """The repository's commit, with a plus when files differ from it, results apart."""
+    changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs/results"]
     try:
-        short = subprocess.check_output(
-            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, text=True
-        )
+        short = subprocess.check_output(["git", "describe", "--always"], cwd=ROOT, text=True)
+        changed = subprocess.run(changes, cwd=ROOT, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return None
-    return short.strip()
+    return short.strip() + "+" * bool(changed)
 
 
 def finished(model: Model) -> Optional[Dict[str, Any]]:
