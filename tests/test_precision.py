@@ -30,6 +30,19 @@ class Watcher(SRPTrainer):
         return result
 
 
+def in_precision(option):
+    """fairseq's training in half precision on a CPU, where command lines are refused it."""
+
+    def main(cfg):
+        cfg.common.tpu = False
+        setattr(cfg.common, option, True)
+        if option == "memory_efficient_fp16":
+            cfg.common.fp16 = True
+        fairseq_train.main(cfg)
+
+    return main
+
+
 @pytest.mark.parametrize(
     "option, dtype, kind",
     [
@@ -43,13 +56,6 @@ class Watcher(SRPTrainer):
 def test_a_stage_in_half_precision(
     data, base, tmp_path, monkeypatch, option, dtype, kind
 ):
-    def main(cfg):
-        # refused on a command line without a GPU; fairseq's trainer can do it anywhere
-        cfg.common.tpu = False
-        setattr(cfg.common, option, True)
-        cfg.common.fp16 |= dtype == torch.float16
-        fairseq_train.main(cfg)
-
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # a key, no more
     monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
     Watcher.log, Watcher.expected = [], dtype
@@ -57,7 +63,7 @@ def test_a_stage_in_half_precision(
         [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
         + ["--weighted-layernorm", "--warming-up", "0"]
         + ["--optimizer", "adam" if "efficient" in option else "srp_adam"],
-        main=main,
+        main=in_precision(option),
     )
     assert trainer.stage.done and len(Watcher.log) > 100 and all(Watcher.log)
     optimizer = trainer.optimizer
@@ -76,12 +82,8 @@ def test_a_stage_in_half_precision(
 def test_amp_unscales_gradients_once(data, tmp_path):
     """The scale is a power of two: without half precision in it, amp changes nothing."""
 
-    def amp_main(cfg):
-        cfg.common.amp = True
-        fairseq_train.main(cfg)
-
     weights = []
-    for main in (None, amp_main):
+    for main in (None, in_precision("amp")):
         folder = tmp_path / str(len(weights))
         options = ["--max-update", "6", "--adam-eps", "1e-3", "--save-dir", folder]
         trainer = run_training([data, *TINY, *RUN, *options], main=main)

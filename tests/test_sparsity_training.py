@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, RUN, TINY, run_training
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from test_distributed import SCRIPT
-from test_precision import bf16_main
+from test_precision import in_precision
 from test_resume import assert_identical, final_state
 
 from src.errors import UserError
@@ -133,7 +133,7 @@ def test_two_processes_hold_the_same_masks(data, tmp_path):
 
 def test_float32_copies_lose_the_weights_too(data, tmp_path):
     config = write_config(tmp_path)
-    trainer = run_training(command(data, tmp_path, config), main=bf16_main)
+    trainer = run_training(command(data, tmp_path, config), main=in_precision("bf16"))
     assert isinstance(trainer.optimizer, FP16Optimizer)
     pruning = trainer.task.weight_pruning.pruning
     names = {id(p): n for n, p in trainer.get_model().named_parameters()}
@@ -165,7 +165,7 @@ def test_scores_are_of_the_true_gradients(data, tmp_path, monkeypatch):
     options = {"dropout": 0, "max-update": 14}
     config = write_config(tmp_path)
     run_training(command(data, tmp_path / "float", config, **options))
-    run_training(command(data, tmp_path / "half", config, **options), main=bf16_main)
+    run_training(command(data, tmp_path / "half", config, **options), main=in_precision("bf16"))
     exact, half = seen
     for name in exact:
         assert torch.allclose(exact[name].sum(), half[name].sum(), rtol=0.1), name

@@ -69,6 +69,8 @@ class SRPTranslationTask(TranslationTask):
         try:
             return super().load_dataset(split, *args, **kwargs)
         except FileNotFoundError as error:
+            if self.save_dir is None:  # no training: other tools name their own option
+                raise
             raise UserError(
                 f"data {self.cfg.data}: {error}; make it with fairseq-preprocess"
             ) from None
