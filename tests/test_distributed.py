@@ -37,27 +37,24 @@ def test_two_processes_prune_as_one(data, base, tmp_path):
     launcher = [sys.executable, str(ROOT / "scripts" / "cpu_distributed.py")]
     launcher += ["--processes", "2", str(script)]
     environment = {**os.environ, "WEIGHTS": str(tmp_path / "rank")}
-    done = subprocess.run(
-        launcher + command(data, base, tmp_path / "two", 100),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+    def run_two():
+        done = subprocess.run(
+            launcher + command(data, base, tmp_path / "two", 100),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+    run_two()
     first, second = (torch.load(tmp_path / f"rank{r}") for r in "01")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
 
     # going on, here from the cut and for nothing more, gives every process the same again
-    again = subprocess.run(
-        launcher + command(data, base, tmp_path / "two", 100),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert again.returncode == 0, (again.stdout + again.stderr)[-3000:]
+    run_two()
     for rank in "01":
         resumed = torch.load(tmp_path / f"rank{rank}")
         assert all(torch.equal(first[k], resumed[k]) for k in first)

@@ -146,11 +146,6 @@ class SRPTranslationTask(TranslationTask):
                     f"--pretrained-model {path}: {name} holds NaN or infinite numbers; "
                     "its training diverged, use an earlier checkpoint"
                 )
-            if name.endswith(".connectivity") and (value != 1).any():
-                raise UserError(
-                    f"--pretrained-model {path}: a pruning stage is under way, channels of "
-                    f"{name[: -len('.connectivity')]} are shrinking; let it come to its end"
-                )
         try:
             model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
         except RuntimeError as error:
@@ -158,6 +153,12 @@ class SRPTranslationTask(TranslationTask):
                 f"--pretrained-model {path}: its weights don't fit "
                 f"({' '.join(str(error).split())[:300]})"
             ) from None
+        gated = [name for name, group in channel_groups(model).items() if group.gated]
+        if gated:
+            raise UserError(
+                f"--pretrained-model {path}: a pruning stage is under way, channels of "
+                f"{gated[0]} are shrinking; let it come to its end"
+            )
         if adapted_layers(model):
             logger.info(f"{path}: its adapters are fused with its weights")
             fuse(model).requires_grad_(True)
