@@ -75,7 +75,7 @@ def build_trainer(data: str, extra: List[str]):
     from src.trainer import SRPTrainer
 
     parser = options.get_training_parser()
-    arguments = [data, "-s", "de", "-t", "en", "--max-tokens", "4096", "--cpu"] + extra
+    arguments = [data, "--max-tokens", "4096", "--cpu"] + extra
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(1)

@@ -16,7 +16,7 @@ _LARGEST_IN_HEAP = 32 << 20
 def limit_kept_shapes() -> None:
     """Let oneDNN keep what it has prepared for a step's products, not for all shapes ever.
 
-    A step's layers repeat some 16 products; batches of real data have other shapes every
+    The layers of a step repeat a few shapes; batches of real data have other ones every
     time, and what was prepared for them came to lie among a step's activations. For
     training only: a search has many more shapes, and takes the same ones again and again.
     The environment has the last word. Call ahead of the first product.
