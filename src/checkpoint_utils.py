@@ -134,6 +134,19 @@ def _is_average(path: str) -> bool:
         return False  # an old format, or objects that need trust: not ours
 
 
+def read_config(path: str) -> Optional[Dict[str, Any]]:
+    """The options a checkpoint was written with, without reading its tensors.
+
+    Returns:
+        None where that can't be done: a sparse file, an old format, or one that is
+        refused when it is loaded.
+    """
+    try:
+        return torch.load(path, map_location="cpu", mmap=True).get("cfg")
+    except (pickle.UnpicklingError, RuntimeError, AttributeError):
+        return None
+
+
 def previous_checkpoint(path: str) -> Optional[str]:
     """The most recent undamaged checkpoint of the run beside ``path``."""
     others = glob.glob(os.path.join(os.path.dirname(path) or ".", "checkpoint*.pt"))

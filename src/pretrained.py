@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
@@ -107,6 +107,32 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
             raise UserError(
                 f"--{option} {mine}: --pretrained-model {path} has {its}; give an --arch "
                 f"or --{option} that matches it"
+            )
+
+
+def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:
+    """Compare a model with the run in its folder, which is to go on.
+
+    Other numbers of layers don't load. Smaller widths would, as those of a cut model.
+
+    Args:
+        cfg: of the run's checkpoint, None if unknown.
+
+    Raises:
+        UserError: names the first option that differs.
+    """
+    if cfg is None:
+        return
+    config = read_model_config({"cfg": cfg})
+    for name in STRUCTURE:
+        if not name.endswith(("_dim", "_heads")):
+            continue
+        mine, its = getattr(model.cfg, name), getattr(config, name)
+        if mine != its:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} {mine}: the run of checkpoint {path} has {its}; give that, or "
+                "another --save-dir to start anew"
             )
 
 

@@ -12,15 +12,17 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from .checkpoint_utils import damage, previous_checkpoint
+from .checkpoint_utils import damage, previous_checkpoint, read_config
 from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
 from .memory import HeapKeeper, limit_kept_shapes
+from .models.srp_base import SRPModel
 from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
+from .pretrained import check_widths
 
 logger = logging.getLogger(__name__)
 
@@ -303,6 +305,8 @@ class SRPTrainer(Trainer):
                     )
                 logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
                 filename = other
+            if isinstance(self.get_model(), SRPModel):
+                check_widths(self.get_model(), read_config(filename), filename)
         if self.data_parallel_world_size > 1:
             # fairseq sends it from one to all, as a pickle that torch no longer opens
             with open_dict(self.cfg):

@@ -168,6 +168,14 @@ def test_another_run_in_the_same_folder(capsys, data, base, tmp_path, options, w
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
 
 
+@pytest.mark.parametrize("option", ["decoder-ffn-embed-dim", "encoder-embed-dim"])
+def test_a_run_with_other_widths_in_the_same_folder(capsys, data, base, tmp_path, option):
+    shutil.copyfile(base, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(UserError, match=f"--{option} 32: .*checkpoint_last.pt has [0-9]+; "):
+        run_training([data, *TINY, *RUN, f"--{option}", "32", "--save-dir", tmp_path])
+    assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
+
+
 def test_a_model_that_is_shrinking(capsys, data, base, tmp_path):
     state = torch.load(base)
     state["model"]["encoder.embedding.connectivity"][2] = 0.5
