@@ -19,6 +19,7 @@ import statistics
 import tempfile
 from typing import Callable, Dict, List
 
+import numpy as np
 import torch
 from common import arguments, interleave, report
 
@@ -37,7 +38,9 @@ def batches_of(task, subset: str, sentences: int, size: int) -> List[dict]:
     task.load_dataset(subset)
     dataset = task.dataset(subset)
     order = dataset.ordered_indices()
-    order = order[:: max(1, len(order) // sentences)][:sentences]
+    # of all lengths, the shortest and the longest among them
+    chosen = np.linspace(0, len(order) - 1, min(sentences, len(order)))
+    order = order[chosen.round().astype(int)]
     return [
         dataset.collater([dataset[i] for i in order[start : start + size]])
         for start in range(0, len(order), size)
@@ -99,6 +102,17 @@ def main():
     for engine in engines:
         if engine not in ENGINES:
             parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
+    # quartiles need two rounds
+    least = {"rounds": 2, "threads": 1, "sentences": 1, "batch_size": 1, "beam": 1}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            option = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            parser.error(f"{option}: must be at least {value}")
+    for path in args.checkpoints:
+        if not os.path.isfile(path):
+            parser.error(f"{path}: no such checkpoint")
+    if not os.path.isdir(args.data):
+        parser.error(f"data {args.data}: no such folder")
     torch.set_num_threads(args.threads)
     from fairseq import checkpoint_utils
     from fairseq.dataclass.configs import GenerationConfig
@@ -164,7 +178,7 @@ def main():
         "Translation speed",
         rows,
         args.output,
-        sentences=args.sentences,
+        sentences=len(found[base]),
         batch=args.batch_size,
         beam=args.beam,
         rounds=args.rounds,

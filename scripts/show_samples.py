@@ -18,8 +18,10 @@ def read(path):
             kind, dash, rest = line.rstrip("\n").partition("-")
             number, *fields = rest.split("\t")
             if dash and kind in "STHD" and len(kind) == 1 and number.isdigit() and fields:
-                # H and D have a score before the text; D is the detokenized H
-                found.setdefault(int(number), {})[kind] = (fields[-1] + " ").replace("@@ ", "").strip()
+                # H and D have a score before the text; D is the detokenized H; with --nbest
+                # the best hypothesis comes first
+                text = (fields[-1] + " ").replace("@@ ", "").strip()
+                found.setdefault(int(number), {}).setdefault(kind, text)
     return found
 
 

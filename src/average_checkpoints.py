@@ -34,7 +34,8 @@ from omegaconf import OmegaConf  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, check_output_file  # noqa: E402
+from .cli import ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import STRUCTURE, read_model_config  # noqa: E402
 
@@ -119,19 +120,8 @@ def chosen_inputs(args) -> List[str]:
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"--inputs {path}: no such file; give checkpoints (.pt)")
-    _check_output(args.output, paths)
+    check_output_file(args.output, *paths, named="one of the inputs")
     return paths
-
-
-def _check_output(output: str, inputs: List[str]) -> None:
-    folder = os.path.dirname(output) or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"--output {output}: there is no folder {folder}")
-    if os.path.isdir(output):
-        raise UserError(f"--output {output}: is a folder; give a file name")
-    for path in inputs:
-        if os.path.exists(output) and os.path.samefile(output, path):
-            raise UserError(f"--output {output}: is one of the inputs; give another name")
 
 
 def ties(weights: Mapping[str, Tensor]) -> Dict[str, str]:
@@ -346,12 +336,13 @@ def main(arguments: Optional[List[str]] = None) -> None:
     """
     set_up_logging(sys.stderr)
     args = get_parser().parse_args(arguments)
-    paths = chosen_inputs(args)
-    state = average_checkpoints(paths, args.trust_checkpoint)
-    with atomic_write(args.output, "wb") as stream:
-        torch.save(state, stream)
-    updates = sorted(state["averaged"]["num_updates"])
-    print(
-        f"averaged {len(paths)} checkpoints, {updates[0]} to {updates[-1]} updates "
-        f"({', '.join(paths)}) into {args.output}"
-    )
+    with ending_quietly(f"{args.output} is as it was"):
+        paths = chosen_inputs(args)
+        state = average_checkpoints(paths, args.trust_checkpoint)
+        with atomic_write(args.output, "wb") as stream:
+            torch.save(state, stream)
+        updates = sorted(state["averaged"]["num_updates"])
+        print(
+            f"averaged {len(paths)} checkpoints, {updates[0]} to {updates[-1]} updates "
+            f"({', '.join(paths)}) into {args.output}"
+        )

@@ -6,7 +6,9 @@ import glob
 import os
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Optional
 
@@ -31,6 +33,22 @@ SAFE_GLOBALS = [
     type(np.dtype("f8")),
     type(np.dtype("i8")),
 ]
+
+
+# What torch and fairseq raise at files that are damaged or hold something else.
+UNREADABLE = (
+    *(pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError),
+    *(LookupError, AttributeError, ImportError, AssertionError, MemoryError),
+    *(struct.error, zlib.error),
+)
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = str(error).partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def allow_safe_globals() -> None:
@@ -124,26 +142,32 @@ def damage(path: str) -> Optional[str]:
         if start == b"\x80\x02":  # the format of torch before 1.6: no checksums
             return None
         return "it is truncated or no PyTorch checkpoint"
+    except OSError as error:
+        return f"it can't be read ({reason(error)})"
+    except UNREADABLE as error:  # the archive's own description is damaged
+        return f"it is damaged ({reason(error)})"
 
 
 def _is_average(path: str) -> bool:
     """Whether average_checkpoints.py made a file; a run is not to go on from it."""
     try:
         return "averaged" in torch.load(path, map_location="cpu", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError):
+    except UNREADABLE:
         return False  # an old format, or objects that need trust: not ours
 
 
 def read_config(path: str) -> Optional[Dict[str, Any]]:
-    """The options a checkpoint was written with, without reading its tensors.
+    """The options a checkpoint was written with, without reading its tensors if possible.
 
     Returns:
-        None where that can't be done: a sparse file, an old format, or one that is
-        refused when it is loaded.
+        None where that can't be done: an old format, or a file that is refused when it
+        is loaded.
     """
     try:
+        if is_sparse_file(path):
+            return sparse_checkpoint.read(path).get("cfg")
         return torch.load(path, map_location="cpu", mmap=True).get("cfg")
-    except (pickle.UnpicklingError, RuntimeError, AttributeError):
+    except UNREADABLE:
         return None
 
 
@@ -186,10 +210,8 @@ def read_tensors(path: str, option: str) -> Any:
         raise UserError(f"{option} {path}: {problem}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(
-            f"{option} {path}: can't be read ({str(error).splitlines()[0]})"
-        ) from None
+    except UNREADABLE as error:
+        raise UserError(f"{option} {path}: can't be read ({reason(error)})") from None
 
 
 def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, Any]:
@@ -213,16 +235,15 @@ def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, An
     try:
         with trusted_pickle(trust):
             state = checkpoint_utils.load_checkpoint_to_cpu(path)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].rstrip(".")
+    except UNREADABLE as error:
+        if isinstance(error, pickle.UnpicklingError) and not trust:
+            raise UserError(
+                f"{option} {path}: holds objects that could run code on loading "
+                f"({reason(error)}); if you trust its origin, add --trust-checkpoint"
+            ) from None
         raise UserError(
-            f"{option} {path}: holds objects that could run code on loading ({reason}); "
-            "if you trust its origin, add --trust-checkpoint"
-        ) from None
-    except (RuntimeError, EOFError, KeyError, AttributeError, ImportError) as error:
-        raise UserError(
-            f"{option} {path}: can't be read as a fairseq checkpoint "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"{option} {path}: can't be read as a fairseq checkpoint ({reason(error)}); "
+            "use another checkpoint of that run"
         ) from None
     if not isinstance(state, dict) or "model" not in state or not state.get("cfg"):
         raise UserError(

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 from typing import Callable, Collection, List, Optional
 
 from fairseq import options
@@ -33,19 +34,65 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
 
-def check_output_file(path: str, source: str) -> None:
-    """Refuse an ``--output`` that can't be written, or is the file that ``--path`` names.
+def check_output_file(
+    path: str, *sources: str, option: str = "--output", named: str = "--path"
+) -> None:
+    """Refuse a file that can't be written, or is one of the files to read.
+
+    Args:
+        sources: files to read.
+        named: what the message calls them.
 
     Raises:
         UserError: names the option, the path and what to do.
     """
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise UserError(f"--output {path}: there is no folder {folder}")
+        raise UserError(f"{option} {path}: there is no folder {folder}")
     if os.path.isdir(path):
-        raise UserError(f"--output {path}: is a folder; give a file name")
-    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-        raise UserError(f"--output {path}: is --path; give another name")
+        raise UserError(f"{option} {path}: is a folder; give a file name")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {path}: the folder {folder} can't be written to")
+    if os.path.exists(path) and any(
+        os.path.exists(source) and os.path.samefile(path, source) for source in sources
+    ):
+        raise UserError(f"{option} {path}: is {named}; give another name")
+
+
+def check_output_folder(path: str, option: str) -> None:
+    """Refuse a folder that can't be made or written to.
+
+    Raises:
+        UserError: names the option, the path and what to do.
+    """
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UserError(f"{option} {path}: {there} is no folder; give another name")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{option} {path}: the folder {there} can't be written to")
+
+
+@contextmanager
+def ending_quietly(interrupted: str):
+    """End without a traceback when interrupted, or when nobody reads the output any more.
+
+    The exit status is that of a program that the signal has killed: 130 and 141.
+
+    Args:
+        interrupted: what an interruption leaves behind.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def set_up_logging(stream=sys.stdout) -> None:
@@ -87,7 +134,10 @@ def parse(parser, arguments: Optional[List[str]] = None):
             arguments[i + 1] = PACKAGE  # fairseq compares names, and this may be a link
     if not named and not any(a.startswith("--user-dir=") for a in arguments):
         arguments += ["--user-dir", PACKAGE]
-    return options.parse_args_and_arch(parser, input_args=arguments)
+    try:
+        return options.parse_args_and_arch(parser, input_args=arguments)
+    except FileNotFoundError as error:  # fairseq's import of the folder
+        raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
 
 
 def show_help(parser, training: bool = False) -> None:
@@ -132,6 +182,11 @@ def check_training(args, given: Collection[str]) -> None:
             f"--lr: missing, and fairseq's default of {args.lr[0]:g} is for plain SGD; give "
             "one for --optimizer srp_adam, as 5e-4"
         )
+    check_output_folder(args.save_dir, "--save-dir")
+    try:
+        os.makedirs(args.save_dir, exist_ok=True)
+    except OSError as error:  # whatever its folder's permissions say
+        raise UserError(f"--save-dir {args.save_dir}: {error.strerror}") from None
 
 
 def train(check: Callable = lambda args: None) -> None:
@@ -161,17 +216,12 @@ def train(check: Callable = lambda args: None) -> None:
     if args.bf16:
         args.tpu = False  # fairseq takes --bf16 for a TPU
     cfg = convert_namespace_to_omegaconf(args)
+    left = f"the same command goes on from the last checkpoint in {cfg.checkpoint.save_dir}"
     try:
-        distributed_utils.call_main(cfg, fairseq_train.main)
+        with ending_quietly(left):
+            distributed_utils.call_main(cfg, fairseq_train.main)
     except ProcessExitedException as error:
         # of a process of several, which has said why
         if error.exit_code != UserError.STATUS:
             raise
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(
-            "interrupted: the same command goes on from the last checkpoint in "
-            f"{cfg.checkpoint.save_dir}",
-            file=sys.stderr,
-        )
-        sys.exit(130)

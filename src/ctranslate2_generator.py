@@ -2,7 +2,8 @@
 
 The two searches are the same but for one thing: CTranslate2 leaves out tokens that
 can't come (padding; the end of sentence at the start) before it normalizes
-probabilities, fairseq does so after. For these that is a thousandth of a score.
+probabilities, fairseq does so after. For most sentences that is a thousandth of a
+score; for an empty source line, where an end at the start is likely, it was 0.8.
 
 With a vocabulary map it leaves out all types that are no candidates of the sentences
 translated together: hypotheses have only candidates, and scores are higher.

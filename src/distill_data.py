@@ -37,18 +37,23 @@ from typing import Dict, Iterator, List, Optional  # noqa: E402
 import torch  # noqa: E402
 from fairseq import utils  # noqa: E402
 from fairseq.data.indexed_dataset import make_builder  # noqa: E402
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from . import cli, ctranslate2_engine, generate  # noqa: E402
 from .checkpoint_utils import atomic_write  # noqa: E402
 from .errors import UserError  # noqa: E402
+from .search_checks import model_overrides  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 TRANSLATIONS, SETTINGS = "translations.txt", "settings"
 _NOT_COPIED = (".part", ".log")
+# Options of the task that decide what is translated, and how.
+_DECIDING = (
+    *("source_lang", "target_lang", "max_source_positions", "max_target_positions"),
+    *("left_pad_source", "dataset_impl", "cpu_bf16", "fairseq_search", "sparse_inference"),
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -81,6 +86,7 @@ def check(args, cfg) -> None:
         raise UserError(f"--output {args.output}: there is no folder {parent}")
     if os.path.lexists(output):
         raise UserError(f"--output {args.output}: exists; give another name or remove it")
+    cli.check_output_folder(f"{output}.part", "--output")
     if cfg.dataset.gen_subset != "train":
         raise UserError(
             f"--gen-subset {cfg.dataset.gen_subset}: the training data, train, is what is "
@@ -92,6 +98,13 @@ def check(args, cfg) -> None:
         ("--results-path", cfg.common_eval.results_path),
         ("--prefix-size", cfg.generation.prefix_size),
         ("--sampling", cfg.generation.sampling),
+        ("--score-reference", cfg.generation.score_reference),
+        ("--lm-path", cfg.generation.lm_path),
+        ("--replace-unk", cfg.generation.replace_unk),
+        ("--print-alignment", cfg.generation.print_alignment),
+        ("--model-overrides", model_overrides(cfg.common_eval.model_overrides)),
+        ("--tokenizer", cfg.tokenizer and cfg.tokenizer._name),
+        ("--bpe", cfg.bpe and cfg.bpe._name),
         ("--remove-bpe/--post-process", cfg.common_eval.post_process),
         ("--detok", args.detok),
         ("--sacrebleu-lowercase", args.sacrebleu_lowercase),
@@ -101,6 +114,15 @@ def check(args, cfg) -> None:
     ):
         if given:
             raise UserError(f"{option} {given}: has no part in distilling; leave it out")
+    for option, given in (
+        ("--truncate-source", cfg.task.truncate_source),
+        ("--num-batch-buckets", cfg.task.num_batch_buckets),
+    ):
+        if given:
+            raise UserError(
+                f"{option}: would change the sentences that are written, people's "
+                "translations too; leave it out"
+            )
     if cfg.generation.nbest != 1:
         raise UserError(
             f"--nbest {cfg.generation.nbest}: the best translation is taken; leave it out"
@@ -118,18 +140,25 @@ def check(args, cfg) -> None:
 
 
 def settings(args, cfg) -> str:
-    """Digest of what decides the translations: data, models, options of the search."""
+    """Digest of what decides the translations: data, models, options of the search.
+
+    Args:
+        cfg: its languages are known, from the data if they were not given.
+    """
     digest = hashlib.sha256()
     folder = cfg.task.data
     names = (n for n in os.listdir(folder) if n.startswith(("train.", "dict.")))
     files = [os.path.join(folder, name) for name in sorted(names)]
-    for path in [*files, *utils.split_paths(cfg.common_eval.path)]:
+    adapters = getattr(cfg.task, "adapter_path", None)
+    files += [*utils.split_paths(cfg.common_eval.path), *([adapters] if adapters else [])]
+    for path in files:
         with open(path, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     engine = [args.engine, args.quantization, args.ctranslate2_model]
-    engine += [args.ctranslate2_vocabulary_map, getattr(cfg.task, "adapter_path", None)]
-    precision = [cfg.common.fp16, getattr(cfg.task, "cpu_bf16", False)]
-    digest.update(str([dict(cfg.generation), engine, precision]).encode())
+    engine += [args.ctranslate2_vocabulary_map, cfg.common.fp16]
+    engine += [cfg.dataset.skip_invalid_size_inputs_valid_test]
+    task = {name: getattr(cfg.task, name, None) for name in _DECIDING}
+    digest.update(str([dict(cfg.generation), engine, task]).encode())
     return digest.hexdigest()
 
 
@@ -286,9 +315,6 @@ def main(arguments: Optional[List[str]] = None) -> None:
     """
     cli.set_up_logging(sys.stderr)
     args = cli.parse(get_parser(), arguments)
-    cfg = convert_namespace_to_omegaconf(args)
-    try:
+    cfg = generate.configure(args)
+    with cli.ending_quietly("the same command goes on"):
         run(args, cfg)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        sys.exit(130)

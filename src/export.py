@@ -34,6 +34,7 @@ if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
     sys.exit(importlib.import_module(f"{FOLDER.name}.export").main())
 
+import glob  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
@@ -45,7 +46,7 @@ from torch import nn  # noqa: E402
 
 from . import vocabulary_map  # noqa: E402
 from .checkpoint_utils import fsync, load_checkpoint, replace_durably  # noqa: E402
-from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
 from .ctranslate2_check import (  # noqa: E402
     Pair,
     check_same,
@@ -60,6 +61,7 @@ from .ctranslate2_model import (  # noqa: E402
     plain,
     require_ctranslate2,
 )
+from .data_checks import load_set, set_up  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import check_dictionaries  # noqa: E402
 from .vocabulary_map import VocabularyMap  # noqa: E402
@@ -102,7 +104,7 @@ def new_folder(path: str) -> Iterator[str]:
 
     One that is there already is replaced then. It lies aside for the moment in which
     they change places; if the process dies in that moment, the next call gives it its
-    name back.
+    name back. What an export to the same name has left that was killed is removed.
     """
     path = os.path.abspath(path)
     temporary, old = f"{path}.tmp-{os.getpid()}", f"{path}.replaced-by-export"
@@ -111,6 +113,8 @@ def new_folder(path: str) -> Iterator[str]:
             shutil.rmtree(old)
         else:
             os.rename(old, path)
+    for left in _left_over(path):
+        shutil.rmtree(left)
     os.mkdir(temporary)
     try:
         yield temporary
@@ -127,6 +131,25 @@ def new_folder(path: str) -> Iterator[str]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _left_over(path: str) -> List[str]:
+    """Temporary folders of :func:`new_folder` whose process is gone."""
+    found = []
+    for folder in glob.glob(f"{glob.escape(path)}.tmp-*"):
+        pid = folder.rpartition("-")[2]
+        if not (pid.isdigit() and os.path.isdir(folder) and FILES >= set(os.listdir(folder))):
+            continue
+        try:
+            if int(pid) != os.getpid():  # in a container every process may have this number
+                os.kill(int(pid), 0)
+                continue
+        except ProcessLookupError:
+            pass
+        except (PermissionError, OverflowError):  # another user's is alive
+            continue
+        found.append(folder)
+    return found
 
 
 def export(
@@ -241,12 +264,11 @@ def get_parser() -> ArgumentParser:
 def _pairs(task, subset: Optional[str], limits) -> Dict[str, List[Pair]]:
     """The pairs of ``--check-subset``, by name; by default none if there is no set."""
     try:
-        task.load_dataset(subset or "valid")
+        dataset = load_set(task, subset or "valid", "--check-subset")
     except FileNotFoundError:
         if subset is None:
             return {}
         raise UserError(f"--check-subset {subset}: DATA has no such set") from None
-    dataset = task.dataset(subset or "valid")
     pairs = subset_pairs(dataset, limits) if dataset.tgt is not None else []
     if not pairs:
         if subset is None:
@@ -267,17 +289,16 @@ def run(args) -> None:
         raise UserError(f"--vocabulary-map {args.vocabulary_map}: must be at least 1")
     what = f"--path {args.path}"
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
-    task = SRPTranslationTask.setup_task(
-        SRPTranslationConfig(
-            data=args.data,
-            source_lang=args.source_lang,
-            target_lang=args.target_lang,
-            # fairseq fills these in from its other options
-            train_subset="train",
-            dataset_impl=None,
-            required_seq_len_multiple=1,
-        )
+    config = SRPTranslationConfig(
+        data=args.data,
+        source_lang=args.source_lang,
+        target_lang=args.target_lang,
+        # fairseq fills these in from its other options
+        train_subset="train",
+        dataset_impl=None,
+        required_seq_len_multiple=1,
     )
+    task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
     dictionaries = task.source_dictionary, task.target_dictionary
     check_dictionaries(state, *dictionaries, what)
     (model,), _ = checkpoint_utils.load_model_ensemble(
@@ -343,8 +364,5 @@ def main(arguments: Optional[List[str]] = None) -> None:
     """
     set_up_logging(sys.stderr)
     args = get_parser().parse_args(arguments)
-    try:
+    with ending_quietly(f"{args.output} is as it was"):
         run(args)
-    except KeyboardInterrupt:
-        print(f"interrupted: {args.output} is as it was", file=sys.stderr)
-        sys.exit(130)

@@ -43,9 +43,10 @@ from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel  # noqa: E402
 from fairseq.tasks import FairseqTask  # noqa: E402
 from fairseq_cli import generate as fairseq_generate  # noqa: E402
 
-from . import bleu, cli, ctranslate2_engine, evaluation  # noqa: E402
+from . import bleu, cli, ctranslate2_engine, evaluation, search_checks  # noqa: E402
 from . import generation_checks as checks  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint, trusted_pickle  # noqa: E402
+from .errors import UserError  # noqa: E402
 
 
 def _known_arch(name: str) -> str:
@@ -173,11 +174,20 @@ def load(args, cfg) -> Loaded:
     checks.check_options(args, cfg)
     paths = utils.split_paths(cfg.common_eval.path)
     states = [load_checkpoint(p, "--path", args.trust_checkpoint) for p in paths]
+    overrides = search_checks.model_overrides(cfg.common_eval.model_overrides)
+    for state in states:
+        checkpoint_utils.overwrite_args_by_name(state["cfg"], overrides)
     task = checks.set_up_task(cfg)
-    references = None
+    search_checks.check_task(cfg, task)
+    search_checks.check_language_model(cfg, task, args.trust_checkpoint)
+    dataset, references = task.dataset(cfg.dataset.gen_subset), None
     if args.reference:
-        size = len(task.dataset(cfg.dataset.gen_subset))
-        references = bleu.read_references(args.reference, size)
+        references = bleu.read_references(args.reference, len(dataset))
+    if args.tokenized_bleu and dataset.tgt is None:
+        raise UserError(
+            f"--tokenized-bleu: --gen-subset {cfg.dataset.gen_subset} has no target side "
+            "whose tokens to compare with; leave it out"
+        )
     for path, state in zip(paths, states):
         checks.check_checkpoint(args, task, state, path)
     updates = None  # report.py finds a run's validation by them; an average has none
@@ -188,6 +198,7 @@ def load(args, cfg) -> Loaded:
         loaded, _ = checkpoint_utils.load_model_ensemble(
             [path], task=task, state=states.pop(0)
         )
+        checks.check_finite(loaded[0], path)
         models += loaded
     skipped = checks.check_lengths(cfg, task, models)
     return Loaded(task, models, skipped, updates, references)
@@ -233,6 +244,17 @@ def run(args, cfg) -> None:
             stream.write("\n")
 
 
+def configure(args):
+    """fairseq's configuration of the parsed options.
+
+    Raises:
+        UserError: the tokenizer's languages are missing, which it can't be made without.
+    """
+    if args.tokenizer == "moses" and None in (args.source_lang, args.target_lang):
+        raise UserError("--tokenizer moses: needs --source-lang and --target-lang")
+    return convert_namespace_to_omegaconf(args)
+
+
 def _usual_detok(cfg) -> str:
     return "moses" if cfg.tokenizer is None else "none"
 
@@ -251,9 +273,6 @@ def main(arguments: Optional[List[str]] = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args = cli.parse(get_parser(), arguments)
     args.command = shlex.join(["python", sys.argv[0], *arguments])
-    cfg = convert_namespace_to_omegaconf(args)
-    try:
+    cfg = configure(args)
+    with cli.ending_quietly("nothing was reported"):
         run(args, cfg)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was reported", file=sys.stderr)
-        sys.exit(130)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from fairseq import tasks, utils
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from torch import nn
 
-from . import ctranslate2_engine
+from . import cli, ctranslate2_engine, data_checks, search_checks
 from .errors import UserError
 from .pretrained import (
     STRUCTURE,
@@ -39,28 +40,26 @@ def check_options(args, cfg) -> None:
         raise UserError("--path: missing; give the checkpoint to translate with")
     paths = utils.split_paths(cfg.common_eval.path)
     if args.report:
-        folder = os.path.dirname(args.report) or "."
-        if not os.path.isdir(folder):
-            raise UserError(f"--report {args.report}: there is no folder {folder}")
-        if os.path.isdir(args.report):
-            raise UserError(f"--report {args.report}: is a folder; give a file name")
         if len(paths) > 1:
             raise UserError("--report: is about one model; --path names several")
+        cli.check_output_file(args.report, *paths, option="--report")
+        if args.reference:
+            cli.check_output_file(
+                args.report, args.reference, option="--report", named="--reference"
+            )
+    if cfg.common_eval.results_path is not None:
+        cli.check_output_folder(cfg.common_eval.results_path, "--results-path")
     if args.reference and not os.path.isfile(args.reference):
         raise UserError(f"--reference {args.reference}: no such file")
     for option, value in (
         ("--flops-source-length", args.flops_source_length),
         ("--flops-target-length", args.flops_target_length),
-        ("--beam", cfg.generation.beam),
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
     if args.tokenized_bleu and cfg.tokenizer is not None:
         raise UserError("--tokenized-bleu: --tokenizer undoes the tokens; leave it out")
-    if cfg.generation.sampling and cfg.generation.nbest != cfg.generation.beam:
-        raise UserError(f"--sampling: needs --nbest {cfg.generation.beam}, as --beam is")
-    if cfg.generation.replace_unk is not None and cfg.dataset.dataset_impl != "raw":
-        raise UserError("--replace-unk: needs --dataset-impl raw")
+    search_checks.check_search(cfg)
     shards = cfg.distributed_training.distributed_world_size
     if shards != 1:
         raise UserError(
@@ -81,22 +80,13 @@ def set_up_task(cfg):
     """The task with its dictionaries and the set to translate.
 
     Raises:
-        UserError: the data's folder lacks a file.
+        UserError: the data's folder lacks a file, or one of them is damaged.
     """
+    task = data_checks.set_up(lambda: tasks.setup_task(cfg.task), cfg.task.data)
     try:
-        task = tasks.setup_task(cfg.task)
-        task.load_dataset(cfg.dataset.gen_subset)
+        data_checks.load_set(task, cfg.dataset.gen_subset, "--gen-subset")
     except FileNotFoundError as error:
         raise UserError(f"data {cfg.task.data}: {error}; run fairseq-preprocess") from None
-    except Exception as error:  # fairseq raises a plain Exception for this one
-        if "infer language pair" not in str(error):
-            raise
-        raise UserError(
-            f"data {cfg.task.data}: its files name no languages; give --source-lang and "
-            "--target-lang"
-        ) from None
-    if not len(task.dataset(cfg.dataset.gen_subset)):
-        raise UserError(f"--gen-subset {cfg.dataset.gen_subset}: has no sentences")
     return task
 
 
@@ -129,6 +119,20 @@ def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
             )
 
 
+def check_finite(model: nn.Module, path: str) -> None:
+    """Refuse weights that can only give scores that are no numbers.
+
+    Raises:
+        UserError: names the first such weight.
+    """
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"--path {path}: {name} holds NaN or infinite numbers; its training "
+                "diverged, use an earlier checkpoint"
+            )
+
+
 def check_lengths(cfg, task, models) -> List[int]:
     """Find sentences that are too long for the model.
 
@@ -156,6 +160,7 @@ def check_lengths(cfg, task, models) -> List[int]:
         )
     if not len(kept):
         raise UserError(f"--gen-subset {subset}: all its sentences are too long")
+    search_checks.check_lengths(cfg, models)
     max_tokens = cfg.dataset.max_tokens
     if max_tokens is None and cfg.dataset.batch_size is None:
         max_tokens = 12000  # fairseq's default

@@ -20,11 +20,26 @@ from torch import Tensor
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 
+from .errors import UserError
 from .hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
 from .modules.decoder_step import Cache, DecoderStep, fingerprint, unsupported
 from .modules.linear import use_sparse_products
 
 logger = logging.getLogger(__name__)
+
+
+def _checked(results: List[List[dict]]) -> List[List[dict]]:
+    """The results, once it is known that their scores are numbers.
+
+    Raises:
+        UserError: the weights give NaN, by which no hypothesis can be chosen.
+    """
+    if any(not h or any(math.isnan(float(x["score"])) for x in h) for h in results):
+        raise UserError(
+            "translating: the model's scores are NaN; its training diverged, or its "
+            "numbers are too large for this precision; use an earlier checkpoint or float32"
+        )
+    return results
 
 
 class FastSequenceGenerator(SequenceGenerator):
@@ -72,7 +87,10 @@ class FastSequenceGenerator(SequenceGenerator):
             int(self.max_len_a * source.shape[1] + self.max_len_b), self.max_len - 1
         )
         if self.min_len > max_len:
-            raise ValueError(f"min_len {self.min_len} is larger than max_len {max_len}")
+            raise UserError(
+                f"--min-len {self.min_len}: sentences of {source.shape[1]} source tokens "
+                f"get {max_len} at most; raise --max-len-a or --max-len-b"
+            )
         with self._precision(source.device):
             encoded = self.model.forward_encoder(sample["net_input"])
         steps = self._folded()
@@ -99,7 +117,7 @@ class FastSequenceGenerator(SequenceGenerator):
                     tokens = tokens[stay]
                     for cache in caches:
                         cache.keep(stay)
-        return hypotheses.results()
+        return _checked(hypotheses.results())
 
     def _hypotheses(self, sentences: int, max_len: int, device) -> Hypotheses:
         def normalize(n: int):

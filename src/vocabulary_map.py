@@ -13,6 +13,7 @@ import numpy as np
 from fairseq.data import Dictionary
 
 from .ctranslate2_model import vocabulary
+from .data_checks import load_set
 from .errors import UserError
 from .lexical_translation import LONGEST, Sentences, lexical_table, read_pairs
 
@@ -171,13 +172,12 @@ def learn(task, number: int) -> VocabularyMap:
     dictionaries = task.source_dictionary, task.target_dictionary
     check_names(dictionaries, option)
     try:
-        task.load_dataset("train")
+        dataset = load_set(task, "train", option)
     except FileNotFoundError:
         raise UserError(
             f"{option}: DATA has no training set (train.*.bin) to learn it from; give "
             "the folder that the model was trained with, or leave it out"
         ) from None
-    dataset = task.dataset("train")
     pairs = read_pairs(dataset) if dataset.tgt is not None else ([], [])
     if not pairs[0]:
         raise UserError(

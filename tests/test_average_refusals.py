@@ -183,3 +183,21 @@ def test_a_trusted_pickle_is_averaged_and_left_out(pruned, tmp_path):
     path = edited(pruned / "checkpoint5.pt", tmp_path / "p.pt", payload)
     state = average(tmp_path / "a.pt", "--inputs", path, path, "--trust-checkpoint")
     assert_same(state["model"], weights(pruned / "checkpoint5.pt"))
+
+
+def test_output_is_checked_and_interruptions_end_quietly(
+    pruned, tmp_path, capsys, monkeypatch
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    command = ["--inputs", str(pruned / "checkpoint5.pt")]
+    command += ["--output", str(tmp_path / "a.pt")]
+    monkeypatch.setattr(averaging, "average_checkpoints", stop)
+    with pytest.raises(SystemExit) as stopped, quiet_logging():
+        averaging.main(command)
+    assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SystemExit) as stopped, quiet_logging():
+        averaging.main(command)
+    assert stopped.value.code == 2 and "can't be written to" in capsys.readouterr().err

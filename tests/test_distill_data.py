@@ -121,6 +121,20 @@ def test_what_another_model_translated_is_not_taken_over(
     assert read(tmp_path / "new", "train", "en") == read(tmp_path / "fresh", "train", "en")
 
 
+def test_other_options_of_the_task_are_other_settings(data, checkpoints, monkeypatch):
+    digests = set()
+
+    def collect(args, cfg):
+        digests.add(distill_data.settings(args, cfg))
+
+    monkeypatch.setattr(distill_data, "run", collect)
+    languages = ["-s", "de", "-t", "en"]
+    others = [["--max-source-positions", "9"], ["--fairseq-search"], ["-s", "en"]]
+    for options in ([], *others):
+        distill(data, checkpoints.dense, "new", *languages, *options)
+    assert len(digests) == 4
+
+
 def test_a_model_trains_on_it(data, checkpoints, tmp_path):
     distill(data, checkpoints.dense, tmp_path / "new")
     run = [*RUN, "--max-epoch", "1", "--save-dir", tmp_path / "run", "--no-save"]
@@ -138,6 +152,13 @@ def test_a_model_trains_on_it(data, checkpoints, tmp_path):
         (["--remove-bpe"], "--remove-bpe/--post-process subword_nmt: has no part"),
         (["--sacrebleu-lowercase"], "--sacrebleu-lowercase True: has no part"),
         (["--nbest", "2"], "--nbest 2: the best translation"),
+        (["--score-reference"], "--score-reference True: has no part"),
+        (["--lm-path", "/nope"], "--lm-path /nope: has no part"),
+        (["--model-overrides", "{'dropout': 1}"], "--model-overrides .*: has no part"),
+        (["--model-overrides", "{"], "--model-overrides {: must be a dictionary"),
+        (["--tokenizer", "space"], "--tokenizer space: has no part"),
+        (["--truncate-source"], "--truncate-source: would change the sentences"),
+        (["--num-batch-buckets", "2"], "--num-batch-buckets: would change the sentences"),
         (["--beam", "0"], "--beam 0"),
     ],
 )
@@ -148,10 +169,16 @@ def test_refused(data, checkpoints, tmp_path, options, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_output_is_checked_first(data, checkpoints, tmp_path):
+def test_output_is_checked_first(data, checkpoints, tmp_path, monkeypatch):
     for output, words in ((data, "exists"), (tmp_path / "no" / "new", "there is no folder")):
         with pytest.raises(UserError, match=f"--output .*{words}"):
             distill(data, checkpoints.dense, output)
+    (tmp_path / "new.part").touch()
+    with pytest.raises(UserError, match="--output .*new.part is no folder"):
+        distill(data, checkpoints.dense, tmp_path / "new")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="--output .* can't be written to"):
+        distill(data, checkpoints.dense, tmp_path / "other")
 
 
 def test_data_in_parts_is_refused(data, checkpoints, tmp_path):

@@ -4,6 +4,8 @@
 import copy
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +247,20 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_what_a_killed_export_left_is_removed(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (ended.pid, os.getppid(), f"{ended.pid}x"):
+        (tmp_path / f"model.tmp-{name}").mkdir()
+        (tmp_path / f"model.tmp-{name}" / "model.bin").write_text("half")
+    (tmp_path / f"model.tmp-{os.getpid()}").mkdir()  # of a container's process before
+    (tmp_path / "mine.tmp-1").mkdir()
+    with export.new_folder(str(tmp_path / "model")):
+        pass
+    kept = {"model", "mine.tmp-1", f"model.tmp-{os.getppid()}", f"model.tmp-{ended.pid}x"}
+    assert set(os.listdir(tmp_path)) == kept
+
+
 @pytest.mark.parametrize("dies", [False, True])
 def test_the_old_model_is_never_lost(dies, tmp_path, monkeypatch):
     path = tmp_path / "model"
@@ -310,6 +326,8 @@ REFUSALS = {
     "damaged": (["--path", "{damaged}"], ["--path", "truncated"]),
     "gated": (["--path", "{gated}"], ["stage that is not finished", "after the cut"]),
     "no subset": (["--check-subset", "dev"], ["--check-subset dev", "no such set"]),
+    "damaged subset": (["data={short}"], ["--check-subset", "de-en.en.idx is truncated"]),
+    "damaged dictionary": (["data={latin}"], ["dict.*.txt", "can't be read"]),
     "too short": (["--max-length", "1"], ["--max-length 1", "at least 2"]),
     "too long": (["--max-length", "9999"], ["--max-length 9999", "limit is 1024"]),
     "quantization": (["--quantization", "int4"], ["--quantization", "int4", "int8"]),
@@ -328,6 +346,12 @@ def test_refused_in_one_line(case, corpus, checkpoints, tmp_path, capsys, monkey
         "damaged": damaged(checkpoints, tmp_path),
         "other": other_data(tmp_path / "other"),
     }
+    for name, file, content in (
+        ("short", "valid.de-en.en.idx", b"MMIDIDX"),
+        ("latin", "dict.de.txt", b"\xe4 5\n"),
+    ):
+        places[name] = shutil.copytree(corpus, tmp_path / name)
+        (tmp_path / name / file).write_bytes(content)
     arguments = {"data": corpus, "--path": checkpoints.cut, "--output": f"{tmp_path}/out"}
     given = [a.format(**places) for a in given]
     if given[0] == "missing=ctranslate2":

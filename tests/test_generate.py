@@ -191,6 +191,13 @@ def test_too_long_sentences_count_as_empty(
     assert scored < 100
 
 
+def test_overrides_of_the_model_count_for_lengths(corpus, checkpoints, capsys):
+    overrides = "{'max_source_positions': 8}"
+    with pytest.raises(SystemExit):
+        translate(corpus, checkpoints.cut, "--model-overrides", overrides)
+    assert "the limit is 8" in capsys.readouterr().err
+
+
 # -- report ----------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """What generate.py refuses: one line, exit status 2, before any translation."""
 # ruff: noqa: F811  (fixtures are imported)
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from fairseq_cli import generate as fairseq_generate
 
 from generate_helpers import (
     SEARCH,
+    SENTENCES,
     checkpoints,
     corpus,
     hypotheses,
@@ -17,7 +20,8 @@ from generate_helpers import (
     translate,
     write_data,
 )
-from src import generate
+from src import cli, generate
+from src.errors import UserError
 
 
 class Payload:
@@ -50,6 +54,25 @@ def other_data(folder):
     return str(data)
 
 
+def not_finite(checkpoints, folder):
+    state = torch.load(checkpoints.cut)
+    state["model"]["decoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, folder / "nan.pt")
+    return str(folder / "nan.pt")
+
+
+def source_only(corpus, folder):
+    data = folder / "source"
+    shutil.copytree(corpus, data, ignore=shutil.ignore_patterns("test.de-en.en.*"))
+    return str(data)
+
+
+def raw_reference(folder):
+    (folder / "raw.en").write_text("a dog\n" * SENTENCES)
+    return str(folder / "raw.en")
+
+
+SOURCE_ONLY = ["data={source_only}", "--path", "{cut}", "-s", "de", "-t", "en"]
 REFUSALS = {
     "no path": ([], ["--path: missing"]),
     "missing checkpoint": (["--path", "no.pt"], ["--path no.pt", "no such file"]),
@@ -70,6 +93,22 @@ REFUSALS = {
         ["--report no-folder/report.json", "no folder"],
     ),
     "report of two": (["--path", "{cut}:{cut}", "--report", "{folder}/r"], ["--report"]),
+    "report is the checkpoint": (
+        ["--path", "{cut}", "--report", "{cut}"],
+        ["--report {cut}", "is --path"],
+    ),
+    "report is the reference": (
+        ["--path", "{cut}", "--reference", "{raw}", "--report", "{raw}"],
+        ["--report {raw}", "is --reference"],
+    ),
+    "report below a file": (
+        ["--path", "{cut}", "--report", "{raw}/report.json"],
+        ["--report {raw}/report.json", "no folder"],
+    ),
+    "results in a file": (
+        ["--path", "{cut}", "--results-path", "{raw}/results"],
+        ["--results-path {raw}/results", "{raw} is no folder"],
+    ),
     "unknown arch": (["--path", "{cut}", "--arch", "srp_new"], ["srp_new", "srp_demo_de_en"]),
     "other arch": (
         ["--path", "{cut}", "--arch", "srp_multi30k_de_en"],
@@ -91,7 +130,46 @@ REFUSALS = {
         ["--distributed-world-size 2"],
     ),
     "unknown option": (["--path", "{cut}", "--beams", "2"], ["--beams"]),
+    "nan": (["--path", "{nan}"], ["--path {nan}", "decoder.layers.0.fc1.weight", "NaN"]),
+    "tokens of no target": (
+        [*SOURCE_ONLY, "--tokenized-bleu", "--reference", "{raw}"],
+        ["--tokenized-bleu", "no target side"],
+    ),
+    "prefix of no target": (
+        [*SOURCE_ONLY, "--prefix-size", "1"],
+        ["--prefix-size", "no target side"],
+    ),
+    "score of no target": (
+        [*SOURCE_ONLY, "--score-reference"],
+        ["--score-reference", "no target side"],
+    ),
+    "no language model": (["--path", "{cut}", "--lm-path", "no.pt"], ["--lm-path no.pt"]),
+    "translation as language model": (
+        ["--path", "{cut}", "--lm-path", "{cut}"],
+        ["--lm-path {cut}", "is a translation model"],
+    ),
+    "tokenizer": (["--path", "{cut}", "--tokenizer", "moses"], ["--tokenizer moses"]),
+    "bpe without codes": (["--path", "{cut}", "--bpe", "subword_nmt"], ["subword_nmt: can't"]),
 }
+# Options of the search that are refused before anything is read.
+for _options, _message in {
+    "--nbest 0": "--nbest 0: must be at least 1",
+    "--batch-size 0": "--batch-size 0: must be at least 1",
+    "--required-batch-size-multiple 0": "--required-batch-size-multiple 0: must be",
+    "--temperature 0": "--temperature 0: must be above 0",
+    "--max-len-a 0 --max-len-b 0": "--max-len-b 0: leaves no room",
+    "--max-len-a 0 --min-len 300": "leaves no room for the 300 tokens of --min-len",
+    "--sampling-topk 3": "--sampling-topk 3: needs --sampling",
+    "--sampling-topp 0.5": "--sampling-topp 0.5: needs --sampling",
+    "--sampling --nbest 2 --match-source-len": "--sampling --match-source-len: exclude",
+    "--diverse-beam-groups 3": "--diverse-beam-groups 3: must divide --beam",
+    "--constraints": "--constraints: binarized data hold none",
+    "--dataset-impl raw --replace-unk": "--replace-unk @@ : no such file",
+    "--model-overrides {{": "--model-overrides {{: must be a dictionary",
+    "--model-overrides 3": "--model-overrides 3: must be a dictionary",
+    "--min-len 1024": "--min-len 1024: the model can write 1023 tokens",
+}.items():
+    REFUSALS[_options] = (["--path", "{cut}", *_options.split()], [_message])
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -108,8 +186,11 @@ def test_refused_in_one_line_before_any_work(
         ("damaged", lambda: damaged(checkpoints, tmp_path)),
         ("unsafe", lambda: unsafe(checkpoints, tmp_path)),
         ("other", lambda: other_data(tmp_path)),
+        ("nan", lambda: not_finite(checkpoints, tmp_path)),
+        ("source_only", lambda: source_only(corpus, tmp_path)),
+        ("raw", lambda: raw_reference(tmp_path)),
     ):
-        if any("{" + name + "}" in argument for argument in given):
+        if any("{" + name + "}" in text for text in given):
             places[name] = make()
     given = [argument.format(**places) for argument in given]
     data = [a[5:] for a in given if a.startswith("data=")] or [corpus]
@@ -127,3 +208,78 @@ def test_refused_in_one_line_before_any_work(
 def test_a_trusted_pickle_is_translated_with(corpus, checkpoints, tmp_path):
     output = translate(corpus, unsafe(checkpoints, tmp_path), "--trust-checkpoint")
     assert hypotheses(output) == hypotheses(translate(corpus, checkpoints.cut))
+
+
+def cut_short(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def no_sentences(folder):
+    write_data(folder, [])
+
+
+def longer_source(folder):
+    other = folder / "longer"
+    other.mkdir()
+    write_data(other, random_pairs(1, SENTENCES + 2))
+    for kind in ("idx", "bin"):
+        shutil.copy(other / f"test.de-en.de.{kind}", folder)
+
+
+DAMAGES = {
+    "no sentences": (no_sentences, "test: has no sentences"),
+    "longer source": (longer_source, "test: has 13 source and 11 target sentences"),
+    "short index": (lambda f: cut_short(f / "test.de-en.en.idx", -7), "idx is truncated"),
+    "headless index": (lambda f: cut_short(f / "test.de-en.de.idx", 12), "is truncated"),
+    "empty index": (lambda f: cut_short(f / "test.de-en.de.idx", 0), "idx is truncated"),
+    "short data": (lambda f: cut_short(f / "test.de-en.de.bin", -3), "de.bin has .* bytes"),
+    "empty data": (lambda f: cut_short(f / "test.de-en.en.bin", 0), "en.bin has 0 bytes"),
+    "other index": (
+        lambda f: (f / "test.de-en.de.idx").write_bytes(b"x" * 99),
+        "its data in .* can't be read",
+    ),
+    "latin-1": (
+        lambda f: (f / "dict.de.txt").write_bytes(b"M\xe4nner 5\n"),
+        r"its dictionaries \(dict.\*.txt\) can't be read",
+    ),
+    "dictionary": (lambda f: (f / "dict.en.txt").write_text("a\n"), "dictionaries"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damaged_data(case, corpus, checkpoints, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    damage, message = DAMAGES[case]
+    damage(data)
+    with pytest.raises(UserError, match=message) as error:
+        translate(str(data), checkpoints.cut)
+    assert "\n" not in str(error.value)
+
+
+def test_places_that_cannot_be_written_to(corpus, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for option in ("--report", "--results-path"):
+        with pytest.raises(UserError, match=f"{option} .* can't be written to"):
+            translate(corpus, checkpoints.cut, option, str(tmp_path / "new"))
+
+
+def test_scores_that_are_no_numbers(corpus, checkpoints, tmp_path):
+    """Finite weights, so large that numbers overflow."""
+    state = torch.load(checkpoints.cut)
+    state["model"]["decoder.layers.0.fc1.weight"] *= 1e30
+    state["model"]["decoder.layers.0.fc2.weight"] *= 1e30
+    torch.save(state, tmp_path / "large.pt")
+    for beam in ("1", "4"):
+        with pytest.raises(UserError, match="scores are NaN"):
+            translate(corpus, str(tmp_path / "large.pt"), "--beam", beam)
+
+
+def test_a_closed_pipe_ends_it_quietly(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        with pytest.raises(SystemExit) as stopped, cli.ending_quietly("nothing"):
+            print("a line")
+    assert stopped.value.code == 141

@@ -429,7 +429,8 @@ def test_samples_side_by_side(tmp_path, capsys):
     for name, word in (("base", "house"), ("pruned", "hut")):
         (tmp_path / name).write_text("noise\n" + "".join(
             f"S-{i}\tein hau@@ s {i}\nT-{i}\ta house {i}\nH-{i}\t-0.5\ta {word[:2]}@@ {word[2:]} {i}\n"
-            f"D-{i}\t-0.5\ta {word} {i}\nP-{i}\t-0.1 -0.2\n" for i in (3, 1, 2)) + "Generate test with beam=5\n")
+            f"D-{i}\t-0.5\ta {word} {i}\nP-{i}\t-0.1 -0.2\nH-{i}\t-0.9\tthe second best\n"
+            for i in (3, 1, 2)) + "Generate test with beam=5\n")
     assert show_samples.main([str(tmp_path / "base"), str(tmp_path / "pruned"), "--number", "2"]) == 0
     out = capsys.readouterr().out
     assert out.count("source    ein haus") == 2 and out.count("base      a house") == 2 and out.count("pruned    a hut") == 2

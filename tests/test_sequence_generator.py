@@ -247,6 +247,11 @@ def test_no_ngram_is_repeated(size, beam):
     assert any(repeats(h["tokens"].tolist()) for beams in free for h in beams)
 
 
+def test_a_beam_beyond_twice_the_slots(monkeypatch):
+    monkeypatch.setattr(decoder_cache, "_SLOTS", 2)
+    assert_same([lively()], beam_size=8)
+
+
 @BEAMS
 def test_caches_that_grow_and_small_blocks(beam, monkeypatch):
     monkeypatch.setattr(decoder_cache, "_SLOTS", 3)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import ROOT, write_corpus
 
-sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
+sys.path[:0] = [str(ROOT / "benchmarks" / "study"), str(ROOT / "benchmarks")]
 
 import run as runner  # noqa: E402
 import tables  # noqa: E402
+import translation_speed  # noqa: E402
 from grid import GridError, flags, read_grid  # noqa: E402
 
 GRID = """
@@ -253,15 +254,48 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
         ("data: ", "data: /no/such/", "no such folder"),
         ("models:", "models: [", "can't be read"),
         ('pattern: "{pattern}"', 'pattern: "{form}"', "{form} stands for nothing"),
+        ("translate:", "seeds: 1\ntranslate:", "seeds must be a list of numbers, not 1"),
+        ("translate:", "seeds: [a]\ntranslate:", "seeds must be a list of numbers"),
+        ("each: {rate: [{rate: 0.5}, 0.7]}", "each: {rate: 3}", "rate must be a list"),
+        ("options: {max-epoch: 1}", "options: [lr]", "'base': options must be a mapping"),
+        ("data: ", "data: 3 #", "data must be a name, not 3"),
+        ("data: ", "# caf\xe9\ndata: ", "can't be read"),
+        ("checkpoint: last", "checkpoint: middle", "checkpoint must be best or last"),
+        ("beside: base", "beside: nope", "'cut, {rate}': beside 'nope' is no model"),
+        ("work: ", "reference: /no/such\nwork: ", "reference /no/such: no such file"),
     ],
 )
 def test_mistakes_are_named(grid_file, tmp_path, old, new, message):
     path = tmp_path / "grid.yaml"
-    path.write_text(grid_file.read_text().replace(old, new, 1))
-    with pytest.raises(GridError, match=message):
+    path.write_text(grid_file.read_text().replace(old, new, 1), encoding="latin-1")
+    with pytest.raises(GridError, match=message) as error:
+        read_grid(path)
+    assert error.value.code == 2 and "\n" not in str(error.value)
+
+
+def test_models_in_a_list(grid_file, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(grid_file.read_text().partition("models:")[0] + "models: [a]\n")
+    with pytest.raises(GridError, match="models must be a mapping"):
         read_grid(path)
 
 
 def test_flags():
     given = {"a": 1, "b": True, "c": False, "d": None, "e": -1, "f": {"x": 1}}
     assert flags(given) == ["--a", "1", "--b", "--e=-1", "--f", '{"x": 1}']
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--rounds 1", "--threads 0", "--sentences 0", "--batch-size 0", "--beam 0"]
+    + ["--subset x"],
+)
+def test_speed_is_refused_before_any_timing(option, grid_file, monkeypatch, capsys):
+    data = str(read_grid(grid_file).data)
+    command = ["translation_speed.py", data, "no.pt", *option.split()]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        translation_speed.main()
+    assert stop.value.code == 2
+    wrong = option if "subset" not in option else "no.pt: no such checkpoint"
+    assert f"error: {wrong}" in capsys.readouterr().err

@@ -55,6 +55,15 @@ _MODEL_KEYS = (
     *("each", "tool", "from", "teacher", "options", "sparsity", "checkpoint", "test"),
     *("seeds", "speed", "beside", "data"),
 )
+# What a key of the grid or of a model must be, where it is given.
+_TYPES = {
+    **dict.fromkeys(("options", "each", "translate"), (dict, "a mapping")),
+    **dict.fromkeys(("data", "reference", "work", "results", "beside"), (str, "a name")),
+    **dict.fromkeys(("from", "teacher"), (str, "a name")),
+    **dict.fromkeys(("test", "speed"), (bool, "true or false")),
+    "seeds": (list, "a list of numbers"),
+}
+_CHECKPOINTS = ("best", "last")
 
 
 class GridError(SystemExit):
@@ -191,6 +200,16 @@ def _check_keys(mapping: Any, known, where: str) -> Dict[str, Any]:
     for key in mapping:
         if key not in known:
             raise GridError(f"{where}: {key} is unknown; valid are {', '.join(known)}")
+    for key, value in mapping.items():
+        kind, name = _TYPES.get(key, (object, ""))
+        if value is not None and not isinstance(value, kind):
+            raise GridError(f"{where}: {key} must be {name}, not {value!r}")
+    seeds = mapping.get("seeds") or []
+    if not all(type(seed) is int for seed in seeds):
+        raise GridError(f"{where}: seeds must be a list of numbers, not {seeds!r}")
+    for name, values in (mapping.get("each") or {}).items():
+        if not isinstance(values, list) or not values:
+            raise GridError(f"{where}: each: {name} must be a list, not {values!r}")
     return mapping
 
 
@@ -222,17 +241,21 @@ def read_grid(path: Path) -> Grid:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise GridError(f"{path}: can't be read ({reason})") from None
     content = _check_keys(content, _GRID_KEYS, str(path))
     for key in ("data", "work", "models"):
         if not content.get(key):
             raise GridError(f"{path}: {key} is missing")
+    if not isinstance(content["models"], dict):
+        raise GridError(f"{path}: models must be a mapping of their names to what they are")
     data, work = Path(content["data"]), Path(content["work"])
     if not data.is_dir():
         raise GridError(f"{path}: data {data}: no such folder; preprocess it first")
     reference = Path(content["reference"]) if content.get("reference") else None
+    if reference is not None and not reference.is_file():
+        raise GridError(f"{path}: reference {reference}: no such file")
     digest = fingerprint(data)
     made: Dict[tuple, Model] = {}
     models = []
@@ -241,6 +264,11 @@ def read_grid(path: Path) -> Grid:
         entry = _check_keys(entry, _MODEL_KEYS, where)
         if entry.get("tool") not in TOOLS:
             raise GridError(f"{where}: tool must be one of {', '.join(TOOLS)}")
+        if entry.get("checkpoint", "best") not in _CHECKPOINTS:
+            raise GridError(
+                f"{where}: checkpoint must be {' or '.join(_CHECKPOINTS)}, not "
+                f"{entry['checkpoint']!r}"
+            )
         each = entry.get("each") or {}
         for combination in itertools.product(*each.values()):
             values = {}
@@ -251,6 +279,12 @@ def read_grid(path: Path) -> Grid:
                 model.key = _key(model, digest)
                 made[model.name, seed] = model
                 models.append(model)
+    names = {model.name for model in models}
+    for model in models:
+        if model.beside is not None and model.beside not in names:
+            raise GridError(
+                f"{path}: model {model.group!r}: beside {model.beside!r} is no model"
+            )
     results = Path(content.get("results") or work / "results.json")
     return Grid(path, data, reference, work, results, content.get("translate") or {}, models)
 
@@ -279,6 +313,8 @@ def _model(group, entry, values, seed, content, made, work, where) -> Model:
         raise GridError(f"{where}: from and teacher name models, not data")
     options = _filled(options, values)
     sparsity = _filled(entry.get("sparsity"), values)
+    if sparsity is not None and not isinstance(sparsity, dict):
+        raise GridError(f"{where}: sparsity must be a mapping, not {sparsity!r}")
     left = re.search(r"\{[A-Za-z_]\w*\}", f"{_filled(group, values)} {options} {sparsity}")
     if left:
         raise GridError(f"{where}: {left[0]} stands for nothing; give its values with each")

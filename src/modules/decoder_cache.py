@@ -82,9 +82,10 @@ class BeamCache:
         """Make room for one position of each hypothesis, seen by itself alone."""
         slots = self.mask.shape[-1]
         if self.used + hypotheses > slots:
-            self.mask = F.pad(self.mask, (0, slots), value=float("-inf"))
+            more = max(slots, hypotheses)
+            self.mask = F.pad(self.mask, (0, more), value=float("-inf"))
             self.written = [
-                tuple(F.pad(x, (0, 0, 0, slots)) for x in pair) for pair in self.written
+                tuple(F.pad(x, (0, 0, 0, more)) for x in pair) for pair in self.written
             ]
         self.used += hypotheses
         self.mask[:, :, self.used - hypotheses : self.used].diagonal(dim1=1, dim2=2).zero_()

@@ -1,0 +1,120 @@
+"""Binarized data that can't be read: refused in one line, before any work."""
+
+import os
+import struct
+from typing import Callable, Optional
+
+import numpy as np
+from fairseq import utils
+from fairseq.data.indexed_dataset import MMapIndexedDataset, _code_to_dtype
+
+from .checkpoint_utils import UNREADABLE, reason
+from .errors import UserError
+
+_MAGIC = MMapIndexedDataset.Index._HDR_MAGIC
+_HEADER = struct.Struct("<QBQ")  # version, code of the numbers' type, sentences
+
+
+def set_up(make: Callable, folder: str):
+    """A task from ``make``, which reads the dictionaries of a data folder.
+
+    Raises:
+        UserError: a dictionary is missing or damaged, or the languages are not known.
+    """
+    try:
+        return make()
+    except FileNotFoundError as error:
+        raise UserError(f"data {folder}: {error}; run fairseq-preprocess") from None
+    except Exception as error:  # fairseq raises plain Exceptions among others
+        if "infer language pair" in str(error):
+            raise UserError(
+                f"data {folder}: its files name no languages; give --source-lang and "
+                "--target-lang"
+            ) from None
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
+        raise UserError(
+            f"data {folder}: its dictionaries (dict.*.txt) can't be read "
+            f"({reason(error)}); run fairseq-preprocess anew"
+        ) from None
+
+
+def load_set(task, subset: str, option: str):
+    """A data set of a task, its files checked first.
+
+    fairseq finds a damaged index only while it reads it, which leaves errors of its
+    destructors on standard error, and a short data file only in the middle of the work.
+
+    Args:
+        option: what named the set, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such set.
+        UserError: it has no sentences, is damaged, or its sides differ in length.
+    """
+    folder = utils.split_paths(task.cfg.data)[0]
+    languages = task.cfg.source_lang, task.cfg.target_lang
+    for pair in (languages, languages[::-1]):
+        prefix = os.path.join(folder, f"{subset}.{'-'.join(pair)}")
+        sizes = [_sentences(f"{prefix}.{language}", option) for language in languages]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise UserError(
+                f"{option} {subset}: has {sizes[0]} source and {sizes[1]} target sentences "
+                f"({prefix}.*); run fairseq-preprocess anew"
+            )
+        if 0 in sizes:
+            raise UserError(f"{option} {subset}: has no sentences")
+        if sizes[0] is not None:
+            break
+    try:
+        task.load_dataset(subset)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(
+            f"{option} {subset}: its data in {folder} can't be read ({reason(error)}); run "
+            "fairseq-preprocess anew"
+        ) from None
+    dataset = task.dataset(subset)
+    if not len(dataset):
+        raise UserError(f"{option} {subset}: has no sentences")
+    return dataset
+
+
+def _sentences(path: str, option: str) -> Optional[int]:
+    """Sentences of one side of a set in fairseq's usual format, mmap.
+
+    Returns:
+        None if there is none, or in another format.
+
+    Raises:
+        UserError: its index (.idx) or data (.bin) is damaged.
+    """
+    index, data = f"{path}.idx", f"{path}.bin"
+    if not (os.path.isfile(index) and os.path.isfile(data)):
+        return None
+
+    def refuse(name: str, problem: str):
+        raise UserError(f"{option}: {name} {problem}; run fairseq-preprocess anew")
+
+    try:
+        with open(index, "rb") as stream:
+            content = stream.read()
+        size = os.path.getsize(data)
+    except OSError as error:
+        refuse(index, f"can't be read ({reason(error)})")
+    start = len(_MAGIC) + _HEADER.size
+    if content[: len(_MAGIC)] != _MAGIC[: len(content)]:
+        return None
+    if len(content) < start:
+        refuse(index, "is truncated")
+    version, code, sentences = _HEADER.unpack_from(content, len(_MAGIC))
+    if version != 1 or code not in _code_to_dtype:
+        refuse(index, "is damaged")
+    if len(content) != start + sentences * 12:  # an int32 and an int64 each
+        refuse(index, "is truncated or damaged")
+    lengths = np.frombuffer(content, np.int32, sentences, start)
+    needed = int(lengths.sum(dtype=np.int64)) * np.dtype(_code_to_dtype[code]).itemsize
+    if (lengths < 0).any() or size != needed:
+        refuse(data, f"has {size} bytes, its index speaks of {needed}")
+    return sentences

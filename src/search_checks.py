@@ -1,0 +1,149 @@
+"""What is refused of fairseq's options of the search, which would end in tracebacks."""
+
+import ast
+import math
+import os
+from typing import Any, Dict
+
+from .checkpoint_utils import load_checkpoint
+from .errors import UserError
+
+
+def model_overrides(text: str) -> Dict[str, Any]:
+    """The dictionary of ``--model-overrides``.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        overrides = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise UserError(
+            f"--model-overrides {text}: must be a dictionary as Python writes it, as "
+            "{'max_target_positions': 100}"
+        )
+    return overrides
+
+
+def check_search(cfg) -> None:
+    """Refuse what the command line alone rules out.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    search = cfg.generation
+    model_overrides(cfg.common_eval.model_overrides)
+    for option, value in (
+        ("--beam", search.beam),
+        ("--nbest", search.nbest),
+        ("--batch-size", cfg.dataset.batch_size),
+        ("--max-tokens", cfg.dataset.max_tokens),
+        ("--required-batch-size-multiple", cfg.dataset.required_batch_size_multiple),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value}: must be at least 1")
+    if not (search.temperature > 0 and math.isfinite(search.temperature)):
+        raise UserError(f"--temperature {search.temperature:g}: must be above 0")
+    if search.max_len_a <= 0 and search.max_len_b < max(search.min_len, 1):
+        raise UserError(
+            f"--max-len-b {search.max_len_b}: leaves no room for the {search.min_len} "
+            "tokens of --min-len; raise it, or give --max-len-a"
+        )
+    for name in ("sampling_topk", "sampling_topp"):
+        value = getattr(search, name)
+        if value >= 0 and not search.sampling:
+            raise UserError(f"--{name.replace('_', '-')} {value}: needs --sampling")
+    if search.sampling and search.nbest != search.beam:
+        raise UserError(f"--sampling: needs --nbest {search.beam}, as --beam is")
+    strategies = {
+        "--sampling": search.sampling,
+        "--diverse-beam-groups": search.diverse_beam_groups > 0,
+        "--match-source-len": search.match_source_len,
+        "--diversity-rate": search.diversity_rate > 0,
+    }
+    asked = [option for option, given in strategies.items() if given]
+    if len(asked) > 1:
+        raise UserError(f"{' '.join(asked)}: exclude each other; give one of them")
+    groups = search.diverse_beam_groups
+    if groups > 0 and search.beam % groups:
+        raise UserError(
+            f"--diverse-beam-groups {groups}: must divide --beam, which is {search.beam}"
+        )
+    if search.constraints:
+        raise UserError(
+            "--constraints: binarized data hold none; give them to fairseq-interactive"
+        )
+    if search.replace_unk is not None and cfg.dataset.dataset_impl != "raw":
+        raise UserError("--replace-unk: needs --dataset-impl raw")
+    if search.replace_unk and not os.path.isfile(search.replace_unk):
+        raise UserError(
+            f"--replace-unk {search.replace_unk}: no such file; give an alignment "
+            "dictionary, or '' to copy the source's word"
+        )
+
+
+def check_task(cfg, task) -> None:
+    """Refuse options that need something that the data or the dictionaries lack.
+
+    Raises:
+        UserError: names the option and what to do.
+    """
+    if task.dataset(cfg.dataset.gen_subset).tgt is None:
+        for option, given in (
+            ("--prefix-size", cfg.generation.prefix_size > 0),
+            ("--score-reference", cfg.generation.score_reference),
+        ):
+            if given:
+                raise UserError(
+                    f"{option}: --gen-subset {cfg.dataset.gen_subset} has no target side; "
+                    "leave it out"
+                )
+    for option, build, part in (
+        ("--tokenizer", task.build_tokenizer, cfg.tokenizer),
+        ("--bpe", task.build_bpe, cfg.bpe),
+    ):
+        try:
+            build(part)
+        except Exception as error:  # whatever their libraries raise
+            name = getattr(part, "_name", part)
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{option} {name}: can't be set up ({reason}); give the options and files "
+                "that it needs"
+            ) from None
+
+
+def check_lengths(cfg, models) -> None:
+    """Refuse ``--min-len`` beyond what the models can write.
+
+    Raises:
+        UserError: names the limit.
+    """
+    limit = min(model.max_decoder_positions() for model in models) - 1
+    if cfg.generation.min_len > limit:
+        raise UserError(
+            f"--min-len {cfg.generation.min_len}: the model can write {limit} tokens"
+        )
+
+
+def check_language_model(cfg, task, trust: bool) -> None:
+    """Refuse a ``--lm-path`` that is no language model of the target's dictionary.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    path = cfg.generation.lm_path
+    if path is None:
+        return
+    weights = load_checkpoint(path, "--lm-path", trust)["model"]
+    if any(name.startswith("encoder.") for name in weights):
+        raise UserError(f"--lm-path {path}: is a translation model; give a language model")
+    table = weights.get("decoder.embed_tokens.weight")
+    types = len(task.target_dictionary)
+    if table is not None and len(table) != types:
+        raise UserError(
+            f"--lm-path {path}: has {len(table)} types, the target dictionary {types}; "
+            "train it with the data's"
+        )
