@@ -126,8 +126,10 @@ def main(arguments: Optional[List[str]] = None) -> None:
     set_up_logging(sys.stderr)
     args = get_parser().parse_args(arguments)
     output = args.output or Path(args.path).resolve().parent
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; give a folder")
+    for folder in (output, *output.parents):
+        if folder.exists() and not folder.is_dir():
+            whose = "" if folder == output else f"{folder} "
+            raise UserError(f"--output {output}: {whose}is a file; give a folder")
     for expression in args.names or ():
         try:
             re.compile(expression)

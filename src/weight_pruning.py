@@ -52,6 +52,7 @@ class WeightPruning:
         except SparsityError as error:
             raise UserError(f"--sparsity-config {error}") from None
         self.sparsity = 0.0  # share of the pruners' weights that is removed
+        self._validated = False  # whether a model that is pruned to the end was
 
     @property
     def steps(self) -> int:
@@ -63,22 +64,35 @@ class WeightPruning:
         """Whether no pruner will prune any more."""
         return self.pruning.finished
 
-    def check_end(self, updates: int, option: str) -> None:
+    def begin_validation(self) -> bool:
+        """Whether results so far are of other models than the validation to begin is of.
+
+        They are up to the first validation of the model that is pruned to the end.
+        """
+        validated, self._validated = self._validated, self.finished
+        return not (validated and self.finished)
+
+    def check_end(self, left: int, option: str) -> None:
         """Refuse a training that ends before the last pruning.
 
-        A pruner that starts after the end is switched off, as the Pytorch Pruner's
-        README does it.
+        Args:
+            left: updates to come; those of a dense run before don't count as steps.
+            option: what ends the training after them.
 
         Raises:
             UserError: names the step and the option that ends the training.
         """
+        updates = self.steps + left
         for pruner in self.pruning.pruners:
             schedule = pruner.schedule
-            if schedule.start < updates < schedule.last:
+            if updates < schedule.last and not pruner.finished:
+                key, step = "end_step", schedule.end
+                if updates < schedule.start:
+                    key, step = "start_step", schedule.start
                 raise UserError(
-                    f"--sparsity-config {self.path}: end_step {schedule.end}: the last "
-                    f"pruning comes after {schedule.last} updates, {option} ends the "
-                    f"training after {updates}; train longer or lower end_step"
+                    f"--sparsity-config {self.path}: {key} {step}: the last pruning comes "
+                    f"after {schedule.last} updates with this file, {option} ends the "
+                    f"training after {updates}; train longer or lower {key}"
                 )
 
     @contextmanager
@@ -128,7 +142,7 @@ class WeightPruning:
                 view.masked_fill_(~masks[id(parameter)], 0)
 
     def state_dict(self) -> Dict[str, Any]:
-        return self.pruning.state_dict()
+        return {**self.pruning.state_dict(), "validated": self._validated}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Go on where a run was.
@@ -144,3 +158,4 @@ class WeightPruning:
                 f"({error}); use its configuration or another --save-dir"
             ) from None
         self.sparsity = self.pruning.sparsity
+        self._validated = bool(state.get("validated"))

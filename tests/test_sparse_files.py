@@ -416,6 +416,9 @@ def test_arguments_that_do_not_fit(tmp_path):
     state = {"x": torch.ones(1)}
     with pytest.raises(SparsityError, match="must be one of none, index, full"):
         save_sparse(tmp_path / "x", state, compression="best")
+    for given in (torch.nn.Linear(2, 2), torch.eye(3).to_sparse(), [torch.eye(3)], None):
+        with pytest.raises(SparsityError, match=f"a {type(given).__name__} is none; give"):
+            save_sparse(str(tmp_path / "file"), given)
     with pytest.raises(SparsityError, match="must be strings"):
         save_sparse(tmp_path / "x", state, {"epoch": 3})
     with pytest.raises(SparsityError, match="can't be written .No such file"):

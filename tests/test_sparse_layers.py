@@ -104,6 +104,53 @@ def test_gradients_of_linear(training):
     assert torch.autograd.gradcheck(function, (x, layer.values, layer.bias))
 
 
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 5), (0, 2)])
+def test_linear_without_inputs_or_outputs_is_as_the_dense_layer(training, sizes, shape):
+    dense = nn.Linear(*sizes)
+    sparse = SparseLinear.from_dense(dense)
+    x = torch.randn(*shape, sizes[0], requires_grad=True)
+    for mode in (True, False):
+        y = sparse.train(mode)(x)
+        assert torch.equal(y, dense(x))
+        with torch.no_grad():
+            assert torch.equal(sparse(x), dense(x))
+    sparse(x).sum().backward()
+    dense(x).sum().backward()
+    assert torch.equal(sparse.bias.grad, dense.bias.grad)
+
+
+@pytest.mark.parametrize("shape", [(12,), (4, 12), (2, 4, 12), (2, 2, 48), (24, 1)])
+@pytest.mark.parametrize("mode", [True, False])
+def test_inputs_of_another_width_are_refused(training, mode, shape):
+    sparse = SparseLinear.from_dense(linear()).train(mode)
+    with pytest.raises(SparsityError, match=f"{shape[-1]} numbers .* takes 24"):
+        sparse(torch.randn(shape, dtype=torch.float64))
+    with torch.no_grad(), pytest.raises(SparsityError, match="takes 24"):
+        sparse(torch.randn(shape, dtype=torch.float64))
+
+
+def test_a_compiled_model_computes_and_learns_the_same():
+    torch.manual_seed(1)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4)
+    )
+    prune(dense[2], 0.05)
+    sparse = to_sparse(dense)
+    compiled = torch.compile(sparse, backend="eager")
+    x = torch.randn(4, 3, 10, 10)
+    for mode in (False, True, False):
+        compiled.train(mode)
+        with torch.set_grad_enabled(mode):
+            y = compiled(x)
+        torch.testing.assert_close(y, dense(x))
+        if mode:
+            y.sum().backward()
+            dense(x).sum().backward()
+    kept = dense[2].weight != 0
+    torch.testing.assert_close(sparse[2].values.grad, dense[2].weight.grad[kept])
+
+
 CONVS = [
     dict(in_channels=4, out_channels=6, kernel_size=3),
     dict(in_channels=4, out_channels=6, kernel_size=(3, 2), stride=(2, 1), padding=(2, 1)),
@@ -362,6 +409,21 @@ def test_for_inference_layers_stay_dense_where_sparse_is_not_faster(monkeypatch)
     assert type(to_sparse(model, 32, False, images=images)[2]) is nn.Conv2d
     x = torch.randn(32, 512, dtype=torch.float64)
     torch.testing.assert_close(sparse[:2](x), model[:2](x))
+
+
+@pytest.mark.parametrize("rows", [0, -1, [], [32, 0], None, "32", 1.5])
+def test_numbers_of_rows_are_checked(rows):
+    layer = SparseLinear(2, 2)
+    for call in (lambda: to_sparse(linear(), rows), lambda: layer.optimize(rows)):
+        with pytest.raises(SparsityError, match="rows: .* is not valid; give an int"):
+            call()
+
+
+def test_images_of_no_convolution_are_refused():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Linear(4, 4))
+    for name in ("typo", "1"):
+        with pytest.raises(SparsityError, match=f"images: '{name}' is no .*it has '0'"):
+            to_sparse(model, trainable=False, images={name: torch.randn(1, 2, 4, 4)})
 
 
 def test_the_callers_dense_product_is_used():

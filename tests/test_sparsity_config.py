@@ -286,6 +286,12 @@ def test_mappings_that_make_no_sense_are_refused(content, name):
     assert str(error.value).startswith(name)
 
 
+@pytest.mark.parametrize("source", [None, [{"pattern": "1x1"}], 5])
+def test_what_is_no_configuration_is_refused(source):
+    with pytest.raises(SparsityError, match=f"configuration: a {type(source).__name__} is"):
+        Pruning(source)
+
+
 @pytest.mark.parametrize(
     "old, new, name",
     [

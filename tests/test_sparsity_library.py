@@ -1,12 +1,15 @@
 """Pruning by share, rank, threshold and at random, on any model."""
 
 import copy
+import importlib
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -303,6 +306,18 @@ def test_a_model_becomes_sparse_with_its_method():
         prune_by_pct(sparse, 0.5)
 
 
+def test_layers_that_store_their_values_count_as_the_dense_ones(capsys):
+    model = Conv2().prune_by_pct(0.9)
+    expected = model.calc_num_prunable_params(display=True)
+    lines = capsys.readouterr().out
+    for layers in ([nn.Linear], [nn.Conv2d], [nn.Linear, nn.Conv2d]):
+        sparse = model.to_sparse(layers=layers)
+        assert sparse.calc_num_prunable_params(display=True) == expected
+        assert capsys.readouterr().out == lines
+        weights = sparse.calc_num_prunable_params(count_bias=False)
+        assert weights == model.calc_num_prunable_params(count_bias=False)
+
+
 def test_pruning_between_forward_and_backward_is_noticed_by_autograd():
     layer = nn.Linear(7, 5)
     loss = layer(torch.randn(2, 7, requires_grad=True)).sum()
@@ -377,6 +392,23 @@ def test_models_that_cannot_be_pruned_are_refused(model, message):
     for call in (lambda m: prune_by_pct(m, 0.5), calc_num_prunable_params):
         with pytest.raises(SparsityError, match=message):
             call(model)
+
+
+def test_the_package_does_without_fairseq(monkeypatch):
+    """As docs/sparsity.md says, with src/ on the path."""
+    before = set(sys.modules)
+    monkeypatch.setitem(sys.modules, "fairseq", None)
+    monkeypatch.setitem(sys.modules, "src", None)
+    monkeypatch.syspath_prepend(ROOT / "src")
+    try:
+        for path in (ROOT / "src" / "sparsity").glob("*.py"):
+            importlib.import_module(f"sparsity.{path.stem}".removesuffix(".__init__"))
+        layer = importlib.import_module("sparsity").prune_by_pct(nn.Linear(4, 4), 0.5)
+        assert layer.weight.count_nonzero() == 8
+    finally:
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] == "sparsity":
+                del sys.modules[name]
 
 
 def test_masks_of_another_model_are_refused():

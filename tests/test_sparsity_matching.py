@@ -1,7 +1,8 @@
 """Which layers a pruner owns."""
 
 import pytest
-from sparsity_helpers import Bert
+import torch
+from sparsity_helpers import Bert, network, start
 from torch import nn
 
 from src.sparsity.errors import SparsityError
@@ -68,3 +69,76 @@ def test_shared_weights_count_once_and_follow_the_strictest_name():
     assert owned(prune(model, {"not_to_prune_names": ["embed"]})) == [["inner"]]
     with pytest.raises(SparsityError, match="layer again: pruners 1 .as inner. and 2"):
         prune(model, {"names": ["inner"]}, {"names": ["again"]})
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel and its like are."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def compiled_inside(model):
+    model[2] = compiled(model[2])
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrap", [Wrapper, compiled, lambda m: Wrapper(compiled(Wrapper(m))), compiled_inside]
+)
+def test_a_wrapped_model_is_pruned_as_it_is_without(wrap):
+    plain, wrapped = network(), wrap(network())
+    settings = {"prune_type": "random", "names": ["^[24]$"], "target_sparsity": 0.5}
+    one, two = (start(model, pattern="1x1", **settings) for model in (plain, wrapped))
+    for pruning in (one, two):
+        pruning.on_before_optimizer_step()
+        pruning.on_after_optimizer_step()
+    assert owned(one) == owned(two) == [["2", "4"]]
+    parameters = dict(wrapped.named_parameters())
+    for (name, first), (other, second) in zip(one.masks.items(), two.masks.items()):
+        assert torch.equal(first, second) and name.split(".")[0] in other
+        assert torch.equal(parameters[other] != 0, second)
+    again = start(network(), pattern="1x1", **settings)
+    again.load_state_dict(two.state_dict())
+    assert again.masks.keys() == one.masks.keys()
+    excluded = prune(wrapped, {"exclude_names": ["^[02]"]})
+    assert owned(excluded) == [["4"]]
+
+
+def test_a_layer_that_is_called_module_keeps_its_name():
+    model = nn.ModuleDict({"module": nn.Linear(4, 4), "out": nn.Linear(4, 4)})
+    assert owned(prune(model, {})) == [["module", "out"]]
+
+
+def test_layers_without_weights_are_left_out():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 0), nn.Linear(0, 8))
+    pruning = start(model, target_sparsity=0.5, prune_type="magnitude")
+    pruning.on_before_optimizer_step()
+    assert owned(pruning) == [["0"]] and pruning.sparsity == 0.5
+    with pytest.raises(SparsityError, match="matches no layer"):
+        prune(model[1:], {})
+
+
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (lambda: nn.LazyLinear(3), "layer 0: its weight has no values yet; load"),
+        (lambda: nn.Linear(3, 3, device="meta"), "layer 0: its weight has no values yet"),
+        (lambda: nn.Embedding(9, 4, sparse=True), "layer 0: Embedding with sparse=True"),
+        (lambda: nn.EmbeddingBag(9, 4, sparse=True), "make it with sparse=False"),
+    ],
+)
+def test_weights_that_cannot_be_pruned_are_refused(layer, message):
+    types = ["Linear", "Embedding", "EmbeddingBag"]
+    with pytest.raises(SparsityError, match=message):
+        prune(nn.Sequential(layer()), {"prune_layer_type": types})
+    both = nn.Sequential(layer(), nn.Linear(4, 4))
+    assert owned(prune(both, {"prune_layer_type": types, "names": ["1"]})) == [["1"]]

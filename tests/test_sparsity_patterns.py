@@ -278,11 +278,31 @@ def test_at_n_of_m_a_ragged_row_gives_all_it_may(text, shape):
     pattern, scores = parse_pattern(text), tied(shape, 1)
     sizes = pattern.block_sizes(shape)
     none = torch.zeros(len(sizes), dtype=torch.bool)
-    check_reachable(pattern, [shape], n / m, 0.99)
     number = shape[0] * shape[1]
+    if not sizes.any() and number * n >= m:
+        with pytest.raises(SparsityError, match="more than 0, the largest"):
+            check_reachable(pattern, [shape], n / m, 0.99)
+        return
+    check_reachable(pattern, [shape], n / m, 0.99)
     (blocks,) = allocate(
         [pattern.block_scores(scores)], [sizes], [none], [number], n / m, 0.99
     )
     gone = ~pattern.expand(blocks, scores)
     full, rest = divmod(shape[1], m)
     assert (gone.sum(1) == full * n + n * rest // m).all()
+
+
+def test_what_n_of_m_misses_in_ragged_rows_is_told(caplog):
+    pattern = parse_pattern("2:4")
+    check_reachable(pattern, [(8, 8)], 0.5, 0.98)
+    assert not caplog.text
+    check_reachable(pattern, [(8, 5)], 0.5, 0.98)
+    assert "target_sparsity: 0.5: pattern 2:4 removes no more than 0.4 of 40" in caplog.text
+    narrow, wide = [(8, 3)], [(8, 3), (8, 8)]
+    for target in (0.2, 0.25):
+        with pytest.raises(SparsityError, match=f"{target} is more than 0, the largest"):
+            check_reachable(parse_pattern("1:4"), narrow, target, 0.98)
+    with pytest.raises(SparsityError, match="0.25 is more than 0, the largest"):
+        check_reachable(parse_pattern("1:4"), wide, 0.25, 0.98, "local")
+    check_reachable(parse_pattern("1:4"), wide, 0.25, 0.98)
+    assert "no more than 0.181818 of 88" in caplog.text

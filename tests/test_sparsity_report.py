@@ -293,6 +293,10 @@ def test_a_sparse_file_gives_the_same_report(stock, tmp_path):
         (["--path", "GOOD", "--names", "("], ["--names (", "regular expression"]),
         (["--path", "GOOD", "--names", "fc3"], ["--names: 'fc3'", "such as encoder."]),
         (["--path", "GOOD", "--output", __file__], ["--output", "is a file"]),
+        (
+            ["--path", "GOOD", "--output", f"{__file__}/a/b"],
+            [f"--output {__file__}/a/b: {__file__} is a file; give a folder"],
+        ),
         (["--path", "GOOD", "--patern", "4x1"], ["--patern"]),
     ],
 )

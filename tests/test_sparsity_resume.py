@@ -101,6 +101,55 @@ def test_states_of_other_runs_are_refused():
         Pruning({"pruners": [{}]}).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda state: state.pop("step"), "has no 'step': it is damaged"),
+        (lambda state: state.pop("pruners"), "has no 'pruners': it is damaged"),
+        (lambda state: state["pruners"][1].pop("masks"), "pruner 2: .*has no 'masks'"),
+        (
+            lambda state: state["pruners"][1]["masks"].update({"4": torch.ones(3, 3) > 0}),
+            r"pruner 2: layer 4: the checkpoint's masks have shape .3, 3., .*.7, 10.",
+        ),
+        (
+            lambda state: state["pruners"][1]["scores"].update({"5": torch.ones(3)}),
+            "pruner 2: layer 5: the checkpoint's scores have shape .3., its weight None",
+        ),
+    ],
+)
+def test_damaged_states_are_refused_before_any_change(spoil, message):
+    _, pruning, _ = trained(range(6))
+    state = pruning.state_dict()
+    state["pruners"] = [{**s, "masks": {**s["masks"]}} for s in state["pruners"]]
+    spoil(state)
+    _, other, _ = trained([])
+    with pytest.raises(SparsityError, match=message):
+        other.load_state_dict(state)
+    assert not other.masks and other.step == 0
+
+
+def test_a_higher_target_needs_a_prune_to_come():
+    model, pruning, optimizer = trained(range(11))
+    state = pruning.state_dict()
+    for change in ({}, {"end_step": 5}):
+        with pytest.raises(SparsityError, match="0.6 is more than the 0.25 .*step . leav"):
+            pruning.update_items_for_all_pruners(target_sparsity=0.6, **change)
+    with pytest.raises(SparsityError, match="pruner 1: target_sparsity: 0.6 .*end_step 8"):
+        trained([], {**_empty(), "pruning": state}, target_sparsity=0.6)
+    changes = {"target_sparsity": 0.6, "end_step": 14}
+    trained([], {**_empty(), "pruning": state}, **changes)
+    for old in state["pruners"]:  # from before the target was kept in it
+        del old["reached"]
+    trained([], {**_empty(), "pruning": state})
+    pruning.update_items_for_all_pruners(**changes)
+    train(model, pruning, optimizer, range(11, 15))
+    assert pruning.finished and abs(pruning.sparsity - 0.6) < 0.02
+    # in the midst of it an end that is past leaves the target as far away
+    _, pruning, _ = trained(range(6))
+    with pytest.raises(SparsityError, match="0.25 is more than the 0.1.* end_step 5 "):
+        pruning.update_items_for_all_pruners(end_step=5)
+
+
 def _empty():
     model = network()
     return {"model": model.state_dict(), "optimizer": adam(model).state_dict()}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, RUN, TINY, run_training
@@ -79,25 +80,80 @@ class Stop(Exception):
     pass
 
 
+@pytest.fixture
+def run_until(monkeypatch):
+    """Runs a training that ends before a given update, as if it was killed."""
+
+    def run(arguments, stop):
+        class Stopping(SRPTrainer):
+            def train_step(self, samples, raise_oom=False):
+                if self.get_num_updates() == stop:
+                    raise Stop
+                return super().train_step(samples, raise_oom)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("src.trainer.SRPTrainer", Stopping)
+            with pytest.raises(Stop):
+                run_training(arguments)
+
+    return run
+
+
 @pytest.mark.parametrize("kind, stop", [("snip_momentum", 2), ("random", 9)])
-def test_stopped_run_resumes_bit_identically(data, tmp_path, monkeypatch, kind, stop):
+def test_stopped_run_resumes_bit_identically(data, tmp_path, run_until, kind, stop):
     config = write_config(tmp_path, kind=kind)
     options = {"save-interval-updates": 2, "keep-interval-updates": 1, "clip-norm": 1.0}
     run_training(command(data, tmp_path / "whole", config, **options))
-
-    class Stopping(SRPTrainer):
-        def train_step(self, samples, raise_oom=False):
-            if self.get_num_updates() == stop:
-                raise Stop
-            return super().train_step(samples, raise_oom)
-
     again = command(data, tmp_path / "parts", config, **options)
-    with monkeypatch.context() as patched:
-        patched.setattr("src.trainer.SRPTrainer", Stopping)
-        with pytest.raises(Stop):
-            run_training(again)
+    run_until(again, stop)
     run_training(again)
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("stop", [None, 14, 22])
+def test_best_is_of_a_model_that_is_pruned_to_the_end(data, tmp_path, run_until, stop):
+    """Also where the unpruned one was better, and the run was stopped on the way."""
+    text = CONFIG.replace("start_step: 3", "start_step: 13").replace("0.6", "0.95")
+    config = write_config(tmp_path, 13, kind="random", text=text)
+    arguments = command(data, tmp_path, config, **{"max-epoch": 7, "lr": 0.05})
+    if stop is not None:
+        run_until(arguments, stop)
+    run_training(arguments)
+    rows = pd.read_csv(tmp_path / "results.csv").set_index("num_updates")
+    losses = rows["valid_loss"].groupby(level=0).last()
+    expected = losses.loc[16:].idxmin()
+    assert losses.idxmin() < 13 and expected < 22 < losses.index[-1]
+    best = torch.load(tmp_path / "checkpoint_best.pt")
+    assert best["optimizer_history"][-1]["num_updates"] == expected
+
+
+def test_a_dense_run_before_is_not_counted(data, tmp_path):
+    """Steps begin with the configuration, in a folder with an earlier run too."""
+    config, folder = write_config(tmp_path), tmp_path / "run"
+    run_training([data, *TINY, *RUN, "--max-epoch", "3", "--save-dir", folder])
+    for limit, value, left in (("max-epoch", 5, 8), ("max-update", 22, 10)):
+        with pytest.raises(UserError, match=f"after {left}; train longer or lower end"):
+            options = {"max-epoch": 9, limit: value}
+            run_training(command(data, folder, config, **options))
+    trainer = run_training(command(data, folder, config, **{"max-epoch": 6}))
+    pruning = trainer.task.weight_pruning
+    assert (trainer.get_num_updates(), pruning.steps, pruning.finished) == (24, 12, True)
+
+
+def test_masks_go_on_with_the_optimizer(data, tmp_path):
+    config = write_config(tmp_path)
+    before = run_training(command(data, tmp_path, config)).task.weight_pruning
+    arguments = [*command(data, tmp_path, config), "--reset-dataloader"]
+    trainer = run_training(arguments)
+    pruning = trainer.task.weight_pruning
+    assert pruning.steps == trainer.get_num_updates() == 32
+    parameters = dict(trainer.get_model().named_parameters())
+    for name, mask in pruning.pruning.masks.items():
+        assert torch.equal(mask, before.pruning.masks[name])
+        assert (parameters[name][~mask] == 0).all()
+    # a new optimizer is a new run
+    arguments += ["--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
+    assert run_training(arguments).task.weight_pruning.steps == 16
 
 
 def test_accumulated_batches_are_one_step(data, tmp_path):
@@ -203,6 +259,12 @@ def test_validation_tells_the_sparsity(data, tmp_path):
         ({"adapter": "splora", "pretrained-model": "x.pt"}, CONFIG, "prune first"),
         ({"max-update": 10}, CONFIG, "--max-update 10 ends the training after 10"),
         ({"max-epoch": 2}, CONFIG, "--max-epoch 2 ends the training after 8"),
+        (
+            {"max-epoch": 4},
+            CONFIG.replace("start_step: 3", "start_step: 500"),
+            "start_step 500: the last pruning comes after 500 updates with this file, "
+            "--max-epoch 4 ends the training after 16",
+        ),
         ({"attn-kd": 1, "model": LSTM}, CONFIG, "needs an --arch of this plug-in"),
         ({}, CONFIG.replace("exp", "sqrt"), "sparsity_decay_type"),
         ({}, CONFIG.replace("target_sparsity: 0.6", "target: 0.6"), "target: unknown key"),
@@ -210,7 +272,7 @@ def test_validation_tells_the_sparsity(data, tmp_path):
     ],
 )
 def test_refused_in_one_line(data, tmp_path, capsys, options, text, message):
-    config = write_config(tmp_path, text=text)
+    config = write_config(tmp_path, end=500 if "500" in text else 14, text=text)
     arch, options = options.get("model", TINY), {**options}
     options.pop("model", None)
     with pytest.raises(UserError) as refusal:
@@ -223,6 +285,13 @@ def test_refused_in_one_line(data, tmp_path, capsys, options, text, message):
 def test_another_configuration_is_refused_on_resume(data, tmp_path):
     config = write_config(tmp_path)
     run_training(command(data, tmp_path / "run", config))
+    longer = {"max-epoch": 6}
     config = write_config(tmp_path, pattern="2:4", text=CONFIG.replace("0.6", "0.5"))
     with pytest.raises(UserError, match="does not fit the run to go on with"):
-        run_training(command(data, tmp_path / "run", config, **{"max-epoch": 6}))
+        run_training(command(data, tmp_path / "run", config, **longer))
+    config = write_config(tmp_path, text=CONFIG.replace("0.6", "0.8"))
+    with pytest.raises(UserError, match="target_sparsity: 0.8 is more .* end_step 14"):
+        run_training(command(data, tmp_path / "run", config, **longer))
+    config = write_config(tmp_path, 22, text=CONFIG.replace("0.6", "0.8"))
+    trainer = run_training(command(data, tmp_path / "run", config, **longer))
+    assert abs(trainer.task.weight_pruning.sparsity - 0.8) < 0.01

@@ -4,6 +4,7 @@ Of equal scores the earlier layer, then the earlier block goes first, so that ev
 process and every run decides alike.
 """
 
+import logging
 import math
 from typing import List, Sequence, Union
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .errors import SparsityError
 from .patterns import GroupPattern, Pattern
+
+logger = logging.getLogger(__name__)
 
 # Above this many blocks the threshold is bracketed by a sample instead of sorting all.
 SORTED = 1 << 17
@@ -255,6 +258,9 @@ def check_reachable(
 ) -> None:
     """Refuse a target that the caps do not allow.
 
+    A target of N/M is taken for "all that N:M allows": where inputs are no multiple of
+    M that is less, and the log says how much.
+
     Args:
         pattern: of the pruner.
         shapes: (outputs, inputs) of each layer.
@@ -267,8 +273,7 @@ def check_reachable(
     """
     cap = min(max_sparsity, pattern.limit)
     groups = isinstance(pattern, GroupPattern)
-    if groups and abs(target - pattern.limit) < 1e-9 and max_sparsity >= target:
-        return  # every group gives all it may, ragged ones included
+    full = groups and abs(target - pattern.limit) < 1e-9 and max_sparsity >= target
     layers = []
     for rows, columns in shapes:
         sizes = pattern.block_sizes((rows, columns))
@@ -280,7 +285,14 @@ def check_reachable(
         elements, possible, blocks = zip(*layers)
         layers = [(sum(elements), sum(possible), max(blocks))]
     for elements, possible, block in layers:
-        if target > cap + 1e-9 or target * elements - possible >= block:
+        short = target * elements - possible >= block
+        if full and short and possible:
+            logger.warning(
+                f"target_sparsity: {target}: pattern {pattern.text} removes no more than "
+                f"{possible / elements:.6g} of {elements:,} weights, since inputs are no "
+                f"multiple of {pattern.width}"
+            )
+        elif target > cap + 1e-9 or short:
             raise SparsityError(
                 f"target_sparsity: {target} is more than {possible / elements:.6g}, the "
                 f"largest that pattern {pattern.text} and max_sparsity_ratio_per_layer "

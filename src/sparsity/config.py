@@ -278,6 +278,11 @@ def load_config(source: Union[str, os.PathLike, Mapping, PruningConfig]) -> Prun
         return source
     if isinstance(source, Mapping):
         return _read(source, None)
+    if not isinstance(source, (str, os.PathLike)):
+        raise SparsityError(
+            f"configuration: a {type(source).__name__} is none; give the path of a YAML "
+            "file, or a mapping with a list of pruners"
+        )
     path = os.fspath(source)
     try:
         with open(path, encoding="utf-8") as file:

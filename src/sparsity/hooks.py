@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .config import PruningConfig, load_config
 from .errors import SparsityError
 from .matching import find_layers
-from .pruner import Pruner
+from .pruner import Pruner, check_keys
 
 VERSION = 1
 # what decides which weights belong together, and cannot change once some are gone
@@ -36,7 +36,8 @@ class Pruning:
     gradients hold equal masks.
 
     Args:
-        config: path of a YAML file, its content, or what :func:`load_config` returned.
+        config: path of a YAML file, its content as a mapping, or what
+            :func:`load_config` returned.
         seed: decides what ``prune_type: random`` removes.
 
     Raises:
@@ -87,7 +88,8 @@ class Pruning:
 
         Raises:
             SparsityError: a key is unknown, a value is not valid, or it cannot change
-                any more because something was pruned. Nothing has changed then.
+                any more because something was pruned; or the target is higher and
+                ``end_step`` leaves no prune to reach it. Nothing has changed then.
         """
         config = self.config.replace(**settings)
         if self._model is None:
@@ -242,23 +244,26 @@ class Pruning:
         """Go on where ``state`` was taken; the model must be set.
 
         Raises:
-            SparsityError: there is no model, or the state is of another configuration
-                or model.
+            SparsityError: there is no model, the state is damaged or of another
+                configuration or model, or its prunes are over below the target.
         """
         if self._model is None:
             raise SparsityError("model: missing; set .model before load_state_dict()")
         if not isinstance(state, Mapping) or state.get("version") != VERSION:
             raise SparsityError("the checkpoint's state of pruning is of another version")
+        check_keys(state, ("step", "pruners"))
         if len(state["pruners"]) != len(self.pruners):
             raise SparsityError(
                 f"pruners: the checkpoint was pruned with {len(state['pruners'])}, the "
                 f"configuration has {len(self.pruners)}; use the same"
             )
-        for number, (pruner, found) in enumerate(zip(self.pruners, state["pruners"]), 1):
-            try:
-                pruner.load_state_dict(found)
-            except SparsityError as error:
-                raise SparsityError(self.config.label(number) + str(error)) from None
+        pairs = list(enumerate(zip(self.pruners, state["pruners"]), 1))
+        for action in (Pruner.check_state, Pruner.load_state_dict):
+            for number, (pruner, found) in pairs:
+                try:
+                    action(pruner, found)
+                except SparsityError as error:
+                    raise SparsityError(self.config.label(number) + str(error)) from None
         self.step = state["step"]
 
 

@@ -7,8 +7,10 @@
 
 import copy
 import logging
+import math
 from collections import defaultdict
-from typing import Dict, Mapping, Optional, Sequence, Type, Union
+from numbers import Integral
+from typing import Dict, Iterable, Mapping, Optional, Sequence, Type, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from .convolution import SparseConv2d
 from .errors import SparsityError
 from .layouts import LAYOUTS, ByRows
-from .products import DenseFactory
+from .products import DenseFactory, check_width
 from .stored import SparseProduct, StoredWeight
 from .timing import choose_among
 
@@ -73,7 +75,9 @@ class SparseLinear(StoredWeight):
     In evaluation without gradients the layout of :mod:`.layouts` that is fastest for
     the number of rows is used, chosen by a short measurement at the first use (or
     :meth:`optimize`). In training the stored weights alone are multiplied where they
-    are few, and only they get gradients.
+    are few, and only they get gradients. Values that are written to through ``.data``
+    in evaluation are not noticed: write to them under ``torch.no_grad()``, or call
+    ``eval()`` afterwards.
 
     Args:
         in_features, out_features, bias, device, dtype: as of ``nn.Linear``. No weight
@@ -133,11 +137,15 @@ class SparseLinear(StoredWeight):
 
         Returns:
             Layouts, by the number of rows that they were timed with.
+
+        Raises:
+            SparsityError: no rows, or fewer than one.
         """
+        numbers = _numbers(rows)
         if dense is not None and dense is not self._dense:
             self._dense, self._product, self._names = dense, None, {}
         product = self.constant_product(self._make)
-        for number in [rows] if isinstance(rows, int) else rows:
+        for number in numbers:
             product.choose(number)
         self._names = product.names
         return dict(product.names)
@@ -152,12 +160,15 @@ class SparseLinear(StoredWeight):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
+        if torch.compiler.is_compiling():  # no graph holds layouts and what chooses them
+            return torch.compiler.disable(self.forward)(input)
         if torch.is_autocast_enabled(input.device.type):
             return F.linear(input, self.weight, self.bias)
         constant = self.is_constant(input)
         if constant and input.dim() == 2:
             return self.constant_product(self._make)(input)
-        rows = input.reshape(-1, self.in_features)
+        rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+        check_width(rows, self.in_features)
         if constant:
             y = self.constant_product(self._make)(rows)
         else:
@@ -191,10 +202,13 @@ def to_sparse(
     be shared), so do layers with hooks, parametrizations or tensors besides weight and
     bias, and classes derived from those in ``layers``. The log names them.
 
+    In evaluation, values that are written to through ``.data`` (as of a moving average)
+    are not noticed: write to them under ``torch.no_grad()``, or call ``eval()`` after it.
+
     Args:
         model: any model, or one such layer.
-        rows: for inference: numbers of rows with which layouts of linear layers are
-            timed ahead; other numbers are timed at their first use.
+        rows: for inference: numbers of rows, one or several, with which layouts of
+            linear layers are timed ahead; other numbers are timed at their first use.
         trainable: False: the model is for inference. It is put into evaluation mode,
             its sparse weights need no gradients, and a linear layer that is not faster
             sparse with any of ``rows`` stays dense, as it is.
@@ -211,9 +225,11 @@ def to_sparse(
         The model, or the new layer where the model is a layer itself.
 
     Raises:
-        SparsityError: a class in ``layers`` that is neither.
+        SparsityError: a class in ``layers`` that is neither, no ``rows``, or a name in
+            ``images`` that no convolution of the model has.
     """
-    classes = _classes(layers)
+    classes, rows = _classes(layers), _numbers(rows)
+    _check_images(images or {}, model)
     model = model if inplace else copy.deepcopy(model)
     owners = defaultdict(set)
     for name, module in model.named_modules():
@@ -271,6 +287,27 @@ def _classes(layers: Sequence[type]) -> Dict[type, Type[StoredWeight]]:
     return classes
 
 
+def _numbers(rows: Union[int, Sequence[int]]) -> Sequence[int]:
+    """The numbers of rows that were given, checked."""
+    numbers = list(rows) if isinstance(rows, Iterable) else [rows]
+    if not numbers or any(not isinstance(n, Integral) or n < 1 for n in numbers):
+        raise SparsityError(
+            f"rows: {rows!r} is not valid; give an int above 0, or several, how many rows "
+            "inputs will have"
+        )
+    return numbers
+
+
+def _check_images(images: Mapping[str, Tensor], model: nn.Module) -> None:
+    known = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    for name in images:
+        if name not in known:
+            raise SparsityError(
+                f"images: {name!r} is no convolution of the model; it has "
+                f"{', '.join(map(repr, known)) or 'none'}"
+            )
+
+
 def _reason_to_keep(module: nn.Module, classes, owners) -> Optional[str]:
     if type(module) not in classes:
         return f"is a {type(module).__name__}"
@@ -296,7 +333,7 @@ def _stays_dense(
     if isinstance(new, SparseConv2d):
         return image is not None and new.optimize(image) == "dense"
     generator = torch.Generator().manual_seed(1)
-    for number in [rows] if isinstance(rows, int) else rows:
+    for number in rows:
         if set(new.optimize(number, dense).values()) <= {"dense"}:
             continue
         x = torch.randn(number, old.in_features, generator=generator).to(old.weight)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
+from .stored import StoredWeight
 
 PRUNABLE = ("Linear", "Conv2d")
 
@@ -46,6 +47,16 @@ def prunable_layers(model: nn.Module, types: Sequence[str] = PRUNABLE) -> Layers
         SparsityError: there are none, or a weight isn't held by its layer as a
             parameter with values (parametrized, lazy or on the meta device).
     """
+    layers = _prunable_layers(model, types)
+    if not layers:
+        raise SparsityError(
+            f"model {type(model).__name__}: has no layer of {', '.join(types)}; layers "
+            "that store their values only are made dense again with to_dense"
+        )
+    return layers
+
+
+def _prunable_layers(model: nn.Module, types: Sequence[str]) -> Layers:
     layers: Layers = {}
     seen = set()
     for name, module in model.named_modules():
@@ -63,11 +74,6 @@ def prunable_layers(model: nn.Module, types: Sequence[str] = PRUNABLE) -> Layers
         if id(weight) not in seen:
             seen.add(id(weight))
             layers[name] = module
-    if not layers:
-        raise SparsityError(
-            f"model {type(model).__name__}: has no layer of {', '.join(types)}; layers "
-            "that store their values only are made dense again with to_dense"
-        )
     return layers
 
 
@@ -185,6 +191,8 @@ def calc_num_prunable_params(
 ) -> Tuple[int, int]:
     """Parameters of the prunable layers that remain, and all of them.
 
+    Layers that store their values only count as the dense ones that they stand for.
+
     Args:
         model: any model with prunable layers.
         count_bias: count their biases too. They are never pruned, so all of them
@@ -194,10 +202,18 @@ def calc_num_prunable_params(
     Returns:
         Remaining and all.
     """
+    stored = {n: m for n, m in model.named_modules() if isinstance(m, StoredWeight)}
+    dense = _prunable_layers(model, PRUNABLE) if stored else prunable_layers(model)
     counts = []
     seen = set()
-    for name, layer in prunable_layers(model).items():
-        remaining, number = int(layer.weight.count_nonzero()), layer.weight.numel()
+    for name, layer in model.named_modules():
+        if name in stored:
+            remaining = int(layer.values.count_nonzero())
+            number = math.prod(layer.weight_shape)
+        elif name in dense:
+            remaining, number = int(layer.weight.count_nonzero()), layer.weight.numel()
+        else:
+            continue
         bias = getattr(layer, "bias", None)
         if count_bias and bias is not None and id(bias) not in seen:
             seen.add(id(bias))

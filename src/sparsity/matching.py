@@ -1,13 +1,15 @@
 """Which layers of a model a pruner owns."""
 
 import re
-from typing import Dict, List, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 from torch import nn
 
 from .config import PrunerSettings, PruningConfig
 from .errors import SparsityError
 from .pruner import Layer
+
+WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel, of torch.compile
 
 
 def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
@@ -17,6 +19,8 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
     ``prune_layer_type``, an expression of ``names`` is found in its name (or there is
     none), and none of ``exclude_names`` and ``not_to_prune_names`` is. A weight that
     several modules share counts once, and is left alone when one of them is excluded.
+    Names are those in the model that DistributedDataParallel, torch.compile and the like
+    may have wrapped. Layers without weights are left out.
 
     Args:
         model: the model to prune.
@@ -26,13 +30,14 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
         SparsityError: a pruner matches no layer, two match the same layer or weight,
             or a layer's weight cannot be pruned.
     """
-    users = _users(model)
+    modules = _named_modules(model)
+    users = _users(modules)
     parameters = {id(p): name for name, p in model.named_parameters()}
     owners: Dict[int, Tuple[int, str]] = {}
     found = []
     for number, settings in enumerate(config.pruners, start=1):
         layers = []
-        for name, module in model.named_modules(remove_duplicate=False):
+        for name, module in modules:
             if not _matches(settings, name, module):
                 continue
             weight = getattr(module, "weight", None)
@@ -43,11 +48,12 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
                 )
             if any(_excluded(settings, user) for user in users[id(weight)]):
                 continue
-            if isinstance(module, nn.modules.conv._ConvTransposeNd):
-                raise SparsityError(
-                    f"{config.label(number)}layer {name}: a {type(module).__name__} holds "
-                    "inputs before outputs, which patterns do not know; exclude it by name"
-                )
+            problem = _problem(module, weight)
+            if problem is not None:
+                where = f"{config.label(number)}layer {name or type(module).__name__}"
+                raise SparsityError(f"{where}: {problem}")
+            if weight.numel() == 0:
+                continue
             owner, first = owners.setdefault(id(weight), (number, name))
             if owner != number:
                 other = "" if first == name else f" (as {first})"
@@ -68,10 +74,38 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
     return found
 
 
-def _users(model: nn.Module) -> Dict[int, List[str]]:
+def _named_modules(model: nn.Module) -> List[Tuple[str, nn.Module]]:
+    """All modules under the names that they have without what is wrapped around."""
+    while not model._parameters and [*model._modules] in [[name] for name in WRAPPERS]:
+        (model,) = model._modules.values()
+    return [
+        (".".join(part for part in name.split(".") if part != "_orig_mod"), module)
+        for name, module in model.named_modules(remove_duplicate=False)
+    ]
+
+
+def _problem(module: nn.Module, weight: nn.Parameter) -> Optional[str]:
+    """Why a layer's weight cannot be pruned, or None."""
+    kind = type(module).__name__
+    if weight.is_meta or isinstance(weight, nn.UninitializedParameter):
+        return "its weight has no values yet; load them first"
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return (
+            f"a {kind} holds inputs before outputs, which patterns do not know; exclude it "
+            "by name"
+        )
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+        return (
+            f"{kind} with sparse=True has gradients that cannot be masked; make it with "
+            "sparse=False or exclude it by name"
+        )
+    return None
+
+
+def _users(modules: Iterable[Tuple[str, nn.Module]]) -> Dict[int, List[str]]:
     """Names of the modules that hold each parameter, by the parameter's id."""
     users: Dict[int, List[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in modules:
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(name)
     return users

@@ -1,6 +1,6 @@
 """One pruner: its layers, what it removed of them, and what it knows about them."""
 
-from typing import Any, Dict, List, Mapping, NamedTuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,19 @@ from .patterns import parse_pattern
 from .scores import Scores
 
 NEVER = -1
+STATE = ("prune_type", "pattern", "seed", "pruned_at", "layers", "masks", "scores")
 # Integers as wide as a float: masking by bits is many times faster than masked_fill_,
 # and unlike a product leaves 0 where inf or nan stood.
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_keys(state: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Refuse a state that lacks one of ``keys``."""
+    for key in keys:
+        if key not in state:
+            raise SparsityError(
+                f"the checkpoint's state of pruning has no {key!r}: it is damaged"
+            )
 
 
 class Layer(NamedTuple):
@@ -52,6 +62,7 @@ class Pruner:
         masks: bool, shaped like the weight, True = kept, by layer name; empty until
             something was removed.
         pruned_at: step of the latest prune, -1 before the first.
+        reached: target of the prunes so far.
     """
 
     def __init__(self, settings: PrunerSettings, layers: List[Layer], seed: int = 1):
@@ -61,12 +72,13 @@ class Pruner:
         self.settings = settings
         self.masks: Dict[str, Tensor] = {}
         self._bits: Dict[str, Tensor] = {}
-        self.pruned_at = NEVER
+        self.pruned_at, self.reached = NEVER, 0.0
         self.scores = Scores(settings.prune_type, seed)
         self.check(settings)
 
     def check(self, settings: PrunerSettings) -> None:
-        """Refuse ``settings`` whose target these layers cannot reach."""
+        """Refuse ``settings`` whose target these layers cannot reach any more."""
+        self._check_end(settings)
         shapes = []
         for layer in self._layers.values():
             try:
@@ -81,9 +93,20 @@ class Pruner:
             settings.prune_domain,
         )
 
+    def _check_end(self, settings: PrunerSettings) -> None:
+        target = settings.target_sparsity
+        if self.pruned_at >= settings.schedule.last and target > self.reached:
+            raise SparsityError(
+                f"target_sparsity: {target} is more than the {self.reached:g} that is "
+                f"pruned, and end_step {settings.end_step} leaves no pruning after that of "
+                f"step {self.pruned_at}; raise end_step too"
+            )
+
     def reschedule(self, settings: PrunerSettings) -> None:
-        """Go on with other ``settings`` of the same pattern, criterion and layers."""
-        self.check(settings)
+        """Go on with other ``settings`` of the same pattern, criterion and layers.
+
+        They are some that :meth:`check` does not refuse.
+        """
         self.settings = settings
 
     @property
@@ -173,7 +196,7 @@ class Pruner:
             ):
                 if name not in self.masks or bool(blocks.any()):
                     self._remove(name, layer, self.pattern.expand(blocks, matrix))
-        self.pruned_at = step
+        self.pruned_at, self.reached = step, max(self.reached, target)
         self.scores.forget(everything=self.finished)
 
     def _finite_scores(self, name: str, layer: Layer) -> Tensor:
@@ -250,17 +273,15 @@ class Pruner:
             "pattern": self.settings.pattern,
             "seed": self.scores.seed,
             "pruned_at": self.pruned_at,
+            "reached": self.reached,
             "layers": {n: list(x.weight.shape) for n, x in self._layers.items()},
             "masks": dict(self.masks),  # never written to, only replaced
             "scores": {n: s.detach().clone() for n, s in self.scores.state.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken.
-
-        Raises:
-            SparsityError: it is of another criterion, pattern or model.
-        """
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of another criterion, pattern or model, or a damaged one."""
+        check_keys(state, STATE)
         for key in ("prune_type", "pattern"):
             if state[key] != getattr(self.settings, key):
                 raise SparsityError(
@@ -275,9 +296,27 @@ class Pruner:
                     f"layer {name}: the checkpoint's pruner has it with shape {theirs}, "
                     f"this one with {ours}; use the same model and configuration"
                 )
+        for kind in ("masks", "scores"):
+            for name, tensor in state[kind].items():
+                if list(tensor.shape) != shapes.get(name):
+                    raise SparsityError(
+                        f"layer {name}: the checkpoint's {kind} have shape "
+                        f"{list(tensor.shape)}, its weight {shapes.get(name)}; the state "
+                        "is damaged"
+                    )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a ``state`` was taken that :meth:`check_state` does not refuse.
+
+        Raises:
+            SparsityError: the target was changed to one that is not reached any more.
+        """
         self.masks, self._bits = {}, {}
         for name, mask in state["masks"].items():
             self._set_mask(name, mask.to(self._layers[name].weight.device, torch.bool))
         self.scores.seed = state["seed"]
         self.scores.state = {n: s.detach().clone() for n, s in state["scores"].items()}
         self.pruned_at = state["pruned_at"]
+        # states of before this was kept are of the same target
+        self.reached = state.get("reached", self.schedule.sparsity_after(self.pruned_at))
+        self._check_end(self.settings)

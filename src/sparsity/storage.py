@@ -133,6 +133,11 @@ def _assemble(
     if compression not in encodings.COMPRESSIONS:
         valid = ", ".join(encodings.COMPRESSIONS)
         raise SparsityError(f"compression {compression!r}: must be one of {valid}")
+    if not isinstance(state_dict, Mapping):
+        raise SparsityError(
+            f"state_dict: a {type(state_dict).__name__} is none; give a dict of tensors by "
+            "name, as a model's state_dict()"
+        )
     metadata = dict(metadata or {})
     for item in (*state_dict, *metadata, *metadata.values()):
         if not isinstance(item, str):

@@ -118,7 +118,11 @@ def _times(csr: Tensor, x: Tensor) -> Tensor:
 
 
 def _stamp(tensor: Optional[Tensor]) -> Optional[Tuple[int, int]]:
-    """Changes when a tensor is replaced or written, other than by a fused optimizer."""
+    """Changes when a tensor is replaced or written.
+
+    Not where it is written to through ``.data`` or by a fused optimizer: only reading
+    all of it would tell, which costs as much as a product with one row.
+    """
     if tensor is None or tensor.is_inference():
         return None
     return tensor.data_ptr(), tensor._version
