@@ -21,7 +21,7 @@ from .checkpoint_utils import atomic_write, read_tensors
 from .connectivity.cut import cut
 from .connectivity.groups import channel_groups
 from .errors import UserError
-from .modules.layer_norm import WeightedLayerNorm
+from .pretrained import set_layernorm
 
 logger = logging.getLogger(__name__)
 
@@ -147,10 +147,7 @@ def _take_channels(model: nn.Module, content: Dict[str, Any], what: str) -> None
         uncut = all(g.width == g.original_width for g in channel_groups(model).values())
         if not uncut:
             raise UserError(f"{what}: is of a model with another layer normalization")
-        model.cfg.weighted_layernorm = weighted
-        for module in model.modules():
-            if isinstance(module, WeightedLayerNorm):
-                module.weighted = weighted
+        set_layernorm(model, weighted)
     cut(model, keep)
 
 

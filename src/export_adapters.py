@@ -36,6 +36,7 @@ from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
 from .cli import ArgumentParser, check_output_file, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
+from .pretrained import check_not_shrinking  # noqa: E402
 
 
 def get_parser() -> ArgumentParser:
@@ -76,6 +77,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         raise UserError(
             f"--path {args.path}: has no adapters; give a checkpoint trained with --adapter"
         )
+    check_not_shrinking(model, f"--path {args.path}")
     total = report(model)[-1]  # before they are fused
     if args.fuse:
         head = without_weights(state)

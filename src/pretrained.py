@@ -4,10 +4,14 @@ import argparse
 import logging
 from typing import Any, Dict, Optional
 
+import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from torch import nn
 
+from .connectivity.groups import channel_groups
 from .errors import UserError
 from .models.srp_config import SRPConfig
+from .modules.layer_norm import WeightedLayerNorm
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +86,77 @@ def inherit_layernorm(arguments: argparse.Namespace, state, path: str) -> None:
         < getattr(config, f"{side}_embed_dim")
         for side in ("encoder", "decoder")
     )
-    if not cut:
-        arguments.weighted_layernorm = asked or config.weighted_layernorm
+    arguments.weighted_layernorm = _weighted(asked, config, cut, path)
+
+
+def take_layernorm(model: nn.Module, arguments, cfg: Optional[Dict[str, Any]], path: str):
+    """The same for a model that has the checkpoint's weights and widths by now.
+
+    Args:
+        arguments: the model's options, which its own checkpoints will hold.
+        cfg: of the checkpoint's run, None if unknown.
+    """
+    if cfg is None:
         return
-    arguments.weighted_layernorm = config.weighted_layernorm
+    groups = channel_groups(model).values()
+    pruned = any(g.gated or g.width < g.original_width for g in groups)
+    asked = bool(model.cfg.weighted_layernorm)
+    weighted = _weighted(asked, read_model_config({"cfg": cfg}), pruned, path)
+    arguments.weighted_layernorm = weighted
+    set_layernorm(model, weighted)
+
+
+def set_layernorm(model: nn.Module, weighted: bool) -> None:
+    """Let all layer normalizations of a model be weighted, or none."""
+    model.cfg.weighted_layernorm = weighted
+    for module in model.modules():
+        if isinstance(module, WeightedLayerNorm):
+            module.weighted = weighted
+
+
+def _weighted(asked: bool, config: SRPConfig, pruned: bool, path: str) -> bool:
+    if not pruned:
+        return asked or config.weighted_layernorm
     if asked and not config.weighted_layernorm:
         logger.warning(
             f"--weighted-layernorm: {path} was cut without it and would compute "
             "something else with it; it stays off"
         )
+    return config.weighted_layernorm
+
+
+def check_not_shrinking(model: nn.Module, what: str) -> None:
+    """Refuse the model of a pruning stage that is under way.
+
+    Args:
+        what: option and file of the checkpoint, for messages.
+
+    Raises:
+        UserError: names a group whose channels are shrinking.
+    """
+    gated = [name for name, group in channel_groups(model).items() if group.gated]
+    if gated:
+        raise UserError(
+            f"{what}: a pruning stage is under way, channels of {gated[0]} are shrinking; "
+            "let it come to its end"
+        )
+
+
+def check_finite(state: Dict[str, Any], what: str) -> None:
+    """Refuse weights that are no numbers.
+
+    Args:
+        what: option and file of the checkpoint, for messages.
+
+    Raises:
+        UserError: names the first weight that holds NaN or infinity.
+    """
+    for name, value in state["model"].items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{what}: {name} holds NaN or infinite numbers; its training diverged, use "
+                "an earlier checkpoint"
+            )
 
 
 def check_structure(model, state: Dict[str, Any], path: str) -> None:

@@ -1,11 +1,13 @@
 """What is refused of the translation task's options before any work."""
 
+import json
 import math
 import os
 
 import torch
 from fairseq import utils
 from fairseq.data import data_utils
+from fairseq.data.encoders import TOKENIZER_REGISTRY
 
 from .connectivity.importance import IMPORTANCE, NORMS
 from .connectivity.shrink import SCHEDULES
@@ -50,8 +52,11 @@ def check_options(cfg: SRPTranslationConfig) -> None:
         problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 2"
         raise UserError(f"--prune-heads: needs {problem}; only such a stage cuts attention")
     ratio = cfg.embedding_ratio
-    if not (math.isfinite(ratio) and ratio > 0):
-        raise UserError(f"--embedding-ratio {ratio:g}: must be above 0; 1 is no preference")
+    if not 1e-3 <= ratio <= 1e3:
+        raise UserError(
+            f"--embedding-ratio {ratio:g}: must be above 0, from 0.001 to 1000; 1 is no "
+            "preference"
+        )
     if ratio != 1 and (rate == 1 or cfg.pruning_stage == 2):
         problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 1"
         raise UserError(
@@ -63,9 +68,35 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             "checkpoint of the trained model to prune"
         )
     check_importance_options(cfg)
+    check_unused(cfg)
     check_adapter_options(cfg)
     check_sparsity_options(cfg)
     check_precision(cfg)
+
+
+def check_unused(cfg: SRPTranslationConfig) -> None:
+    """Refuse options of a pruning stage where they would do nothing.
+
+    Raises:
+        UserError: names the option, its value and what it needs.
+    """
+    if not cfg.srp and cfg.decreasing != "sa":
+        raise UserError(
+            f"--decreasing {cfg.decreasing}: needs --srp; without, channels are cut at once"
+        )
+    if cfg.compression_rate < 1:
+        return
+    # --scoring-batches and --scoring-tokens may stand among what several runs share
+    for name in (
+        *("pruning_stage", "pruning_iter", "pruning_period", "warming_up"),
+        *("importance", "importance_norm", "importance_per_example"),
+    ):
+        value = getattr(cfg, name)
+        if str(value) != str(SRPTranslationConfig.__dataclass_fields__[name].default):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: needs a --compression-rate below 1; "
+                "only such a run prunes channels"
+            )
 
 
 def check_sparsity_options(cfg: SRPTranslationConfig) -> None:
@@ -214,6 +245,35 @@ def check_data(cfg: SRPTranslationConfig) -> None:
             raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
 
 
+def check_validation(cfg: SRPTranslationConfig, run) -> None:
+    """Refuse what would stop the first validation, or the building of its search.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if not cfg.eval_bleu:
+        metric = getattr(run, "best_checkpoint_metric", "loss")
+        if metric == "bleu" and not getattr(run, "disable_validation", False):
+            raise UserError("--best-checkpoint-metric bleu: needs --eval-bleu")
+        return
+    for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+        value = getattr(cfg, name)
+        try:
+            valid = isinstance(json.loads(value), dict)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: a JSON object is expected, as "
+                """'{"beam": 5}'"""
+            )
+    detok = str(cfg.eval_bleu_detok)
+    if detok not in TOKENIZER_REGISTRY:
+        raise UserError(
+            f"--eval-bleu-detok {detok}: must be one of {', '.join(TOKENIZER_REGISTRY)}"
+        )
+
+
 def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     """Refuse what the rest of the command line rules out.
 
@@ -224,6 +284,15 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     Raises:
         UserError: names the option, its value and what to do.
     """
+    check_validation(cfg, run)
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        value = getattr(run, name, None) or 0.0
+        if not 0 <= value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be in [0, 1)")
+    frequencies = list(getattr(run, "update_freq", ()))
+    if any(frequency < 1 for frequency in frequencies):
+        given = ",".join(map(str, frequencies))
+        raise UserError(f"--update-freq {given}: must be at least 1 in every epoch")
     has_gpu = torch.cuda.is_available() and not getattr(run, "cpu", False)
     memory_efficient = ("memory_efficient_fp16", "memory_efficient_bf16")
     for name in memory_efficient:
@@ -265,6 +334,21 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         return
     if getattr(run, "store_ema", False):
         raise UserError("--store-ema: can't follow a model that is cut; leave it out")
+    if getattr(run, "optimizer", None) == "adafactor":
+        raise UserError(
+            "--optimizer adafactor: what it remembers of rows and columns can't be cut "
+            "with them; use srp_adam, adam, adamax, adagrad, adadelta, nag or sgd"
+        )
+    if getattr(run, "finetune_from_model", None):
+        raise UserError(
+            f"--finetune-from-model {run.finetune_from_model}: pruning starts from "
+            "--pretrained-model; leave it out"
+        )
+    if cfg.srp and len(utils.split_paths(cfg.data)) > 1:
+        raise UserError(
+            f"--srp: the channels shrink over epochs of equally many updates, those of "
+            f"{cfg.data} differ; give one folder of data"
+        )
     max_epoch = getattr(run, "max_epoch", 0)
     if max_epoch and plan.epochs > max_epoch:
         raise UserError(

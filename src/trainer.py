@@ -22,7 +22,7 @@ from .models.srp_base import SRPModel
 from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
-from .pretrained import check_widths
+from .pretrained import check_not_shrinking, check_widths, take_layernorm
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class SRPTrainer(Trainer):
         if self._compiled:
             compile_layers(self.get_model())
         self._epoch_itr = None
+        self._keep_best = cfg.checkpoint.keep_best_checkpoints
         optimization = cfg.optimization
         # without a limit of its own, a pruning run ends with the last cut
         self._ends_with_cut = (
@@ -81,7 +82,15 @@ class SRPTrainer(Trainer):
     # -- the stage --------------------------------------------------------------
 
     def get_train_iterator(self, *args, **kwargs):
-        self._epoch_itr = super().get_train_iterator(*args, **kwargs)
+        try:
+            self._epoch_itr = super().get_train_iterator(*args, **kwargs)
+        except Exception as error:
+            if type(error) is not Exception:  # as fairseq's are for data without a batch
+                raise
+            raise UserError(
+                f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}: "
+                f"{' '.join(str(error).split())}"
+            ) from None
         return self._epoch_itr
 
     def begin_epoch(self, epoch):
@@ -91,6 +100,7 @@ class SRPTrainer(Trainer):
         stage = self.stage
         if stage is None:
             return
+        self._check_last_cut(epoch)
         due = stage.due(epoch)
         if due:
             self._begin_iteration(epoch)
@@ -116,13 +126,6 @@ class SRPTrainer(Trainer):
     def _begin_iteration(self, epoch: int) -> None:
         stage = self.stage
         steps = self._updates_in_period(epoch) if stage.plan.decreasing else 0
-        max_update = self.cfg.optimization.max_update
-        if max_update and self.get_num_updates() + steps > max_update:
-            raise UserError(
-                f"--max-update {max_update}: the pruning period ends after "
-                f"{self.get_num_updates() + steps} updates; raise --max-update or "
-                "shorten --pruning-period"
-            )
         logger.info(f"scoring channels by {self.task.cfg.importance}")
         with self._as_written():
             scores = self.task.score(
@@ -170,18 +173,35 @@ class SRPTrainer(Trainer):
             batches = len(iterator.frozen_batches) // iterator.num_shards
         return batches - bool(self.cfg.optimization.skip_remainder_batch)
 
+    def _check_last_cut(self, epoch: int) -> None:
+        """Refuse a limit of updates that ends the training ahead of the last cut."""
+        plan, limit = self.stage.plan, self.cfg.optimization.max_update
+        if not limit or self.stage.done or self._epoch_itr.iterations_in_epoch:
+            return  # resumed within an epoch, at whose start this was asked
+        if self.task.has_sharded_data("train"):
+            return  # later epochs have other numbers of updates
+        # one shot is made when the epoch before has ended and training goes on
+        last = plan.epochs if plan.decreasing else plan.epochs - 1
+        updates = self._updates_in_epochs(epoch, last)
+        updates += self.get_num_updates() + (not plan.decreasing and epoch <= last)
+        if updates > limit:
+            raise UserError(
+                f"--max-update {limit}: the last cut, in epoch {plan.epochs}, takes "
+                f"{updates} updates; raise it, or leave it out to end with the cut"
+            )
+
     def _check_pruning_ends(self, epoch: int) -> None:
         """Refuse a limit that ends the training ahead of the last pruning of weights."""
         if self._epoch_itr.iterations_in_epoch:
             return  # resumed within an epoch, at whose start this was asked
         options = self.cfg.optimization
-        limits = {}
+        limits = {}  # by the updates to come: a dense run before has its own in the count
         if options.max_update:
-            limits[options.max_update] = f"--max-update {options.max_update}"
+            left = options.max_update - self.get_num_updates()
+            limits[left] = f"--max-update {options.max_update}"
         if options.max_epoch:
-            later = self._updates_in_epochs(epoch, options.max_epoch)
-            updates = self.get_num_updates() + later
-            limits[updates] = f"--max-epoch {options.max_epoch}"
+            left = self._updates_in_epochs(epoch, options.max_epoch)
+            limits[left] = f"--max-epoch {options.max_epoch}"
         if limits:
             self.weight_pruning.check_end(min(limits), limits[min(limits)])
 
@@ -208,7 +228,7 @@ class SRPTrainer(Trainer):
             return output  # after an overflow fairseq repeats the step from inside it
         stage.freezer.restore()
         if self.get_num_updates() > before and stage.step == step:
-            stage.advance()
+            stage.advance(self._epochs_ended())
         # skipped updates (overflow) must not push the cut beyond its epoch
         if (
             not stage.ready
@@ -221,6 +241,12 @@ class SRPTrainer(Trainer):
                 self.optimizer.unfreeze()
             self._cut()
         return output
+
+    def _epochs_ended(self) -> int:
+        """Epochs of the iteration's period that have ended with this update."""
+        iterator, stage = self._epoch_itr, self.stage
+        begun = iterator.epoch - (stage.last_epoch() - stage.plan.period)
+        return min(max(begun - (not iterator.end_of_epoch()), 0), stage.plan.period)
 
     def clip_grad_norm(self, clip_norm):
         if self.stage is not None and self.stage.shrinking:
@@ -244,9 +270,13 @@ class SRPTrainer(Trainer):
 
     def begin_valid_epoch(self, epoch):
         stage, pruning = self.stage, self.weight_pruning
-        if stage is not None and not stage.done or pruning and not pruning.finished:
+        outdated = pruning is not None and pruning.begin_validation()
+        if stage is not None and not stage.done or outdated:
             # a half-pruned model is no candidate for best, nor a reason to stop
             forget_best()
+        half = stage is not None and not stage.done or pruning and not pruning.finished
+        with open_dict(self.cfg):  # fairseq would keep the half-pruned ones for good
+            self.cfg.checkpoint.keep_best_checkpoints = 0 if half else self._keep_best
         super().begin_valid_epoch(epoch)
         if hasattr(self.task, "expect_validation"):
             self.task.expect_validation()
@@ -293,7 +323,8 @@ class SRPTrainer(Trainer):
 
     # -- checkpoints and data ---------------------------------------------------------
 
-    def load_checkpoint(self, filename, *args, **kwargs):
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        written_with = None
         if fairseq_checkpoints.PathManager.isfile(filename):
             problem = damage(filename)
             if problem:
@@ -305,14 +336,17 @@ class SRPTrainer(Trainer):
                     )
                 logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
                 filename = other
+            written_with = read_config(filename)
             if isinstance(self.get_model(), SRPModel):
-                check_widths(self.get_model(), read_config(filename), filename)
+                check_widths(self.get_model(), written_with, filename)
         if self.data_parallel_world_size > 1:
             # fairseq sends it from one to all, as a pickle that torch no longer opens
             with open_dict(self.cfg):
                 self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
         try:
-            extra_state = super().load_checkpoint(filename, *args, **kwargs)
+            extra_state = super().load_checkpoint(
+                filename, reset_optimizer, *args, **kwargs
+            )
         except Exception as error:
             # what fairseq says of another model, optimizer or criterion
             if type(error) not in (Exception, AssertionError) or not error.args:
@@ -321,8 +355,32 @@ class SRPTrainer(Trainer):
                 f"checkpoint {filename}: {error}. It goes on where a run in this folder "
                 "ended; give another --save-dir to start anew"
             ) from None
+        if extra_state is not None and isinstance(self.get_model(), SRPModel):
+            self._check_same_run(extra_state, filename)
+            with open_dict(self.cfg):
+                take_layernorm(self.get_model(), self.cfg.model, written_with, filename)
         self._wrap_again()
+        if self.weight_pruning is not None and extra_state and not reset_optimizer:
+            # with --reset-dataloader fairseq doesn't give the task its state, but the
+            # optimizer goes on, and so do masks
+            state = extra_state.get(type(self.task).__name__, {})
+            if "weight_pruning" in state:
+                self.weight_pruning.load_state_dict(state["weight_pruning"])
         return extra_state
+
+    def _check_same_run(self, extra_state, filename) -> None:
+        """Refuse to go on from a checkpoint of a run that did something else."""
+        if self.stage is None:
+            check_not_shrinking(self.get_model(), f"checkpoint {filename}")
+            return
+        state = extra_state.get(type(self.task).__name__, {})
+        # with --reset-dataloader the stage begins with the weights that were loaded
+        if "stage" not in state and not self.cfg.checkpoint.reset_dataloader:
+            raise UserError(
+                f"checkpoint {filename}: its run prunes no channels, --compression-rate "
+                f"{self.stage.plan.compression_rate:g} can't go on with it; give another "
+                "--save-dir, and the model to prune as --pretrained-model"
+            )
 
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would

@@ -36,6 +36,39 @@ def cut_model(data, base, tmp_path_factory):
     return str(folder / "checkpoint_last.pt")
 
 
+def test_a_layer_may_be_cut_below_the_rank_of_its_adapter(data, base, tmp_path, capsys):
+    rank = ["--adapter", "splora", "--adapter-rank", "8"]
+    stage = [*rank, "--compression-rate", "0.2", "--max-epoch"]
+    trainer = finetune(data, base, tmp_path, *stage, "1")
+    expected = logits(trainer.get_model())
+    last = str(tmp_path / "checkpoint_last.pt")
+    layers = adapted_layers(load_model(last)).values()
+    assert any(layer.rank > min(layer.weight.shape) for layer in layers)
+
+    file, fused = str(tmp_path / "adapters.pt"), str(tmp_path / "fused.pt")
+    export_adapters.main(["--path", last, "--output", file])
+    export_adapters.main(["--path", last, "--output", fused, "--fuse"])
+    uncut = load_model(base)
+    adaptation.apply_adapters(uncut, adaptation.read_adapters(file, "FILE"), "FILE")
+    for model in (uncut, load_model(last), load_model(fused)):
+        torch.testing.assert_close(logits(model), expected)
+    tuned = finetune(data, last, tmp_path / "tuned", "--max-epoch", "1", "--lr", "1e-9")
+    torch.testing.assert_close(logits(tuned.get_model()), expected, rtol=1e-3, atol=1e-4)
+    resumed = finetune(data, base, tmp_path, *stage, "2")
+    assert resumed.get_num_updates() == 2 * trainer.get_num_updates()
+
+
+def test_adapters_of_a_model_that_is_shrinking_are_not_exported(data, base, tmp_path):
+    stage = ["--srp", "--compression-rate", "0.5", "--save-interval-updates", "2"]
+    finetune(data, base, tmp_path, *stage, *SPLORA)
+    for more in ([], ["--fuse"]):
+        output = tmp_path / "adapters.pt"
+        path = str(tmp_path / "checkpoint_1_2.pt")
+        with pytest.raises(UserError, match=f"{path}: a pruning stage is under way"):
+            export_adapters.main(["--path", path, "--output", str(output), *more])
+        assert not output.exists()
+
+
 def weights(path):
     return torch.load(path, weights_only=True)["model"]
 

@@ -186,6 +186,23 @@ class TestCache:
             assert torch.equal(layer(x), after)
         assert not torch.equal(before, after)
 
+    def test_fused_steps_in_evaluation_mode_are_seen(self, method):
+        """They change weights without raising their versions."""
+        layer, x = self.setup_layer(method)
+        learned = [p for n, p in layer.named_parameters() if n not in ("weight", "bias")]
+        optimizer = torch.optim.AdamW(learned, 0.1, fused=True)
+        with torch.no_grad():
+            before = layer(x)
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            after = layer(x)
+            layer.forget()
+            assert torch.equal(layer(x), after)
+        assert not torch.equal(before, after)
+
     def test_memory_is_not_taken_along(self, method):
         layer, x = self.setup_layer(method)
         with torch.no_grad():

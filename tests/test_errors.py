@@ -1,5 +1,6 @@
 """Bad input: one clear line that names it, exit status 2, nothing written."""
 
+import argparse
 import os
 import pickle
 import shutil
@@ -11,7 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, RUN, TINY, run_training, write_corpus
 
+from src.checkpoint_utils import load_checkpoint
+from src import cli
 from src.errors import UserError
+from src.trainer import SRPTrainer
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
 
@@ -49,6 +53,7 @@ def prune(data, base):
         ("--pruning-stage", "3", ["0, 1 or 2"]),
         ("--embedding-ratio", "0", ["above 0"]),
         ("--embedding-ratio", "nan", ["above 0"]),
+        ("--embedding-ratio", "1e-320", ["above 0"]),
         ("--pruning-iter", "0", ["at least 1"]),
         ("--pruning-period", "0", ["at least 1"]),
         ("--warming-up", "-1", ["at least 0"]),
@@ -85,6 +90,73 @@ def test_period_longer_than_the_run(capsys, prune, tmp_path):
         tmp_path,
         "--max-update 3",
     )
+
+
+@pytest.mark.parametrize(
+    "options, updates",
+    [
+        (["--srp", "--warming-up", "3", "--max-update", "3"], 16),
+        (["--warming-up", "3", "--max-update", "3"], 13),
+        (["--warming-up", "1", "--max-update", "4"], 5),
+        (["--srp", "--pruning-iter", "2", "--max-update", "7"], 8),
+    ],
+)
+def test_updates_that_end_before_the_last_cut(
+    capsys, prune, tmp_path, monkeypatch, options, updates
+):
+    """Ahead of any training or scoring; epochs of 4 updates."""
+    monkeypatch.setattr(SRPTrainer, "train_step", lambda *_: pytest.fail("it trained"))
+    command = [o for o in prune if o != "--srp"]
+    words = [f"--max-update {options[-1]}:", f"takes {updates} updates"]
+    refused(capsys, [*command, *options], tmp_path, *words)
+
+
+def test_just_enough_updates(prune, tmp_path):
+    one_shot = ["--warming-up", "1", "--max-update", "5"]
+    for options in (["--srp", "--max-update", "4"], one_shot):
+        command = [o for o in prune if o != "--srp"]
+        trainer = run_training([*command, *options, "--no-save", "--save-dir", tmp_path])
+        assert trainer.stage.done
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--pruning-stage", "1"], ["--pruning-iter", "2"], ["--warming-up", "1"]),
+        *(["--pruning-period", "2"], ["--importance", "taylor"], ["--decreasing", "sg"]),
+        ["--importance-norm", "l1"],
+    ],
+)
+def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
+    refused(capsys, [data, *TINY, *RUN, *options], tmp_path, " ".join(options), "needs")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--update-freq", "2,0"], ["--update-freq 2,0", "at least 1"]),
+        (["--dropout", "1.5"], ["--dropout 1.5", "[0, 1)"]),
+        (["--attention-dropout", "-1"], ["--attention-dropout -1", "[0, 1)"]),
+        (["--max-tokens", "3"], ["--max-tokens 3", "empty"]),
+        (["--best-checkpoint-metric", "bleu"], ["bleu", "needs --eval-bleu"]),
+        (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
+        (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
+        (["--eval-bleu", "--eval-bleu-detok", "nosuch"], ["nosuch", "moses"]),
+        (["--user-dir", "/nosuch"], ["--user-dir", "/nosuch"]),
+    ],
+)
+def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
+    refused(capsys, [data, *TINY, *RUN, *options], tmp_path, *words)
+
+
+def test_save_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("/proc/nope", str(tmp_path / "file")):
+        args = argparse.Namespace(
+            max_tokens=9, batch_size=None, optimizer="adam", save_dir=folder
+        )
+        with pytest.raises(UserError, match=f"--save-dir {folder}: "):
+            cli.check_training(args, {"--lr"})
 
 
 @pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--amp"])
@@ -125,6 +197,59 @@ def test_distillation_that_is_not_asked_for(capsys, data, tmp_path, options, wor
     refused(capsys, [data, *TINY, *RUN, *options], tmp_path, *words)
 
 
+@pytest.fixture(scope="module")
+def teachers(data, base, tmp_path_factory):
+    """Checkpoints that can't teach, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("teachers")
+    tiny = [*("--encoder-embed-dim", "8"), *("--decoder-embed-dim", "8")]
+    layers = [*("--encoder-layers", "1"), *("--decoder-layers", "1")]
+    ffn = [*("--encoder-ffn-embed-dim", "8"), *("--decoder-ffn-embed-dim", "8")]
+    heads = [*("--encoder-attention-heads", "2"), *("--decoder-attention-heads", "2")]
+    adaptive = [*("--arch", "transformer"), *("--adaptive-softmax-cutoff", "10,20")]
+    adaptive += [*tiny, *layers, *ffn, *heads, "--criterion", "adaptive_loss"]
+    adaptive += ["--ddp-backend", "legacy_ddp"]
+    architectures = {
+        "lstm": ["--arch", "lstm", *tiny, *layers, "--decoder-out-embed-dim", "8"],
+        "1 layer": ["--arch", "srp", *tiny, *layers, *ffn, *heads],
+        "adaptive": adaptive,
+    }
+    found = {"missing": "nowhere.pt", "nan": str(folder / "nan.pt")}
+    state = torch.load(base)
+    state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, found["nan"])
+    for name, options in architectures.items():
+        unknown = {"--label-smoothing", "0.1"} if name == "adaptive" else ()
+        run = [data, *(o for o in RUN if o not in unknown), *options]
+        run_training([*run, "--max-update", "1", "--save-dir", folder / name])
+        found[name] = str(folder / name / "checkpoint_last.pt")
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, loss, words",
+    [
+        ("missing", "--prob-kd", ["--teacher-model", "no such file"]),
+        ("nan", "--prob-kd", ["--teacher-model", "encoder.layers.0.fc1.weight", "NaN"]),
+        ("adaptive", "--prob-kd", ["--teacher-model", "adaptive softmax"]),
+        ("lstm", "--attn-kd", ["--attn-kd 1", "LSTMModel"]),
+        ("1 layer", "--attn-kd", ["--attn-kd 1", "has 1 decoder layers, the model 2"]),
+    ],
+)
+def test_teachers_that_cannot_teach(
+    capsys, prune, teachers, tmp_path, monkeypatch, name, loss, words
+):
+    """Ahead of scoring."""
+    monkeypatch.setattr(SRPTrainer, "begin_epoch", lambda *_: pytest.fail("it began"))
+    command = [*prune, "--teacher-model", teachers[name], loss, "1"]
+    refused(capsys, command, tmp_path, *words)
+
+
+def test_teachers_of_other_kinds(data, teachers, tmp_path):
+    for name in ("lstm", "1 layer"):
+        options = ["--teacher-model", teachers[name], "--prob-kd", "1", "--max-update", "2"]
+        run_training([data, *TINY, *RUN, *options, "--no-save", "--save-dir", tmp_path])
+
+
 def test_missing_data(capsys, tmp_path):
     command = [str(tmp_path / "nowhere"), *TINY, *RUN]
     refused(capsys, command, tmp_path, "nowhere", "no such folder")
@@ -143,6 +268,13 @@ def damaged(base, path, how):
     elif how == "other archive":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a", "b")
+    elif how == "a list":
+        torch.save([1, 2], path)
+    elif how == "names":  # of the archive's parts, no UTF-8 any more
+        path.write_bytes(content.replace(b"data.pkl", b"data.p\xe9\xe9"))
+    elif how == "compression":  # an unknown method, in every entry of the directory
+        entry = content.index(b"PK\x01\x02") + 10
+        path.write_bytes(content[:entry] + b"\x63" + content[entry + 1 :])
     elif how == "no model":
         torch.save({"weights": 1}, path)
     return path
@@ -176,6 +308,59 @@ def test_a_run_with_other_widths_in_the_same_folder(capsys, data, base, tmp_path
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
 
 
+@pytest.fixture(scope="module")
+def stage_1(data, base, tmp_path_factory):
+    """Checkpoint of a stage 1 that was stopped in its second epoch of two."""
+    folder = tmp_path_factory.mktemp("stage1")
+    command = [data, *TINY, *RUN, *PRUNE, "--pruning-stage", "1", "--pruning-period", "2"]
+    command += ["--pretrained-model", base, "--save-dir", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SRPTrainer, "_cut", lambda self: self.stage.check())
+        run_training([*command, "--save-interval-updates", "5"])
+    return str(folder / "checkpoint_2_5.pt")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--pruning-stage", "2"], "--pruning-stage 2: .* has 1"),
+        (["--compression-rate", "0.3"], "--compression-rate 0.3: .* has 0.4"),
+        (["--pruning-period", "3"], "--pruning-period 3: .* has 2"),
+        (["--decreasing", "sg"], "--decreasing sg: .* has sa"),
+    ],
+)
+def test_another_stage_in_the_same_folder(data, base, stage_1, tmp_path, options, words):
+    shutil.copyfile(stage_1, tmp_path / "checkpoint_last.pt")
+    command = [data, *TINY, *RUN, *PRUNE, "--pruning-stage", "1", "--pruning-period", "2"]
+    command += ["--pretrained-model", base, "--save-dir", tmp_path]
+    with pytest.raises(UserError, match=f"{words}; .*another --save-dir"):
+        run_training([*command, *options])
+    assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
+
+
+def test_a_stage_whose_plan_was_not_saved_goes_on(data, base, stage_1, tmp_path):
+    state = torch.load(stage_1)
+    del state["extra_state"]["SRPTranslationTask"]["stage"]["plan"]
+    torch.save(state, tmp_path / "checkpoint_last.pt")
+    command = [data, *TINY, *RUN, *PRUNE, "--pruning-stage", "1", "--pruning-period", "2"]
+    command += ["--pretrained-model", base, "--save-dir", tmp_path]
+    assert run_training(command).stage.done
+
+
+def test_pruning_in_the_folder_of_another_run(prune, base, tmp_path):
+    shutil.copyfile(base, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(UserError, match="prunes no channels.*another --save-dir"):
+        run_training([*prune, "--max-epoch", "9", "--save-dir", tmp_path])
+    assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
+
+
+def test_going_on_without_the_stage(data, stage_1, tmp_path):
+    shutil.copyfile(stage_1, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(UserError, match="checkpoint_last.pt: a pruning stage is under way"):
+        run_training([data, *TINY, *RUN, "--save-dir", tmp_path])
+    assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
+
+
 def test_a_model_that_is_shrinking(capsys, data, base, tmp_path):
     state = torch.load(base)
     state["model"]["encoder.embedding.connectivity"][2] = 0.5
@@ -185,18 +370,49 @@ def test_a_model_that_is_shrinking(capsys, data, base, tmp_path):
     refused(capsys, command, tmp_path / "run", *words)
 
 
+def test_what_pruning_channels_excludes(capsys, data, prune, base, tmp_path):
+    at = prune.index("--adam-betas")
+    command = [*prune[:at], *prune[at + 2 :], "--optimizer", "adafactor"]
+    refused(capsys, command, tmp_path, "--optimizer adafactor", "srp_adam, adam,")
+    words = ["--srp: ", f"{data}:{data}", "one folder"]
+    refused(capsys, [f"{data}:{data}", *prune[1:]], tmp_path, *words)
+    command = [*prune, "--finetune-from-model", base]
+    refused(capsys, command, tmp_path, "--finetune-from-model", "--pretrained-model")
+
+
 @pytest.mark.parametrize("flag", ["--use-bmuf", "--zero-sharding=os"])
 def test_what_cannot_follow_a_cut(capsys, prune, tmp_path, flag):
     refused(capsys, [*prune, flag], tmp_path, flag.partition("=")[0])
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "empty", "text", "other archive", "no model"]
+    "how",
+    ["truncated", "empty", "text", "other archive", "no model", "a list", "names"]
+    + ["compression"],
 )
 def test_corrupt_pretrained_model(capsys, data, base, tmp_path, how):
     path = damaged(base, tmp_path / "bad.pt", how)
     command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", path]
     refused(capsys, command, tmp_path, f"--pretrained-model {path}")
+
+
+def test_an_unreadable_checkpoint(base, monkeypatch):
+    def denied(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", denied)  # the tests may run as root
+    with pytest.raises(UserError, match=r"--path .*can't be read \(Permission denied\)"):
+        load_checkpoint(base, "--path")
+
+
+def test_a_truncated_old_format_needs_no_more_trust(base, tmp_path):
+    path = str(tmp_path / "old.pt")
+    torch.save(torch.load(base), path, _use_new_zipfile_serialization=False)
+    with open(path, "r+b") as stream:
+        stream.truncate(2000)
+    with pytest.raises(UserError, match="can't be read as a fairseq checkpoint") as error:
+        load_checkpoint(path, "--path", trust=True)
+    assert "--trust-checkpoint" not in str(error.value)
 
 
 def test_missing_pretrained_model(capsys, data, tmp_path):

@@ -62,23 +62,28 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
-def test_stopped_run_resumes_bit_identically(
-    data, base, tmp_path, uninterrupted, monkeypatch, share
-):
-    """Stopped in warm-up, in either iteration, and after the last cut."""
-    expected, updates = uninterrupted
+def stop_at(update, command, monkeypatch):
+    """Run a training until it has made so many updates and begins the next."""
 
     class Fragile(SRPTrainer):
         def train_step(self, samples, raise_oom=False):
-            if self.get_num_updates() == int(share * updates):
+            if self.get_num_updates() == update:
                 raise Stop
             return super().train_step(samples, raise_oom)
 
     with monkeypatch.context() as patch:
         patch.setattr("src.trainer.SRPTrainer", Fragile)
         with pytest.raises(Stop):
-            run_training(stage(data, base, tmp_path))
+            run_training(command)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
+def test_stopped_run_resumes_bit_identically(
+    data, base, tmp_path, uninterrupted, monkeypatch, share
+):
+    """Stopped in warm-up, in either iteration, and after the last cut."""
+    expected, updates = uninterrupted
+    stop_at(int(share * updates), stage(data, base, tmp_path), monkeypatch)
     run_training(stage(data, base, tmp_path))
     assert_identical(final_state(tmp_path), expected)
 
@@ -121,10 +126,10 @@ def test_killed_process_resumes_bit_identically(data, base, tmp_path, uninterrup
 
 
 def test_truncated_last_checkpoint_is_reported_and_the_previous_used(
-    data, base, tmp_path, uninterrupted, caplog
+    data, base, tmp_path, uninterrupted, caplog, monkeypatch
 ):
     command = stage(data, base, tmp_path)
-    run_training(command + ["--max-update", str(uninterrupted[1] // 2)])
+    stop_at(uninterrupted[1] // 2 + 1, command, monkeypatch)
     last = tmp_path / "checkpoint_last.pt"
     with open(last, "r+b") as stream:
         stream.truncate(os.path.getsize(last) // 2)

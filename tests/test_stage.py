@@ -10,6 +10,7 @@ from conftest import RUN, TINY, run_training
 from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import channel_groups
 from src.connectivity.shrink import GEOMETRIC_END, SCHEDULES, connectivity_at
+from src.modules.layer_norm import WeightedLayerNorm
 from src.trainer import SRPTrainer
 
 
@@ -37,15 +38,46 @@ def parameters(state):
 
 @pytest.mark.parametrize("decreasing", SCHEDULES)
 def test_schedules(decreasing):
-    values = [connectivity_at(decreasing, t, 12, 3) for t in range(13)]
+    ends = (2, 7, 12)  # of epochs with different numbers of updates
+    values = [
+        connectivity_at(decreasing, t, 12, sum(t >= end for end in ends), 3)
+        for t in range(13)
+    ]
     assert values[0] == 1 and values[-1] == 0
     assert all(a >= b for a, b in zip(values, values[1:]))
     assert all(0 < v <= 1 for v in values[:-1])
     expected = {"sa": 0.5, "sg": GEOMETRIC_END**0.5, "sc": 0.5, "ea": 2 / 3, "ec": 0.75}
+    expected["eg"] = GEOMETRIC_END ** (1 / 3)
     if decreasing in expected:
         assert values[6] == pytest.approx(expected[decreasing])
     if decreasing.startswith("e"):
-        assert len(set(values)) == 4  # 1, after epochs 1 and 2, and 0
+        moves = [t for t in range(1, 13) if values[t] != values[t - 1]]
+        assert tuple(moves) == ends
+
+
+@pytest.mark.parametrize("decreasing", ["ea", "eg", "ec"])
+def test_connectivity_moves_at_the_ends_of_epochs(
+    data, base, tmp_path, monkeypatch, decreasing
+):
+    """Epochs of 4, 2 and 2 updates."""
+    seen = []
+
+    class Watching(SRPTrainer):
+        def train_step(self, samples, raise_oom=False):
+            output = super().train_step(samples, raise_oom)
+            group = channel_groups(self.get_model())["encoder.embedding"]
+            seen.append(group.connectivity.min().item())
+            return output
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Watching)
+    options = stage_options(base, srp=True, period=3, decreasing=decreasing)
+    run_training(
+        [data, *TINY, *RUN, *options, "--update-freq", "1,2", "--no-save"]
+        + ["--save-dir", tmp_path]
+    )
+    shape = SCHEDULES[decreasing][0]
+    shrunk = [1, 1, 1, shape(1 / 3), shape(1 / 3), shape(2 / 3), shape(2 / 3), 1]  # cut
+    assert seen == pytest.approx(shrunk)
 
 
 class Watcher(SRPTrainer):
@@ -242,6 +274,17 @@ def test_best_checkpoint_is_cut_although_earlier_epochs_were_better(
     assert parameters(best) == int(rows[-1]["parameters"]) < int(rows[0]["parameters"])
 
 
+def test_no_half_shrunk_model_is_kept_as_best(data, base, tmp_path):
+    run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True, period=2, warming_up=1)]
+        + ["--save-dir", tmp_path, "--keep-best-checkpoints", "2", "--max-epoch", "4"]
+        + ["--lr", "1e-6"]
+    )
+    kept = [torch.load(path)["model"] for path in tmp_path.glob("checkpoint.best_loss*")]
+    small = parameters(weights(tmp_path))
+    assert kept and {parameters(state) for state in kept} == {small}
+
+
 def test_two_runs_in_one_process_do_not_share_their_best(data, base, tmp_path):
     for name, lr in (("good", "1e-3"), ("bad", "1e-9")):
         run_training(
@@ -249,6 +292,52 @@ def test_two_runs_in_one_process_do_not_share_their_best(data, base, tmp_path):
             + ["--max-epoch", "1", "--save-dir", tmp_path / name]
         )
         assert os.path.exists(tmp_path / name / "checkpoint_best.pt")
+
+
+@pytest.fixture(scope="module")
+def cut_weighted(data, base, tmp_path_factory):
+    """Folder of a stage with --weighted-layernorm."""
+    folder = tmp_path_factory.mktemp("weighted")
+    options = stage_options(base, srp=True, stage=1, weighted_layernorm=True)
+    run_training([data, *TINY, *RUN, *options, "--save-dir", folder])
+    return folder
+
+
+@pytest.mark.parametrize("how", ["--finetune-from-model", "--restore-file", "resume"])
+def test_layer_normalization_of_a_cut_model_is_kept(
+    data, base, cut_weighted, tmp_path, how
+):
+    """The option is forgotten; the first validation is of the same function."""
+    last = str(cut_weighted / "checkpoint_last.pt")
+    command = [data, *TINY, *RUN, "--lr", "1e-9", "--weight-decay", "0", "--dropout", "0"]
+    if how == "resume":
+        (tmp_path / "checkpoint_last.pt").write_bytes(open(last, "rb").read())
+        command += stage_options(base, srp=True, stage=1)
+    else:
+        command += [how, last]
+    trainer = run_training([*command, "--max-epoch", "2", "--save-dir", tmp_path])
+    model = trainer.get_model()
+    norms = [m for m in model.modules() if isinstance(m, WeightedLayerNorm)]
+    assert norms and all(norm.weighted for norm in norms)
+    assert model.cfg.weighted_layernorm
+    saved = torch.load(tmp_path / "checkpoint_last.pt")["cfg"]["model"]
+    assert saved.weighted_layernorm
+    losses = []
+    for folder in (cut_weighted, tmp_path):
+        with open(folder / "results.csv", newline="") as stream:
+            losses.append(float(list(csv.DictReader(stream))[-1]["valid_loss"]))
+    assert losses[1] == pytest.approx(losses[0], abs=0.002)  # fairseq rounds it
+
+
+def test_a_criterion_with_one_loss(data, base, tmp_path):
+    run = [o for o in RUN if o not in ("--label-smoothing", "0.1")]
+    run[run.index("srp")] = "cross_entropy"
+    options = ["--pretrained-model", base, "--max-epoch", "1", "--save-dir", tmp_path]
+    run_training([data, *TINY, *run, *options])
+    with open(tmp_path / "results.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert float(row["valid_nll_loss"]) == float(row["valid_loss"]) > 0
+    assert os.path.exists(tmp_path / "checkpoint_last.pt")
 
 
 def test_distilled_attention_does_not_outlive_a_cut(data, base, tmp_path):
@@ -362,8 +451,8 @@ def test_importance_is_deterministic_and_follows_its_definition(data, base, name
     """Against finite differences of the loss over the very same batches."""
     trainer = run_training(
         [data, *TINY, *RUN, "--pretrained-model", base, "--max-update", "1", "--no-save"]
-        + ["--importance", name]
     )
+    trainer.task.cfg.importance = name
     task, model, criterion = trainer.task, trainer.get_model().double(), trainer.criterion
     device = torch.device("cpu")
     scores = task.score(model, criterion, "train", 1, device)

@@ -220,9 +220,10 @@ class AdaptedLayer(AdapterModule):
         if not torch.is_grad_enabled():
             return True
         bases = {id(attribute(self, part.weight)) for part in parts(self)}
-        return not any(
-            t.requires_grad for t in self.all_sources() if id(t) not in bases
-        )
+        learns = any(t.requires_grad for t in self.all_sources() if id(t) not in bases)
+        if learns:  # a fused optimizer's step leaves no trace either
+            self.__dict__.get("_remembered", {}).pop("fused", None)
+        return not learns
 
     def biases(self) -> Dict[str, nn.Parameter]:
         """The biases, which are learned with the adapters, by path."""

@@ -23,10 +23,13 @@ class LowRankSettings:
     Args:
         rank: rank of the update, or a fraction in (0, 1) of the outputs.
         init_range: ``cols ~ U(-init_range, init_range)``.
+        fresh: whether the update is a new one. The layer of one that was saved may have
+            been cut below its rank since.
     """
 
     rank: Union[int, float] = 16
     init_range: float = 1e-4
+    fresh: bool = True
 
     def __post_init__(self):
         rank = self.rank
@@ -41,12 +44,12 @@ class LowRankSettings:
         """The rank for a weight ``[n, m]``.
 
         Raises:
-            AdapterError: above ``min(n, m)``, where the update has full rank anyway.
+            AdapterError: a fresh one above ``min(n, m)``, where it has full rank anyway.
         """
         rank = self.rank
         if isinstance(rank, float):
             rank = max(1, round(rank * n))
-        if rank > min(n, m):
+        if self.fresh and rank > min(n, m):
             raise AdapterError(
                 f"rank {rank} is above min(outputs, inputs) = {min(n, m)}"
             )
@@ -165,7 +168,7 @@ class LowRank(AdapterModule):
         rank = entries["rows"].shape[0] if entries["rows"].dim() else 0
         expect_shape(entries["rows"], (rank, sizes[1]), f"{where}.rows")
         expect_shape(entries["cols"], (sizes[0], rank), f"{where}.cols")
-        settings = LowRankSettings(rank)
+        settings = LowRankSettings(rank, fresh=False)
         try:
             settings.check(weight)
         except AdapterError as error:

@@ -30,12 +30,15 @@ SCHEDULES: Dict[str, tuple] = {
 }
 
 
-def connectivity_at(decreasing: str, step: int, steps: int, epochs: int) -> float:
+def connectivity_at(
+    decreasing: str, step: int, steps: int, ended: int, epochs: int
+) -> float:
     """Connectivity of a selected channel after ``step`` of ``steps`` updates.
 
     Args:
         decreasing: ``sa``/``sg``/``sc`` arithmetic/geometric/half a cosine every
             update, ``ea``/``eg``/``ec`` the same once per epoch.
+        ended: epochs that have ended; they need not have equally many updates.
         epochs: number of epochs that the ``steps`` updates make up.
 
     Returns:
@@ -45,7 +48,4 @@ def connectivity_at(decreasing: str, step: int, steps: int, epochs: int) -> floa
     shape, per_epoch = SCHEDULES[decreasing]
     if step >= steps:
         return 0.0
-    progress = step / steps
-    if per_epoch:
-        progress = math.floor(progress * epochs) / epochs
-    return shape(progress)
+    return shape(ended / epochs if per_epoch else step / steps)

@@ -1,7 +1,7 @@
 """One pruning stage: score, select, shrink, cut, as often as it has iterations."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional
 
 import torch
@@ -17,6 +17,18 @@ from .selection import select
 from .shrink import connectivity_at
 
 logger = logging.getLogger(__name__)
+
+# what the fields of a plan are called on the command line
+OPTIONS = {
+    "compression_rate": "--compression-rate",
+    "stage": "--pruning-stage",
+    "iterations": "--pruning-iter",
+    "period": "--pruning-period",
+    "warming_up": "--warming-up",
+    "decreasing": "--decreasing",
+    "prune_heads": "--prune-heads",
+    "embedding_ratio": "--embedding-ratio",
+}
 
 
 @dataclass(frozen=True)
@@ -153,19 +165,23 @@ class PruningStage:
             self._freezer = Freezer(self.model, self.removed)
         return self._freezer
 
-    def advance(self) -> None:
-        """Count one update and shrink the connectivity of the selected channels."""
-        self._shrink_to(self.step + 1)
+    def advance(self, epochs: int = 0) -> None:
+        """Count one update and shrink the connectivity of the selected channels.
+
+        Args:
+            epochs: epochs of the iteration's period that have ended.
+        """
+        self._shrink_to(self.step + 1, epochs)
 
     def finish_shrinking(self) -> None:
         """Set the selected connectivities to exactly 0, whatever updates are missing."""
-        self._shrink_to(self.steps)
+        self._shrink_to(self.steps, self.plan.period)
 
     @torch.no_grad()
-    def _shrink_to(self, step: int) -> None:
+    def _shrink_to(self, step: int, epochs: int) -> None:
         self.step = step
         value = connectivity_at(
-            self.plan.decreasing or "sa", step, self.steps, self.plan.period
+            self.plan.decreasing or "sa", step, self.steps, epochs, self.plan.period
         )
         groups = channel_groups(self.model)
         for name, positions in self.removed.items():
@@ -180,7 +196,7 @@ class PruningStage:
         Returns:
             What was cut, for the optimizer's state.
         """
-        self._shrink_to(self.steps)
+        self.finish_shrinking()
         groups = channel_groups(self.model)
         keep = {}
         for name, positions in self.removed.items():
@@ -194,6 +210,7 @@ class PruningStage:
 
     def state_dict(self) -> Dict[str, Any]:
         return {
+            "plan": asdict(self.plan),
             "finished_iterations": self.finished_iterations,
             "removed": self.removed,
             "step": self.step,
@@ -202,6 +219,22 @@ class PruningStage:
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on where a stage was.
+
+        Raises:
+            UserError: it is another one than the command line asks for.
+        """
+        asked = asdict(self.plan)
+        for name, its in state.get("plan", asked).items():  # older states have no plan
+            if asked.get(name) != its:
+                mine, its = (
+                    "none (no --srp)" if value is None else value
+                    for value in (asked.get(name), its)
+                )
+                raise UserError(
+                    f"{OPTIONS.get(name, name)} {mine}: the stage to go on with in this "
+                    f"folder has {its}; give that, or another --save-dir"
+                )
         self.finished_iterations = state["finished_iterations"]
         self.removed = dict(state["removed"])
         self.step, self.steps = state["step"], state["steps"]

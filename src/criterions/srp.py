@@ -198,8 +198,9 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
     def _distil(self, student, net_output, sample, loss, logging_output):
         device = net_output[0].device
         teacher = self.task.teacher(device)
-        for layer in teacher.decoder.layers:
-            layer.keep_attention_map = bool(self.attn_kd)
+        if self.attn_kd:
+            for layer in teacher.decoder.layers:
+                layer.keep_attention_map = True
         with torch.no_grad(), self.forward_precision():
             teacher_output = teacher(**sample["net_input"])
         present = sample["target"].ne(self.padding_idx)

@@ -14,7 +14,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationTask
 
 from .. import adaptation
-from ..adapters import adapted_layers, fuse
+from ..adapters import AdapterError, adapted_layers, fuse
 from ..checkpoint_utils import load_checkpoint
 from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import attention_groups, channel_groups
@@ -26,6 +26,8 @@ from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
 from ..pretrained import (
     check_dictionaries,
+    check_finite,
+    check_not_shrinking,
     check_structure,
     inherit_layernorm,
     teacher_arguments,
@@ -97,6 +99,8 @@ class SRPTranslationTask(TranslationTask):
         self._check_model(model, cfg)
         if state is not None:
             self._load_pretrained(model, cfg, state)
+        if getattr(cfg, "prob_kd", 0) or getattr(cfg, "attn_kd", 0):
+            self._check_distillation(model, getattr(cfg, "attn_kd", 0))
         if self.cfg.adapter:
             adaptation.insert(model, self.cfg)
         if self.cfg.compression_rate < 1:
@@ -140,28 +144,21 @@ class SRPTranslationTask(TranslationTask):
     def _load_pretrained(self, model, cfg, state) -> None:
         path = self.cfg.pretrained_model
         check_structure(model, state, path)
-        for name, value in state["model"].items():
-            if not torch.isfinite(value).all():
-                raise UserError(
-                    f"--pretrained-model {path}: {name} holds NaN or infinite numbers; "
-                    "its training diverged, use an earlier checkpoint"
-                )
-        try:
-            model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
-        except RuntimeError as error:
-            raise UserError(
-                f"--pretrained-model {path}: its weights don't fit "
-                f"({' '.join(str(error).split())[:300]})"
-            ) from None
-        gated = [name for name, group in channel_groups(model).items() if group.gated]
-        if gated:
-            raise UserError(
-                f"--pretrained-model {path}: a pruning stage is under way, channels of "
-                f"{gated[0]} are shrinking; let it come to its end"
-            )
+        check_finite(state, f"--pretrained-model {path}")
+        self._load_weights(model, state, f"--pretrained-model {path}", cfg)
+        check_not_shrinking(model, f"--pretrained-model {path}")
         if adapted_layers(model):
             logger.info(f"{path}: its adapters are fused with its weights")
             fuse(model).requires_grad_(True)
+
+    @staticmethod
+    def _load_weights(model, state, what: str, cfg=None) -> None:
+        try:
+            model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
+        except (RuntimeError, AdapterError) as error:
+            raise UserError(
+                f"{what}: its weights don't fit ({' '.join(str(error).split())[:300]})"
+            ) from None
 
     def _check_dictionaries(self, state, what: str) -> None:
         check_dictionaries(state, self.source_dictionary, self.target_dictionary, what)
@@ -223,16 +220,46 @@ class SRPTranslationTask(TranslationTask):
         """The unpruned model in evaluation mode, read from its file once."""
         if self._teacher is None:
             path = self.cfg.teacher_model or self.cfg.pretrained_model
-            option = "--teacher-model" if self.cfg.teacher_model else "--pretrained-model"
-            state = load_checkpoint(path, option, self.cfg.trust_checkpoint)
-            self._check_dictionaries(state, f"{option} {path}")
+            state = load_checkpoint(path, self._teacher_option, self.cfg.trust_checkpoint)
+            what = f"{self._teacher_option} {path}"
+            self._check_dictionaries(state, what)
+            check_finite(state, what)
+            if any(name.startswith("decoder.adaptive_softmax") for name in state["model"]):
+                raise UserError(
+                    f"{what}: has an adaptive softmax, whose output can't be distilled; "
+                    "give a teacher with a plain output projection"
+                )
             with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
                 model = models.build_model(teacher_arguments(state), self)
-            model.load_state_dict(state["model"], strict=True)
+            self._load_weights(model, state, what)
             model.requires_grad_(False)
-            self._teacher = model.eval().to(device)
+            self._teacher = model.eval()
             logger.info(f"distilling from {path}")
+        self._teacher = self._teacher.to(device)
         return self._teacher
+
+    @property
+    def _teacher_option(self) -> str:
+        return "--teacher-model" if self.cfg.teacher_model else "--pretrained-model"
+
+    def _check_distillation(self, student, attn_kd: float) -> None:
+        """Read the teacher, and refuse one whose attention can't be compared."""
+        self.check_teacher()
+        teacher = self.teacher(torch.device("cpu"))
+        if not attn_kd:
+            return
+        if not isinstance(teacher, SRPModel):
+            raise UserError(
+                f"--attn-kd {attn_kd:g}: the teacher ({self._teacher_option}) is a "
+                f"{type(teacher).__name__}, which gives no attention maps; use --prob-kd"
+            )
+        layers, its = len(student.decoder.layers), len(teacher.decoder.layers)
+        if layers != its:
+            raise UserError(
+                f"--attn-kd {attn_kd:g}: the teacher ({self._teacher_option}) has {its} "
+                f"decoder layers, the model {layers}; give one with as many, or use "
+                "--prob-kd"
+            )
 
     def forward_precision(self):
         """Context in which training and scoring run the model's forward pass."""
@@ -390,7 +417,8 @@ class SRPTranslationTask(TranslationTask):
             "parameters": count(count.current),
             "rate": round(count(count.current) / count(count.original), 6),
             "valid_loss": float(stats["loss"]),
-            "valid_nll_loss": float(stats["nll_loss"]),
+            # a criterion without label smoothing has one loss
+            "valid_nll_loss": float(stats.get("nll_loss", stats["loss"])),
             "bleu": float(stats["bleu"]) if "bleu" in stats else "",
             **self._sparsity(),
             **{f"width:{name}": width for name, width in count.current.items()},
