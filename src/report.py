@@ -25,7 +25,7 @@ from typing import Any, Dict, List, Optional  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from .checkpoint_utils import atomic_write  # noqa: E402
-from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .picture import draw  # noqa: E402
 
@@ -229,7 +229,8 @@ def main(arguments: Optional[List[str]] = None) -> None:
         raise UserError(f"--output {output}: is a file; give a folder")
     output.mkdir(parents=True, exist_ok=True)
     numbers, notes = table(runs), conditions(runs)
-    print(readable(numbers).to_string(index=False))
-    print("\n".join(notes))
-    write(output, numbers, notes, runs)
-    print(f"wrote {output}/report.csv, report.md and report.png")
+    with ending_quietly("the report is not complete"):
+        write(output, numbers, notes, runs)
+        print(readable(numbers).to_string(index=False))
+        print("\n".join(notes))
+        print(f"wrote {output}/report.csv, report.md and report.png")

@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
@@ -152,7 +152,8 @@ def main(arguments: Optional[List[str]] = None) -> None:
         where = "--" if about_names else f"--path {args.path}: "
         raise UserError(f"{where}{error}") from None
     output.mkdir(parents=True, exist_ok=True)
-    print(readable(report).to_string(index=False))
-    print("\n".join(notes(report)))
-    write(output, report)
-    print(f"wrote {output}/sparsity.csv, sparsity.md and sparsity.png")
+    with ending_quietly("the report is not complete"):
+        write(output, report)
+        print(readable(report).to_string(index=False))
+        print("\n".join(notes(report)))
+        print(f"wrote {output}/sparsity.csv, sparsity.md and sparsity.png")

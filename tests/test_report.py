@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -85,6 +88,18 @@ def test_table_is_written_as_numbers_and_for_people(runs, capsys):
         assert SIGNATURE in text and "NOT comparable" not in text
     assert "(report.png)" in markdown
     assert not list(output.glob("*.tmp"))
+
+
+def test_the_files_are_there_though_nobody_reads_the_table(runs):
+    tool = Path(report.__file__)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, tool, *runs], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert (Path(runs[0]).parent / "report.png").is_file()
 
 
 def test_a_parent_stands_for_its_runs_largest_first(runs, tmp_path):
