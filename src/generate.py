@@ -47,6 +47,7 @@ from . import bleu, cli, ctranslate2_engine, evaluation, search_checks  # noqa: 
 from . import generation_checks as checks  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint, trusted_pickle  # noqa: E402
 from .errors import UserError  # noqa: E402
+from .pretrained import check_finite  # noqa: E402
 
 
 def _known_arch(name: str) -> str:
@@ -198,7 +199,7 @@ def load(args, cfg) -> Loaded:
         loaded, _ = checkpoint_utils.load_model_ensemble(
             [path], task=task, state=states.pop(0)
         )
-        checks.check_finite(loaded[0], path)
+        check_finite(loaded[0].named_parameters(), f"--path {path}")
         models += loaded
     skipped = checks.check_lengths(cfg, task, models)
     return Loaded(task, models, skipped, updates, references)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from fairseq import tasks, utils
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from torch import nn
 
 from . import cli, ctranslate2_engine, data_checks, search_checks
 from .errors import UserError
@@ -116,20 +115,6 @@ def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
             raise UserError(
                 f"--arch {args.arch}: has --{option} {asked}, {path} has {its}; give the "
                 "--arch it was trained with, or leave --arch out"
-            )
-
-
-def check_finite(model: nn.Module, path: str) -> None:
-    """Refuse weights that can only give scores that are no numbers.
-
-    Raises:
-        UserError: names the first such weight.
-    """
-    for name, value in model.named_parameters():
-        if not torch.isfinite(value).all():
-            raise UserError(
-                f"--path {path}: {name} holds NaN or infinite numbers; its training "
-                "diverged, use an earlier checkpoint"
             )
 
 

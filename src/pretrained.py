@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from .connectivity.groups import channel_groups
 from .errors import UserError
@@ -142,16 +142,17 @@ def check_not_shrinking(model: nn.Module, what: str) -> None:
         )
 
 
-def check_finite(state: Dict[str, Any], what: str) -> None:
-    """Refuse weights that are no numbers.
+def check_finite(weights: Iterable[Tuple[str, Tensor]], what: str) -> None:
+    """Refuse weights that are no numbers, from which only such scores can come.
 
     Args:
+        weights: with their names.
         what: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: names the first weight that holds NaN or infinity.
     """
-    for name, value in state["model"].items():
+    for name, value in weights:
         if not torch.isfinite(value).all():
             raise UserError(
                 f"{what}: {name} holds NaN or infinite numbers; its training diverged, use "

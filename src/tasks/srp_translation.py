@@ -144,7 +144,7 @@ class SRPTranslationTask(TranslationTask):
     def _load_pretrained(self, model, cfg, state) -> None:
         path = self.cfg.pretrained_model
         check_structure(model, state, path)
-        check_finite(state, f"--pretrained-model {path}")
+        check_finite(state["model"].items(), f"--pretrained-model {path}")
         self._load_weights(model, state, f"--pretrained-model {path}", cfg)
         check_not_shrinking(model, f"--pretrained-model {path}")
         if adapted_layers(model):
@@ -223,7 +223,7 @@ class SRPTranslationTask(TranslationTask):
             state = load_checkpoint(path, self._teacher_option, self.cfg.trust_checkpoint)
             what = f"{self._teacher_option} {path}"
             self._check_dictionaries(state, what)
-            check_finite(state, what)
+            check_finite(state["model"].items(), what)
             if any(name.startswith("decoder.adaptive_softmax") for name in state["model"]):
                 raise UserError(
                     f"{what}: has an adaptive softmax, whose output can't be distilled; "
