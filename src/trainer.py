@@ -312,6 +312,13 @@ class SRPTrainer(Trainer):
         if isinstance(self._optimizer, AMPOptimizer):
             unscale_once(self._optimizer, self.cfg.common, self.device.type)
 
+    def _build_ema(self):
+        super()._build_ema()
+        if self._ema is not None:
+            # which channels there are is no number to average, and ones must stay ones
+            buffers = self.get_model().named_buffers(remove_duplicate=False)
+            self._ema.skip_keys = {*self._ema.skip_keys, *(name for name, _ in buffers)}
+
     def _rebuild_optimizer(self):
         """A new optimizer over the same parameters, the learning rate going on."""
         schedule, rate = self.lr_scheduler.state_dict(), self.optimizer.get_lr()
