@@ -215,7 +215,8 @@ class SRPMultiheadAttention(MultiheadAttention):
         return mask
 
     def _attention(self, q, k, v, mask) -> Tensor:
-        p = self.dropout_module.p if self.training else 0.0
+        drops = self.training or self.dropout_module.apply_during_inference
+        p = self.dropout_module.p if drops else 0.0
         dtype = q.dtype
         if dtype == torch.bfloat16 and q.device.type == "cpu":
             # the backward pass of fused attention takes four times as long in bfloat16
