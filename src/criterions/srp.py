@@ -93,7 +93,8 @@ def distillation_loss(logits, teacher_logits, present, temperature: float):
 class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy + prob_kd · distillation + attn_kd · attention KL.
 
-    All three are summed over non-padding target tokens and normalised alike.
+    All three are summed over non-padding target tokens, without those of
+    ``--ignore-prefix-size``, and normalised alike.
     The teacher comes from the task (``--teacher-model``, by default
     ``--pretrained-model``) and is used in training only.
     """
@@ -112,6 +113,8 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         super().__init__(
             task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy
         )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"--label-smoothing {label_smoothing:g}: must be in [0, 1)")
         for flag, value in (("--prob-kd", prob_kd), ("--attn-kd", attn_kd)):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{flag} {value}: must be a number of at least 0")
@@ -204,6 +207,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         with torch.no_grad(), self.forward_precision():
             teacher_output = teacher(**sample["net_input"])
         present = sample["target"].ne(self.padding_idx)
+        present[:, : self.ignore_prefix_size] = False
         if self.prob_kd:
             kl = distillation_loss(
                 net_output[0], teacher_output[0], present, self.temperature
