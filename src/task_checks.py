@@ -285,7 +285,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         UserError: names the option, its value and what to do.
     """
     check_validation(cfg, run)
-    for name in ("dropout", "attention_dropout", "activation_dropout"):
+    for name in ("dropout", "attention_dropout", "activation_dropout", "relu_dropout"):
         value = getattr(run, name, None) or 0.0
         if not 0 <= value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be in [0, 1)")

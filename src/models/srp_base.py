@@ -12,7 +12,7 @@ from ..adapters import insert_like
 from ..connectivity.cut import take_shape
 from ..connectivity.groups import ChannelGroup, channel_groups
 from ..modules.linear import accelerate
-from .srp_config import SRPConfig, check_config
+from .srp_config import SRPConfig, check_config, check_sharing
 from .srp_decoder import SRPDecoder
 from .srp_encoder import SRPEncoder
 
@@ -58,6 +58,7 @@ class SRPModel(TransformerModel):
         base_architecture(args)
         cfg = SRPConfig.from_namespace(args)
         check_config(cfg)
+        check_sharing(cfg, task.source_dictionary, task.target_dictionary)
         return super().build_model(cfg, task)
 
     @classmethod

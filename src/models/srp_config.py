@@ -33,6 +33,8 @@ _UNSUPPORTED = {
     "offload_activations": False,
     "encoder_layerdrop": 0,
     "decoder_layerdrop": 0,
+    "encoder_layers_to_keep": None,
+    "decoder_layers_to_keep": None,
     "quant_noise_pq": 0,
     "quant_noise_scalar": 0,
     "encoder_xformers_att_config": None,
@@ -56,6 +58,8 @@ def check_config(cfg: SRPConfig) -> None:
     for side in ("encoder", "decoder"):
         width = getattr(cfg, f"{side}_embed_dim")
         heads = getattr(cfg, f"{side}_attention_heads")
+        if heads < 1:
+            raise UserError(f"--{side}-attention-heads {heads}: must be at least 1")
         if width % heads:
             raise UserError(
                 f"--{side}-embed-dim {width}: must be a multiple of "
@@ -70,3 +74,22 @@ def check_config(cfg: SRPConfig) -> None:
                 f"--{name.replace('_', '-')} {value}: must equal --decoder-embed-dim "
                 f"{cfg.decoder_embed_dim} in the SRP model"
             )
+    if cfg.share_all_embeddings and cfg.encoder_embed_dim != cfg.decoder_embed_dim:
+        raise UserError(
+            f"--share-all-embeddings: --encoder-embed-dim {cfg.encoder_embed_dim} and "
+            f"--decoder-embed-dim {cfg.decoder_embed_dim} must be equal"
+        )
+
+
+def check_sharing(cfg: SRPConfig, source, target) -> None:
+    """Refuse one table of embeddings for two dictionaries.
+
+    Raises:
+        UserError: names the option and what to do.
+    """
+    if cfg.share_all_embeddings and source != target:
+        raise UserError(
+            f"--share-all-embeddings: the source dictionary ({len(source)} types) and the "
+            f"target's ({len(target)}) are not the same; preprocess the data with "
+            "--joined-dictionary, or use --share-decoder-input-output-embed"
+        )

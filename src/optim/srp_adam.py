@@ -1,5 +1,6 @@
 """AdamW on PyTorch's fused implementation."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, List, Optional
@@ -110,8 +111,16 @@ class SRPAdam(FairseqOptimizer):
     @property
     def optimizer_config(self):
         lr = self.cfg.lr
+        lr = lr[0] if isinstance(lr, Collection) else lr
+        for option, value in (
+            ("--lr", lr),
+            ("--adam-eps", self.cfg.adam_eps),
+            ("--weight-decay", self.cfg.weight_decay),
+        ):
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{option} {value:g}: must be a number of at least 0")
         return {
-            "lr": lr[0] if isinstance(lr, Collection) else lr,
+            "lr": lr,
             "betas": parse_betas(self.cfg.adam_betas),
             "eps": self.cfg.adam_eps,
             "weight_decay": self.cfg.weight_decay,
