@@ -72,3 +72,14 @@ def test_an_ignored_prefix_is_not_distilled():
         losses.append([loss, log["prob_kd_loss"], log["attn_kd_loss"]])
     ignored, padded, whole = torch.tensor(losses)
     assert torch.allclose(ignored, padded) and (ignored < whole).all()
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_batches_are_drawn_anew_for_every_epoch_if_asked(data, tmp_path, anew):
+    trainer = run_training(
+        [data, *TINY, *RUN, "--max-epoch", "1", "--save-dir", tmp_path]
+        + ["--update-epoch-batch-itr", str(anew)]
+    )
+    epochs = [trainer.get_train_iterator(epoch).frozen_batches for epoch in (1, 2, 2)]
+    first, second, again = [[list(batch) for batch in batches] for batches in epochs]
+    assert (first != second) == anew and second == again

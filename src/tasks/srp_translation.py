@@ -201,7 +201,9 @@ class SRPTranslationTask(TranslationTask):
         the process started, so a resumed run would train on other batches.
         """
         known = dataset in self.dataset_to_epoch_iter
-        iterator = super().get_batch_iterator(dataset, *args, epoch=1, **kwargs)
+        # where every epoch has batches of its own, they are drawn with its seed
+        drawn = epoch if kwargs.get("update_epoch_batch_itr") else 1
+        iterator = super().get_batch_iterator(dataset, *args, epoch=drawn, **kwargs)
         if not known:
             iterator.epoch = max(epoch, 1)
             dataset.set_epoch(iterator.epoch)
