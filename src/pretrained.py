@@ -51,7 +51,10 @@ def read_model_config(state: Dict[str, Any]) -> SRPConfig:
     if isinstance(model, argparse.Namespace):
         model = argparse.Namespace(**vars(model))
         base_architecture(model)
-    return SRPConfig.from_namespace(model)
+    config = SRPConfig.from_namespace(model)
+    # as fairseq does when it builds the model, not always where the options are saved
+    config.share_decoder_input_output_embed |= config.share_all_embeddings
+    return config
 
 
 def srp_arguments(state: Dict[str, Any]) -> argparse.Namespace:

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from conftest import RUN, TINY, DictionaryTask, batch, build, run_training
+from conftest import (
+    RUN,
+    TINY,
+    DictionaryTask,
+    batch,
+    build,
+    make_dictionary,
+    run_training,
+    write_corpus,
+)
 
 from src.criterions.srp import SRPCriterion
 from src.trainer import SRPTrainer
@@ -83,3 +92,23 @@ def test_batches_are_drawn_anew_for_every_epoch_if_asked(data, tmp_path, anew):
     epochs = [trainer.get_train_iterator(epoch).frozen_batches for epoch in (1, 2, 2)]
     first, second, again = [[list(batch) for batch in batches] for batches in epochs]
     assert (first != second) == anew and second == again
+
+
+@pytest.mark.parametrize("arch", ["srp", "transformer"])
+def test_one_table_of_embeddings_is_pruned_and_finetuned(tmp_path, arch):
+    """--share-all-embeddings implies --share-decoder-input-output-embed."""
+    corpus = write_corpus(tmp_path)
+    for language in ("de", "en"):
+        make_dictionary("de").save(str(tmp_path / f"dict.{language}.txt"))
+    tiny = [o for o in TINY if o != "--share-decoder-input-output-embed"]
+    run = [corpus, *tiny, *RUN, "--share-all-embeddings", "--max-epoch", "1"]
+    run_training([*run, "--arch", arch, "--save-dir", tmp_path / "base"])
+    stages = {"cut": ["--srp", "--compression-rate", "0.5"], "finetuned": ["--prob-kd", "1"]}
+    before = "base"
+    for after, options in stages.items():
+        options += ["--pretrained-model", tmp_path / before / "checkpoint_last.pt"]
+        trainer = run_training([*run, *options, "--save-dir", tmp_path / after])
+        before = after
+    model = trainer.get_model()
+    assert model.encoder.embedding.width < model.encoder.embedding.original_width
+    assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
