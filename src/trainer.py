@@ -392,8 +392,15 @@ class SRPTrainer(Trainer):
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would
         # be of fewer sentences than there are
-        with self._batch_size_multiple(1):
-            return super().get_valid_iterator(subset, disable_iterator_cache)
+        try:
+            with self._batch_size_multiple(1):
+                return super().get_valid_iterator(subset, disable_iterator_cache)
+        except Exception as error:
+            if type(error) is not Exception:  # as fairseq's is for a sentence too long
+                raise
+            raise UserError(
+                f"--valid-subset {subset}: {' '.join(str(error).split())}"
+            ) from None
 
     @contextmanager
     def _batch_size_multiple(self, multiple: int):

@@ -149,6 +149,7 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
             ["--share-all-embeddings", "16", "20", "equal"],
         ),
         (["--max-tokens", "3"], ["--max-tokens 3", "empty"]),
+        (["--max-source-positions", "5"], ["--valid-subset valid", "invalid", "(5, 1024)"]),
         (["--best-checkpoint-metric", "bleu"], ["bleu", "needs --eval-bleu"]),
         (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
