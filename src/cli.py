@@ -110,6 +110,21 @@ def set_up_logging(stream=sys.stdout) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
 
 
+def fairseq_parser(make: Callable):
+    """A parser of fairseq's, with this plug-in's task as the default.
+
+    Args:
+        make: of ``fairseq.options``; it imports what the process's --user-dir names.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    try:
+        return make(default_task="SRPtranslation")
+    except FileNotFoundError as error:
+        raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
+
+
 def parse(parser, arguments: Optional[List[str]] = None):
     """Parse like fairseq's tools, with this folder as the default ``--user-dir``.
 
@@ -196,7 +211,7 @@ def train(check: Callable = lambda args: None) -> None:
         check: completes and checks the parsed options of one entry point.
     """
     set_up_logging()
-    parser = options.get_training_parser(default_task="SRPtranslation")
+    parser = fairseq_parser(options.get_training_parser)
     parser.description = sys.modules["__main__"].__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "%(prog)s DATA --save-dir DIR [options]"

@@ -59,7 +59,7 @@ def _known_arch(name: str) -> str:
 
 def get_parser() -> argparse.ArgumentParser:
     """fairseq-generate's options and this tool's own."""
-    parser = options.get_generation_parser(default_task="SRPtranslation")
+    parser = cli.fairseq_parser(options.get_generation_parser)
     # a worker process costs seconds when it ends, and batches are made in no time
     parser.set_defaults(required_batch_size_multiple=1, num_workers=0)
     parser.description = __doc__
@@ -196,9 +196,15 @@ def load(args, cfg) -> Loaded:
         updates = (states[0].get("optimizer_history") or [{}])[-1].get("num_updates")
     models = []
     for path in paths:
-        loaded, _ = checkpoint_utils.load_model_ensemble(
-            [path], task=task, state=states.pop(0)
-        )
+        try:
+            loaded, _ = checkpoint_utils.load_model_ensemble(
+                [path], task=task, state=states.pop(0)
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"--path {path}: its weights don't fit its options, with --model-overrides "
+                f"{overrides} ({' '.join(str(error).split())[:300]})"
+            ) from None
         check_finite(loaded[0].named_parameters(), f"--path {path}")
         models += loaded
     skipped = checks.check_lengths(cfg, task, models)

@@ -59,12 +59,27 @@ def check_options(args, cfg) -> None:
     if args.tokenized_bleu and cfg.tokenizer is not None:
         raise UserError("--tokenized-bleu: --tokenizer undoes the tokens; leave it out")
     search_checks.check_search(cfg)
-    shards = cfg.distributed_training.distributed_world_size
-    if shards != 1:
-        raise UserError(
-            f"--distributed-world-size {shards}: BLEU is of the whole test set; translate "
-            "shards with fairseq-generate"
-        )
+    for option, shards in (
+        ("--distributed-world-size", cfg.distributed_training.distributed_world_size),
+        ("--num-shards", cfg.dataset.num_shards),
+    ):
+        if shards != 1:
+            raise UserError(
+                f"{option} {shards}: BLEU is of the whole test set; translate shards with "
+                "fairseq-generate --distributed-world-size N --distributed-rank R"
+            )
+    for option, given in (
+        ("--checkpoint-suffix", cfg.checkpoint.checkpoint_suffix),
+        ("--checkpoint-shard-count", cfg.checkpoint.checkpoint_shard_count != 1),
+    ):
+        if given:
+            raise UserError(f"{option}: --path names whole checkpoints; leave it out")
+    for name in ("bf16", "amp"):  # which fairseq-generate would leave aside
+        if getattr(cfg.common, name):
+            raise UserError(
+                f"--{name}: is for training; translate with --cpu-bf16 on a CPU, --fp16 on "
+                "a GPU"
+            )
     if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
         raise UserError("--fp16: needs a GPU; on a CPU leave it out")
     check_precision(cfg.task)

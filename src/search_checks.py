@@ -2,8 +2,10 @@
 
 import ast
 import math
-import os
 from typing import Any, Dict
+
+from fairseq import scoring
+from fairseq.data.data_utils import post_process
 
 from .checkpoint_utils import load_checkpoint
 from .errors import UserError
@@ -44,6 +46,25 @@ def check_search(cfg) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
+    for option, value in (
+        ("--lenpen", search.lenpen),
+        ("--unkpen", search.unkpen),
+        ("--max-len-a", search.max_len_a),
+    ):
+        if not math.isfinite(value):
+            raise UserError(f"{option} {value:g}: must be a finite number")
+    seed = cfg.common.seed
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+    for option, given in (
+        ("--print-step", search.print_step),
+        ("--retain-iter-history", search.retain_iter_history),
+    ):
+        if given:
+            raise UserError(
+                f"{option}: is for models that refine a whole translation step by step; "
+                "leave it out"
+            )
     if not (search.temperature > 0 and math.isfinite(search.temperature)):
         raise UserError(f"--temperature {search.temperature:g}: must be above 0")
     if search.max_len_a <= 0 and search.max_len_b < max(search.min_len, 1):
@@ -75,13 +96,20 @@ def check_search(cfg) -> None:
         raise UserError(
             "--constraints: binarized data hold none; give them to fairseq-interactive"
         )
-    if search.replace_unk is not None and cfg.dataset.dataset_impl != "raw":
-        raise UserError("--replace-unk: needs --dataset-impl raw")
-    if search.replace_unk and not os.path.isfile(search.replace_unk):
+    if search.replace_unk is not None:
+        # it takes the alignment for one number a token, which its search does not give
         raise UserError(
-            f"--replace-unk {search.replace_unk}: no such file; give an alignment "
-            "dictionary, or '' to copy the source's word"
+            "--replace-unk: fairseq's own code fails at the first unknown word that a "
+            "model writes; leave it out"
         )
+    symbol = cfg.common_eval.post_process
+    try:
+        post_process("", symbol)
+    except NotImplementedError:
+        raise UserError(
+            f"--post-process {symbol}: is unknown; give subword_nmt (--remove-bpe), "
+            "sentencepiece or another one of fairseq's"
+        ) from None
 
 
 def check_task(cfg, task) -> None:
@@ -100,9 +128,16 @@ def check_task(cfg, task) -> None:
                     f"{option}: --gen-subset {cfg.dataset.gen_subset} has no target side; "
                     "leave it out"
                 )
+    types = len(task.target_dictionary)
+    if cfg.generation.sampling_topk > types:
+        raise UserError(
+            f"--sampling-topk {cfg.generation.sampling_topk}: the target dictionary has "
+            f"{types} types; give at most as many"
+        )
     for option, build, part in (
         ("--tokenizer", task.build_tokenizer, cfg.tokenizer),
         ("--bpe", task.build_bpe, cfg.bpe),
+        ("--scoring", lambda x: scoring.build_scorer(x, task.target_dictionary), cfg.scoring),
     ):
         try:
             build(part)

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,19 @@ for _options, _message in {
     "--sampling --nbest 2 --match-source-len": "--sampling --match-source-len: exclude",
     "--diverse-beam-groups 3": "--diverse-beam-groups 3: must divide --beam",
     "--constraints": "--constraints: binarized data hold none",
-    "--dataset-impl raw --replace-unk": "--replace-unk @@ : no such file",
+    "--dataset-impl raw --replace-unk": "--replace-unk: fairseq's own code fails",
+    "--post-process bpe": "--post-process bpe: is unknown; give subword_nmt",
+    "--print-step": "--print-step: is for models that refine",
+    "--retain-iter-history": "--retain-iter-history: is for models that refine",
+    "--seed -1": "--seed -1: must be from 0 to 4294967295",
+    "--lenpen nan": "--lenpen nan: must be a finite number",
+    "--max-len-a inf": "--max-len-a inf: must be a finite number",
+    "--num-shards 2 --shard-id 1": "--num-shards 2: BLEU is of the whole test set",
+    "--checkpoint-suffix=-shard0": "--checkpoint-suffix: --path names whole checkpoints",
+    "--bf16": "--bf16: is for training",
+    "--sampling --nbest 2 --sampling-topk 22": "--sampling-topk 22: the target dictionary has 21",
+    "--scoring bert_score": "--scoring bert_score: can't be set up",
+    "--model-overrides {{'encoder_embed_dim':64}}": "{cut}: its weights don't fit its options",
     "--model-overrides {{": "--model-overrides {{: must be a dictionary",
     "--model-overrides 3": "--model-overrides 3: must be a dictionary",
     "--min-len 1024": "--min-len 1024: the model can write 1023 tokens",
@@ -208,6 +221,17 @@ def test_refused_in_one_line_before_any_work(
 def test_a_trusted_pickle_is_translated_with(corpus, checkpoints, tmp_path):
     output = translate(corpus, unsafe(checkpoints, tmp_path), "--trust-checkpoint")
     assert hypotheses(output) == hypotheses(translate(corpus, checkpoints.cut))
+
+
+@pytest.mark.parametrize("tool", [generate.main, cli.train])
+def test_a_user_dir_that_is_not_there(tool, monkeypatch, capsys):
+    """fairseq imports it from the process's own command line before anything is parsed."""
+    command = ["tool", "data", "--arch", "srp", "--user-dir", "/nosuch"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped, quiet_logging():
+        tool()
+    assert stopped.value.code == 2
+    assert "error: --user-dir: no such folder (/nosuch)" in capsys.readouterr().err
 
 
 def cut_short(path, size):
