@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from fairseq.search import BeamSearch
+from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 
 from .errors import UserError
@@ -81,7 +81,7 @@ class FastSequenceGenerator(SequenceGenerator):
 
     def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
         if self.fallback or constraints is not None or "src_tokens" not in sample["net_input"]:
-            return super()._generate(sample, prefix_tokens, constraints, bos_token)
+            return self._leave_to_fairseq(sample, prefix_tokens, constraints, bos_token)
         source = sample["net_input"]["src_tokens"]
         max_len = min(
             int(self.max_len_a * source.shape[1] + self.max_len_b), self.max_len - 1
@@ -118,6 +118,13 @@ class FastSequenceGenerator(SequenceGenerator):
                     for cache in caches:
                         cache.keep(stay)
         return _checked(hypotheses.results())
+
+    def _leave_to_fairseq(self, sample, *options):
+        if isinstance(self.search, DiverseBeamSearch):
+            # it takes these numbers for rows of the batch; those of a set go beyond them
+            sample = {**sample, "id": torch.arange(len(sample["id"]))}
+        with self._precision(next(self.model.parameters()).device):
+            return super()._generate(sample, *options)
 
     def _hypotheses(self, sentences: int, max_len: int, device) -> Hypotheses:
         def normalize(n: int):

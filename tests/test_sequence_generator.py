@@ -359,6 +359,29 @@ def test_the_rest_is_left_to_fairseq(options, caplog):
     assert "fairseq's own search" in caplog.text
 
 
+def test_diverse_beams_of_any_sentences_of_a_set():
+    """fairseq takes the numbers of sentences for rows of the batch."""
+    model = lively().float()
+    strategy = search.DiverseBeamSearch(DICTIONARY, 2, 0.5)
+    options = {**LENGTHS, "beam_size": 4, "search_strategy": strategy}
+    generator = FastSequenceGenerator([model], DICTIONARY, **options)
+    inputs = sample()
+    expected = generator.generate([model], inputs)
+    found = generator.generate([model], {**inputs, "id": inputs["id"] + 100})
+    for one, other in zip(expected, found, strict=True):
+        assert [h["tokens"].tolist() for h in one] == [h["tokens"].tolist() for h in other]
+
+
+def test_bfloat16_in_fairseqs_search_too():
+    model, scores = lively().float(), []
+    options = {**LENGTHS, "search_strategy": search.DiverseSiblingsSearch(DICTIONARY, 0.1)}
+    for low in (False, True):
+        generator = FastSequenceGenerator([model], DICTIONARY, bfloat16=low, **options)
+        found = generator.generate([model], sample())
+        scores.append(torch.stack([beams[0]["score"].float() for beams in found]))
+    assert 0 < (scores[0] - scores[1]).abs().max() < 0.1
+
+
 @BEAMS
 def test_bfloat16_stays_close(beam):
     model = lively().float()
