@@ -27,11 +27,13 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(f"{FOLDER.name}.distill_data").main())
 
 import argparse  # noqa: E402
+import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from typing import Dict, Iterator, List, Optional  # noqa: E402
 
 import torch  # noqa: E402
@@ -47,7 +49,7 @@ from .search_checks import model_overrides  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-TRANSLATIONS, SETTINGS = "translations.txt", "settings"
+TRANSLATIONS, SETTINGS, LOCK = "translations.txt", "settings", "lock"
 _NOT_COPIED = (".part", ".log")
 # Options of the task that decide what is translated, and how.
 _DECIDING = (
@@ -162,6 +164,24 @@ def settings(args, cfg) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def one_process(folder: str, output: str) -> Iterator[None]:
+    """Keep other processes from writing to the same folder meanwhile.
+
+    Raises:
+        UserError: there is one already.
+    """
+    with open(os.path.join(folder, LOCK), "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--output {output}: another process is making it; wait for it, or give "
+                "another name"
+            ) from None
+        yield
+
+
 def read_translations(path: str) -> Dict[int, List[int]]:
     """Translations of an interrupted run, by sentence; a last line cut short is left out."""
     found: Dict[int, List[int]] = {}
@@ -263,7 +283,7 @@ def write_data(args, cfg, loaded, found: Dict[int, List[int]], folder: str) -> i
     for side, (language, dictionary) in enumerate(zip(languages, dictionaries)):
         path = os.path.join(part, f"{prefix}.{language}")
         builder = make_builder(f"{path}.bin", "mmap", vocab_size=len(dictionary))
-        texts: List[Tensor] = (dataset.src, dataset.tgt)[side]
+        texts: Optional[List[Tensor]] = (dataset.src, dataset.tgt)[side]  # None: no target
         for number in own:
             builder.add_item(texts[number])
         for number in distilled:
@@ -283,8 +303,20 @@ def run(args, cfg) -> None:
     loaded = generate.load(args, cfg)
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         cfg.dataset.max_tokens = 12000  # as fairseq-generate
+    dataset = loaded.task.dataset(cfg.dataset.gen_subset)
+    if dataset.tgt is None and not args.without_original:
+        raise UserError(
+            f"data {cfg.task.data}: its training part has no target side; add "
+            "--without-original to write the model's translations alone"
+        )
     folder = args.output.rstrip("/") + ".part"
     os.makedirs(folder, exist_ok=True)
+    with one_process(folder, args.output):
+        make(args, cfg, loaded, folder)
+
+
+def make(args, cfg, loaded, folder: str) -> None:
+    """Translate and write, in a folder that holds what is made until it is complete."""
     path, key = os.path.join(folder, TRANSLATIONS), settings(args, cfg)
     mark = os.path.join(folder, SETTINGS)
     before = Path(mark).read_text() if os.path.isfile(mark) else None
@@ -296,14 +328,15 @@ def run(args, cfg) -> None:
     begin = time.perf_counter()
     found = translate(args, cfg, loaded, path)
     seconds = time.perf_counter() - begin
-    dataset = loaded.task.dataset(cfg.dataset.gen_subset)
-    same = sum(found[i] == dataset.tgt[i].tolist() for i in found)
     pairs = write_data(args, cfg, loaded, found, folder)
     shutil.rmtree(folder)
+    dataset, compared = loaded.task.dataset(cfg.dataset.gen_subset), ""
+    if dataset.tgt is not None:
+        same = sum(found[i] == dataset.tgt[i].tolist() for i in found)
+        compared = f", {same / max(1, len(found)):.1%} as in the data"
     print(
-        f"{len(found):,} of {len(dataset):,} sentences translated in {seconds:.0f} s, "
-        f"{same / max(1, len(found)):.1%} as in the data; {args.output} has {pairs:,} "
-        "training pairs"
+        f"{len(found):,} of {len(dataset):,} sentences translated in {seconds:.0f} s"
+        f"{compared}; {args.output} has {pairs:,} training pairs"
     )
 
 

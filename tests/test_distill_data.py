@@ -187,3 +187,30 @@ def test_data_in_parts_is_refused(data, checkpoints, tmp_path):
     (folder / "train1.de-en.de.idx").touch()
     with pytest.raises(UserError, match="several parts"):
         distill(folder, checkpoints.dense, tmp_path / "new")
+
+
+def test_sources_without_translations(data, checkpoints, tmp_path, capsys):
+    sources = tmp_path / "sources"
+    shutil.copytree(data, sources, ignore=shutil.ignore_patterns("train.de-en.en.*"))
+    languages = ["-s", "de", "-t", "en"]
+    with pytest.raises(UserError, match="no target side; add --without-original"):
+        distill(sources, checkpoints.dense, tmp_path / "new", *languages)
+    for folder in (sources, data):
+        output = tmp_path / f"of-{folder.name}"
+        distill(folder, checkpoints.dense, output, "--without-original", *languages)
+    assert f"{PAIRS} of {PAIRS} sentences translated" in capsys.readouterr().out
+    for language in ("de", "en"):
+        found = read(tmp_path / "of-sources", "train", language)
+        assert found == read(tmp_path / "of-data", "train", language)
+
+
+def test_one_process_at_a_time(data, checkpoints, tmp_path):
+    """Two would overwrite each other's lines."""
+    output, part = tmp_path / "new", tmp_path / "new.part"
+    part.mkdir()
+    with distill_data.one_process(str(part), str(output)):
+        with pytest.raises(UserError, match="--output .*another process is making it"):
+            distill(data, checkpoints.dense, output)
+    assert not (part / "translations.txt").exists()
+    distill(data, checkpoints.dense, output)
+    assert output.is_dir() and not part.exists()
