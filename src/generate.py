@@ -242,6 +242,7 @@ def run(args, cfg) -> None:
         facts = {
             **bleu.report(scores),
             **evaluation.report(cfg, models[0], dataset, steps, _lengths(args), engine),
+            "reference": args.reference,
             "skipped_sentences": len(skipped),
             "num_updates": updates,
             "command": args.command,

@@ -25,7 +25,8 @@ from typing import Any, Dict, List, Optional  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from .checkpoint_utils import atomic_write  # noqa: E402
-from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, check_output_folder  # noqa: E402
+from .cli import ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .picture import draw  # noqa: E402
 
@@ -34,6 +35,7 @@ NEEDED = ("bleu", "parameters", "uncut_parameters", "flops", "checkpoint_bytes")
 NEEDED += ("model_bytes", "tokens_per_second", "widths")
 # Speed compares only where these are equal, BLEU where its signature is.
 SPEED_CONDITIONS = ("device", "machine", "threads", "beam", "batch_size", "max_tokens")
+SPEED_CONDITIONS += ("gen_subset",)
 
 Run = Dict[str, Any]
 
@@ -181,8 +183,15 @@ def conditions(runs: List[Run]) -> List[str]:
     ]
     signatures = list(dict.fromkeys(r.get("bleu_signature") for r in runs))
     lines += [f"BLEU: {signature}" for signature in signatures if signature]
-    if len(signatures) > 1:
-        lines.append("BLEU is NOT comparable: the signatures differ")
+    # by whether the references are raw text; reports of earlier versions don't say
+    raw = {bool(r["reference"]) for r in runs if "reference" in r}
+    for what, values in (
+        ("signatures", signatures),
+        ("sets (--gen-subset)", {r.get("gen_subset") for r in runs}),
+        ("references (--reference)", raw),
+    ):
+        if len(values) > 1:
+            lines.append(f"BLEU is NOT comparable: the {what} differ")
     measured = {name: {str(r.get(name)) for r in runs} for name in SPEED_CONDITIONS}
     known = {name: sorted(values - {"None"}) for name, values in measured.items()}
     shown = [f"{name} {' / '.join(values)}" for name, values in known.items() if values]
@@ -225,8 +234,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     folders = find_runs(args.runs)
     output = args.output or folders[0].resolve().parent
     runs = read_runs(folders)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; give a folder")
+    check_output_folder(str(output), "--output")
     output.mkdir(parents=True, exist_ok=True)
     numbers, notes = table(runs), conditions(runs)
     with ending_quietly("the report is not complete"):

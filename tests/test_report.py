@@ -129,6 +129,29 @@ def test_figures_that_do_not_compare_are_said_to(tmp_path, capsys):
     assert names == ["a/base", "b/base"]  # told apart
 
 
+@pytest.mark.parametrize(
+    "one, two, what",
+    [
+        ({"gen_subset": "valid"}, {"gen_subset": "test"}, "the sets (--gen-subset)"),
+        ({"reference": None}, {"reference": "raw.test.en"}, "the references (--reference)"),
+    ],
+)
+def test_scores_of_different_texts_are_said_to_be(tmp_path, capsys, one, two, what):
+    runs = [write_run(tmp_path, "base", **one), write_run(tmp_path, "stage1", **two)]
+    call([*runs, "--output", tmp_path])
+    printed = capsys.readouterr().out
+    assert f"BLEU is NOT comparable: {what} differ" in printed
+    assert ("Speed is NOT comparable: gen_subset differ" in printed) == ("gen_subset" in one)
+
+
+def test_the_output_is_checked_first(tmp_path, capsys):
+    run = write_run(tmp_path, "base")
+    with pytest.raises(SystemExit) as stopped:
+        call([run, "--output", run / "report.json" / "new"])
+    assert stopped.value.code == 2
+    assert f"{run / 'report.json'} is no folder" in capsys.readouterr().err
+
+
 def test_a_report_of_an_earlier_checkpoint_is_said_to_be_one(runs, capsys):
     for name, time in (("base", 1000), ("stage1", 3000)):
         checkpoint = runs[0].parent / name / "checkpoint_last.pt"
