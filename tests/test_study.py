@@ -16,6 +16,7 @@ import run as runner  # noqa: E402
 import tables  # noqa: E402
 import translation_speed  # noqa: E402
 from grid import GridError, flags, read_grid  # noqa: E402
+from src.bleu import detokenizer  # noqa: E402
 
 GRID = """
 data: DATA
@@ -262,6 +263,7 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
         ("data: ", "# caf\xe9\ndata: ", "can't be read"),
         ("checkpoint: last", "checkpoint: middle", "checkpoint must be best or last"),
         ("beside: base", "beside: nope", "'cut, {rate}': beside 'nope' is no model"),
+        ("cut, {rate}", "cut", "'cut' is there twice"),
         ("work: ", "reference: /no/such\nwork: ", "reference /no/such: no such file"),
     ],
 )
@@ -299,3 +301,119 @@ def test_speed_is_refused_before_any_timing(option, grid_file, monkeypatch, caps
     assert stop.value.code == 2
     wrong = option if "subset" not in option else "no.pt: no such checkpoint"
     assert f"error: {wrong}" in capsys.readouterr().err
+
+
+def test_another_translation_is_noticed(grid_file, results, tmp_path, monkeypatch):
+    """Options of the translation, and which checkpoint, are no part of a model's key."""
+    path = tmp_path / "search.yaml"
+    text = grid_file.read_text().replace("/work\n", f"/work\nresults: {tmp_path}/kept.json\n")
+    rows = [{**row, "p": {results[0]["key"]: 0.5}} for row in results]
+    (tmp_path / "kept.json").write_text(json.dumps(rows))
+    last = 'each: {pattern: ["2:4"]}'
+    text = text.replace("beam: 2", "beam: 1").replace(last, f"{last}\n    checkpoint: last")
+    path.write_text(text)
+    done = {m.name: runner.finished(m) for m in read_grid(grid_file).models}
+    original = runner.run_tool
+
+    def translating(tool, *given):
+        if tool != "generate":
+            raise RuntimeError("it was trained again")
+        return original(tool, *given)
+
+    monkeypatch.setattr(runner, "run_tool", translating)
+    try:
+        grid = read_grid(path)
+        assert runner.run(grid, "^(base|translated|sparse 2:4)$") == 0
+        rows = {row["name"]: row for row in runner.collect(grid)}
+        assert rows["base"]["beam"] == 1 and rows["distilled"]["beam"] == 2
+        assert "checkpoint_last.pt" in rows["sparse 2:4"]["translate_command"]
+        assert rows["base"]["seconds"] == done["base"]["seconds"]
+        # what was found out about the earlier translation went with it
+        assert "p" not in rows["base"] and not rows["distilled"]["p"]
+        others = ["cut, 0.5", "cut, 0.7", "distilled"]
+        assert tables.otherwise(grid, list(rows.values())) == others
+    finally:
+        for model in read_grid(grid_file).models:
+            runner.write(model.folder / runner.DONE, json.dumps(done[model.name]))
+
+
+def test_a_checkpoint_copied_by_half_is_none(grid_file, tmp_path, monkeypatch):
+    model = read_grid(grid_file).models[0]
+    model.work, model.checkpoint = tmp_path, "best"
+    monkeypatch.setattr(
+        runner, "run_tool", lambda *_: (model.folder / "checkpoint_last.pt").write_text("all")
+    )
+
+    def killed(source, target):
+        Path(target).write_text("al")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.shutil, "copyfile", killed)
+        runner.train(read_grid(grid_file), model)
+    runner.train(read_grid(grid_file), model)
+    assert model.path.read_text() == "all"
+
+
+def test_rows_that_came_in_between_stay(grid_file, results, tmp_path):
+    """tables.py computes for minutes, while run.py may finish models."""
+    grid = replace(read_grid(grid_file), results=tmp_path / "kept.json")
+    grid.results.write_text(json.dumps(results))
+    runner.keep(grid, results[:2])
+    assert json.loads(grid.results.read_text()) == results
+
+
+def test_names_and_neighbours_are_the_grids(grid_file, results, tmp_path):
+    path = tmp_path / "renamed.yaml"
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(results))
+    text = grid_file.read_text().replace("/work\n", f"/elsewhere\nresults: {kept}\n")
+    text = text.replace("  base: {", "  uncut: {").replace("from: base", "from: uncut")
+    path.write_text(text.replace("beside: base", 'beside: "sparse 2:4"'))
+    rows = runner.collect(read_grid(path))
+    assert [row["name"] for row in rows[:2]] == ["uncut", "cut, 0.5"]
+    assert rows[1]["from"] == "uncut" and rows[1]["beside"] == "sparse 2:4"
+    tables.add_updates(rows, rows)
+    assert rows[1]["all updates"] == rows[0]["updates"] + rows[1]["updates"]
+
+
+def test_the_base_is_the_grids_first_model(grid_file, results, monkeypatch):
+    """Not a small model from scratch, which has no parent either."""
+    monkeypatch.setattr(tables, "SAMPLES", 50)
+    grid = read_grid(grid_file)
+    grid = replace(grid, reference=Path(results[0]["folder"]) / "no")
+    monkeypatch.setattr(tables, "references", lambda _: ["a"] * 4)
+    monkeypatch.setattr(tables, "p_value", lambda *_: 0.25)
+    scratch = {**results[1], "name": "from scratch", "from": None, "key": "x", "beside": None}
+    rows = [dict(row) for row in [scratch, *results[1:]] if "bleu" in row]
+    tables.add_significance(grid, rows)
+    assert all(row.get("p_base") is None for row in rows)
+    rows = [{**row, "p": {}} for row in [*results, scratch] if "bleu" in row]
+    tables.add_significance(grid, rows)
+    assert "p_base" not in rows[0] and all(row["p_base"] == 0.25 for row in rows[1:])
+
+
+def test_lines_end_with_newlines_alone(tmp_path):
+    (tmp_path / "generate-test.txt").write_text("D-0\t-1\ta\x85b\u2028c\n", encoding="utf-8")
+    moses = detokenizer("moses", "en")
+    assert tables.hypotheses(tmp_path) == [moses("a\x85b\u2028c")]
+
+
+def test_one_training_at_a_time_in_a_folder(grid_file, tmp_path):
+    """A runner that was killed leaves its trainings behind; they go on."""
+    grid = read_grid(grid_file)
+    model = grid.models[0]
+    model.work = tmp_path
+    with runner.alone(model.folder):
+        with pytest.raises(RuntimeError, match="another process is making it"):
+            runner.make(grid, model)
+    assert not (model.folder / "train.log").exists()
+
+
+def test_speed_needs_the_first_model(grid_file, results, tmp_path, capsys):
+    grid = read_grid(grid_file)
+    for model in grid.models[:2]:
+        model.speed = True
+    grid.models[0].work = tmp_path
+    assert runner.measure_speed(grid) == 2
+    assert "error: --speed: 'base' is not here" in capsys.readouterr().err

@@ -277,6 +277,11 @@ def read_grid(path: Path) -> Grid:
             for seed in entry.get("seeds") or content.get("seeds") or [1]:
                 model = _model(group, entry, values, seed, content, made, work, where)
                 model.key = _key(model, digest)
+                if (model.name, model.seed) in made:
+                    raise GridError(
+                        f"{where}: {model.title!r} is there twice; every name must be of one "
+                        "model: let it hold what each of its values changes, in braces"
+                    )
                 made[model.name, seed] = model
                 models.append(model)
     names = {model.name for model in models}

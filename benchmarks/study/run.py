@@ -4,8 +4,9 @@
     python benchmarks/study/run.py benchmarks/study/multi30k.yaml --only 'fisher|base'
 
 A model is made again only when something that decides what it is has changed: its
-options, those of the models it is made from, or the data. An interrupted run goes on
-where it was, within a training too. The results so far stand in the grid's results file,
+options, those of the models it is made from, or the data; and translated again only when
+the options of the translation have, or which checkpoint is taken. An interrupted run goes
+on where it was, within a training too. The results so far stand in the grid's results file,
 each with its commands, seed, commit and time; tables.py makes tables and pictures. A model
 whose result stands there is not made again either, unless another needs it: so a study
 can go on elsewhere. --reproduce makes it all the same.
@@ -15,6 +16,7 @@ grid.py describes the file.
 
 import argparse
 import csv
+import fcntl
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -26,15 +28,16 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Container, Dict, List, Optional, Tuple
+from typing import Any, Container, Dict, Iterator, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 from grid import DISTILL, Grid, GridError, Model, command, flags, read_grid  # noqa: E402
 
-DONE = "result.json"
+DONE, REPORT, LOCK = "result.json", "report.json", "lock"
 # What a row takes over from the report that generate.py writes.
 REPORTED = (
     *("bleu", "bleu_signature", "parameters", "uncut_parameters", "nonzero_parameters"),
@@ -117,6 +120,14 @@ def finished(model: Model) -> Optional[Dict[str, Any]]:
     return result if result["key"] == model.key else None
 
 
+def outdated(grid: Grid, model: Model, row: Dict[str, Any]) -> bool:
+    """Whether a result has another translation than the grid asks for, or none."""
+    if not model.test:
+        return False
+    wanted = translation(grid, model, Path(row["folder"]))
+    return row.get("translate_command") != command("generate", wanted)
+
+
 def recorded(grid: Grid) -> Dict[str, Dict[str, Any]]:
     """Rows of the results file by key, also of models that are not on this machine."""
     if not grid.results.is_file():
@@ -158,21 +169,29 @@ def train(grid: Grid, model: Model) -> Dict[str, Any]:
         seconds = before + time.perf_counter() - begin
         write(spent, f"{seconds:.2f}")
     if not model.path.exists():  # where nothing was validated
-        shutil.copyfile(model.folder / "checkpoint_last.pt", model.path)
+        part = model.path.with_name(model.path.name + ".part")
+        shutil.copyfile(model.folder / "checkpoint_last.pt", part)
+        os.replace(part, model.path)
     return {"seconds": round(seconds, 1), "command": command(model.tool, arguments)}
+
+
+def translation(grid: Grid, model: Model, folder: Path) -> List[str]:
+    """Arguments of generate.py for a model that lies in ``folder``."""
+    arguments = [
+        *(str(grid.data), "--path", str(folder / model.path.name)),
+        *("--results-path", str(folder), "--report", str(folder / REPORT)),
+        *flags(grid.translate),
+    ]
+    if grid.reference is not None:
+        arguments += ["--reference", str(grid.reference)]
+    return arguments
 
 
 def translate(grid: Grid, model: Model) -> Dict[str, Any]:
     """Translate the test set with a model."""
-    report = model.folder / "report.json"
-    arguments = [
-        *(str(grid.data), "--path", str(model.path), "--results-path", str(model.folder)),
-        *("--report", str(report), *flags(grid.translate)),
-    ]
-    if grid.reference is not None:
-        arguments += ["--reference", str(grid.reference)]
+    arguments = translation(grid, model, model.folder)
     run_tool("generate", arguments, model.folder / "generate.log")
-    facts = json.loads(report.read_text(encoding="utf-8"))
+    facts = json.loads((model.folder / REPORT).read_text(encoding="utf-8"))
     kept = {name: facts[name] for name in REPORTED if name in facts}
     return {**kept, "translate_command": command("generate", arguments)}
 
@@ -197,11 +216,31 @@ def validation(model: Model, updates: Optional[int]) -> Dict[str, float]:
     }
 
 
-def make(grid: Grid, model: Model) -> Dict[str, Any]:
-    """Train and translate with one model; its result."""
-    import torch  # here, so that mistakes in a grid are told at once
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While inside, no other process makes the model of this folder.
 
-    result = {
+    The tools that run meanwhile hold the lock too: when this process is killed they go on,
+    and the same command must not start them a second time beside themselves.
+
+    Raises:
+        RuntimeError: another process is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process is making it in {folder}, maybe one of a run that was "
+                "killed; wait for its end, or end it"
+            ) from None
+        yield
+
+
+def facts_of(model: Model) -> Dict[str, Any]:
+    """What a row has from the grid alone; a key does not depend on it, but for the seed."""
+    return {
         "name": model.name,
         "group": model.group,
         "values": model.values,
@@ -209,41 +248,66 @@ def make(grid: Grid, model: Model) -> Dict[str, Any]:
         "tool": model.tool,
         "from": model.parent.name if model.parent else None,
         "beside": model.beside,
-        "epochs": model.options.get("max-epoch"),
-        "training_threads": torch.get_num_threads(),
-        "key": model.key,
-        "folder": str(model.folder),
-        **train(grid, model),
     }
-    updates = [int(row["num_updates"]) for row in validations(model)]
-    result["updates"] = max(updates, default=0)
-    if model.test:
-        result.update(translate(grid, model))
-        result.update(validation(model, result.get("num_updates")))
-    result.update(commit=commit(), finished=time.strftime("%Y-%m-%d %H:%M"))
-    write(model.folder / DONE, json.dumps(result, indent=1))
+
+
+def make(grid: Grid, model: Model) -> Dict[str, Any]:
+    """Train one model, where that isn't done, and translate with it; its result.
+
+    Raises:
+        RuntimeError: a tool failed, or another process is making the model.
+    """
+    import torch  # here, so that mistakes in a grid are told at once
+
+    with alone(model.folder):
+        result = finished(model)  # then its translation is another than the grid's
+        if result is None:
+            result = {
+                **facts_of(model),
+                "epochs": model.options.get("max-epoch"),
+                "training_threads": torch.get_num_threads(),
+                "key": model.key,
+                "folder": str(model.folder),
+                **train(grid, model),
+            }
+            updates = [int(row["num_updates"]) for row in validations(model)]
+            result["updates"] = max(updates, default=0)
+        if model.test:
+            result.update(translate(grid, model))
+            result.update(validation(model, result.get("num_updates")))
+        result.update(commit=commit(), finished=time.strftime("%Y-%m-%d %H:%M"))
+        write(model.folder / DONE, json.dumps(result, indent=1))
     return result
 
 
 def collect(grid: Grid) -> List[Dict[str, Any]]:
     """Results of all models that are known, in the grid's order, written to one file."""
     known = recorded(grid)
-    rows = []
+    rows, again = [], set()
     for model in grid.models:
         row, before = finished(model), known.get(model.key, {})
         if row is None:
             row = before or None
+        elif before and row.get("translate_command") != before.get("translate_command"):
+            again.add(model.key)
         elif row["finished"] == before.get("finished"):
             row = {**before, **row}  # with what tables.py has found out about it
         if row is not None:
-            rows.append(row)
+            rows.append({**row, **facts_of(model)})
+    for row in rows if again else ():
+        # significance against what was translated otherwise
+        if "p" in row:
+            row["p"] = {key: p for key, p in row["p"].items() if key not in again}
     keep(grid, rows)
     return rows
 
 
 def keep(grid: Grid, rows: List[Dict[str, Any]]) -> None:
-    """Write the results file; what it has of other options or data stays, at its end."""
-    keys = {model.key for model in grid.models}
+    """Write the results file; what it has of other options or data stays, at its end.
+
+    So does what has come to it since ``rows`` were read.
+    """
+    keys = {row["key"] for row in rows}
     rows = rows + [row for key, row in recorded(grid).items() if key not in keys]
     if rows:
         grid.results.parent.mkdir(parents=True, exist_ok=True)
@@ -305,8 +369,22 @@ def run(grid: Grid, only: str, jobs: int = 1, reproduce: bool = False) -> int:
         if row is not None:
             times.setdefault(model.group, []).append(row["seconds"])
     todo = missing(models, known)
+    to_make = {id(m) for m in todo}
+    todo = [
+        m
+        for m in models
+        if id(m) in to_make or (finished(m) and outdated(grid, m, finished(m)))
+    ]
     total = len(todo)
     print(f"{len(models) - total} of {len(models)} models need no work", flush=True)
+    for model in models:
+        row = None if finished(model) else known.get(model.key)
+        if row and id(model) not in to_make and outdated(grid, model, row):
+            print(
+                f"{model.title}: its recorded translation is of other options than the "
+                "grid's, and the model is not here; --reproduce makes it again",
+                flush=True,
+            )
     if todo:
         print("loading fairseq", flush=True)
         import src  # noqa: F401  once, for all
@@ -362,9 +440,17 @@ def measure_speed(grid: Grid) -> int:
 
     All of them side by side in one run, see translation_speed.py.
     """
-    models = [m for m in grid.models if m.speed and finished(m) is not None]
+    wanted = [m for m in grid.models if m.speed]
+    models = [m for m in wanted if finished(m) is not None]
     if not models:
         print("error: --speed: no finished model has speed: true", file=sys.stderr)
+        return 2
+    if models[0] is not wanted[0]:  # the others' figures are ratios to it
+        print(
+            f"error: --speed: {wanted[0].title!r} is not here, with which all others are "
+            f"compared; run.py {grid.path} --only '^{wanted[0].name}$' --reproduce makes it",
+            file=sys.stderr,
+        )
         return 2
     arguments = [
         *(sys.executable, str(ROOT / "benchmarks" / "translation_speed.py"), str(grid.data)),

@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 import pandas as pd  # noqa: E402
 from grid import Grid, GridError, read_grid  # noqa: E402
-from run import collect, keep  # noqa: E402
+from run import collect, keep, outdated  # noqa: E402
 from sacrebleu.metrics import BLEU  # noqa: E402
 from sacrebleu.significance import PairedTest  # noqa: E402
 
@@ -41,7 +41,8 @@ def hypotheses(folder: Path) -> Optional[List[str]]:
     path = next(iter(folder.glob("generate-*.txt")), None)
     if path is None:
         return None
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # lines end with \n only: other separators may stand inside a sentence
+    for line in path.read_bytes().decode("utf-8").split("\n"):
         if line.startswith("D-"):
             number, _, text = line[2:].split("\t", 2)
             found.setdefault(int(number), text)
@@ -67,14 +68,15 @@ def p_value(first: Path, second: Path, truth: List[str], lowercase: bool) -> Opt
 
 
 def add_significance(grid: Grid, rows: List[Row]) -> None:
-    """``p_base``, against the model without a parent, and ``p_beside``.
+    """``p_base``, against the grid's first model, and ``p_beside``.
 
     ``p`` of a row has them by the other model's key: what was computed where the
     translations were stays known.
     """
     truth = references(grid)
     by_name = {(row["name"], row["seed"]): row for row in rows if "bleu" in row}
-    base = next((row for row in by_name.values() if row["from"] is None), None)
+    first = grid.models[0]
+    base = by_name.get((first.name, first.seed))
     lowercase = bool(grid.translate.get("sacrebleu-lowercase"))
     for row in by_name.values():
         others = {"p_base": base, "p_beside": by_name.get((row["beside"], row["seed"]))}
@@ -88,6 +90,16 @@ def add_significance(grid: Grid, rows: List[Row]) -> None:
                 if value is not None:
                     known[other["key"]] = round(value, 4)
             row[name] = known.get(other["key"])
+
+
+def otherwise(grid: Grid, rows: List[Row]) -> List[str]:
+    """Names of the models whose translation is of other options than the grid's."""
+    models = {model.key: model for model in grid.models}
+    return [
+        row["name"]
+        for row in rows
+        if row["key"] in models and outdated(grid, models[row["key"]], row)
+    ]
 
 
 def add_speed(grid: Grid, rows: List[Row]) -> None:
@@ -205,6 +217,9 @@ def main() -> None:
     numbers = frame(rows)
     table = readable(numbers)
     notes = conditions(rows)
+    others = otherwise(grid, rows)
+    if others:
+        notes.append(f"translated with other options than the grid's: {'; '.join(others)}")
     print(table.to_string(index=False))
     print("\n".join(notes))
     right = ("left",) + ("right",) * (table.shape[1] - 1)
