@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from conftest import ROOT, write_corpus
 
 sys.path[:0] = [str(ROOT / "benchmarks" / "study"), str(ROOT / "benchmarks")]
 
+import pictures  # noqa: E402
 import run as runner  # noqa: E402
 import tables  # noqa: E402
 import translation_speed  # noqa: E402
@@ -417,3 +419,42 @@ def test_speed_needs_the_first_model(grid_file, results, tmp_path, capsys):
     grid.models[0].work = tmp_path
     assert runner.measure_speed(grid) == 2
     assert "error: --speed: 'base' is not here" in capsys.readouterr().err
+
+
+def test_tables_of_recorded_rows_alone(grid_file, results, tmp_path, monkeypatch, capsys):
+    """As of a fresh copy of the repository, in which no model was made."""
+    path, kept, work = tmp_path / "grid.yaml", tmp_path / "kept.json", tmp_path / "none"
+    first, *others = (dict(row, folder=str(work), p={"x": 0.5}) for row in results)
+    kept.write_text(json.dumps([first, *(dict(r, p={first["key"]: 0.25}) for r in others)]))
+    text = grid_file.read_text().replace("/work\n", f"/none\nresults: {kept}\n")
+    path.write_text(text.replace(str(grid_file.parent / "none"), str(work)))
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(path)])
+    tables.main()
+    text = (work / "results.md").read_text()
+    assert "0.250" in text and "equal models have about 0.4" in text
+
+
+def test_p_is_of_one_side(tmp_path):
+    """What the tables say about sacreBLEU's p."""
+    random = Random(1)
+    truth = [" ".join(random.choices("abcdefgh", k=8)) for _ in range(200)]
+    folders = []
+    for wrong in (0, 1):
+        # as good as each other, each wrong in the other half of the sentences
+        lines = [t if i % 2 == wrong else f"{t[:7]} x x x x" for i, t in enumerate(truth)]
+        folders.append(tmp_path / str(wrong))
+        folders[-1].mkdir()
+        text = "".join(f"D-{i}\t0\t{line}\n" for i, line in enumerate(lines))
+        (folders[-1] / "generate-test.txt").write_text(text)
+    assert 0.3 < tables.p_value(*folders, truth, False) < 0.55
+
+
+def test_only_the_base_is_marked(results, monkeypatch):
+    shown = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, *_, **__: shown.append(self))
+    rows = [row for row in results if "bleu" in row]
+    for kept in (rows, rows[1:]):
+        pictures.draw_quality(kept, None, "base")
+    labels = [figure.axes[0].get_legend_handles_labels()[1] for figure in shown]
+    assert labels[0] == labels[1] == ["cut, …", "sparse 2:4", "distilled"]
+    assert [len(figure.axes[0].texts) for figure in shown] == [1, 0]

@@ -39,15 +39,19 @@ def _series(rows: List[Row]) -> Tuple[List[str], bool]:
     return [row["group"] for row in rows], False
 
 
-def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
-    """BLEU against parameters, FLOPs and, where it was measured, speed."""
+def draw_quality(rows: List[Row], stream: BinaryIO, base: str) -> None:
+    """BLEU against parameters, FLOPs and, where it was measured, speed.
+
+    Args:
+        base: name of the model that gets a mark of its own.
+    """
     panels = [
         (key, unit, label)
         for key, unit, label in _AXES.values()
         if any(_value(row, key) is not None for row in rows)
     ]
     series, joined = _series(rows)
-    groups = list(dict.fromkeys(s for s, row in zip(series, rows) if row is not rows[0]))
+    groups = list(dict.fromkeys(s for s, row in zip(series, rows) if row["name"] != base))
     figure = Figure(figsize=(5.2 * len(panels), 5.4), layout="constrained")
     colors = colormaps["tab20"]
     for number, (key, unit, label) in enumerate(panels, 1):
@@ -56,7 +60,7 @@ def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
             points = sorted(
                 (_value(row, key) / unit, row["bleu"])
                 for name, row in zip(series, rows)
-                if name == group and row is not rows[0] and _value(row, key) is not None
+                if name == group and row["name"] != base and _value(row, key) is not None
             )
             if points:
                 axes.plot(
@@ -67,8 +71,8 @@ def draw_quality(rows: List[Row], stream: BinaryIO) -> None:
                     color=colors(index % 20),
                     label=group,
                 )
-        for row in rows[:1]:
-            if _value(row, key) is not None:
+        for row in rows:
+            if row["name"] == base and _value(row, key) is not None:
                 place = _value(row, key) / unit, row["bleu"]
                 axes.plot(*place, marker="D", color=ACCENT, markersize=6)
                 axes.annotate(

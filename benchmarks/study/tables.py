@@ -4,12 +4,14 @@
 
 Of the models of the grid that run.py has made so far, here or elsewhere, and of
 WORK/speed.json where run.py --speed wrote one; significance and speed are kept in the
-results file with the rest. Writes results.md and results.csv (every model, its seed, sizes and BLEU),
-quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what remains
+results file with the rest. Writes results.md and results.csv (every model, its seed, sizes
+and BLEU), quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what remains
 of every width) to the same folder.
 
 Significance is that of sacreBLEU's paired bootstrap test (Koehn, 2004) with 1,000
-samples: p is how often a difference as large arises by resampling alone.
+samples and its own seed. Its p is one of one side: how often resampling alone makes one
+model better by as much, not how often it makes either. A p of both sides is about twice as
+large, and equal models have about 0.4 instead of 1.
 """
 
 import argparse
@@ -30,6 +32,11 @@ from sacrebleu.metrics import BLEU  # noqa: E402
 from sacrebleu.significance import PairedTest  # noqa: E402
 
 SAMPLES = 1000
+ABOUT_P = (
+    f"p: paired bootstrap as sacreBLEU has it, {SAMPLES:,} samples, of one side: a p of both "
+    "sides is about twice as large, equal models have about 0.4"
+)
+DERIVED = ("p_base", "p_beside")  # from a row's "p", for the table
 Row = Dict[str, Any]
 
 
@@ -176,6 +183,8 @@ def conditions(rows: List[Row]) -> List[str]:
     lines = [f"BLEU: {signature}" for signature in signatures]
     if len(signatures) > 1:
         lines.append("BLEU is NOT comparable: the signatures differ")
+    if any(row.get(name) is not None for row in rows for name in DERIVED):
+        lines.append(ABOUT_P)
     for name in ("beam", "machine", "threads", "torch", "commit"):
         values = sorted({str(row[name]) for row in rows if row.get(name) is not None})
         lines.append(f"{name}: {', '.join(values)}")
@@ -210,8 +219,7 @@ def main() -> None:
     if not args.no_significance:
         add_significance(grid, rows)
     add_speed(grid, rows)
-    derived = ("p_base", "p_beside")
-    kept = [{k: v for k, v in row.items() if k not in derived} for row in every]
+    kept = [{k: v for k, v in row.items() if k not in DERIVED} for row in every]
     keep(grid, kept)
     add_updates(rows, every)
     numbers = frame(rows)
@@ -224,15 +232,17 @@ def main() -> None:
     print("\n".join(notes))
     right = ("left",) + ("right",) * (table.shape[1] - 1)
     text = table.to_markdown(index=False, colalign=right, disable_numparse=True)
+    grid.work.mkdir(parents=True, exist_ok=True)  # where nothing was made, only recorded
     with atomic_write(str(grid.work / "results.csv"), encoding="utf-8") as stream:
         numbers.to_csv(stream, index=False)
     with atomic_write(str(grid.work / "results.md"), encoding="utf-8") as stream:
         stream.write(f"{text}\n\n" + "".join(f"- {note}\n" for note in notes))
         stream.write("\n![BLEU against size and speed](quality.png)\n")
         stream.write("\n![widths that remain](widths.png)\n")
-    for name, draw in (("quality", draw_quality), ("widths", draw_widths)):
-        with atomic_write(str(grid.work / f"{name}.png"), "wb") as stream:
-            draw(rows, stream)
+    with atomic_write(str(grid.work / "quality.png"), "wb") as stream:
+        draw_quality(rows, stream, grid.models[0].name)
+    with atomic_write(str(grid.work / "widths.png"), "wb") as stream:
+        draw_widths(rows, stream)
     print(f"wrote results.md, results.csv, quality.png and widths.png to {grid.work}")
 
 
