@@ -11,11 +11,12 @@ training step beyond what was there before; "beyond linear" leaves out what a pl
 Linear needs too. Without the library in PYTHONPATH its lines are left out.
 """
 
+import re
 import sys
 from typing import Callable, Dict
 
 import torch
-from common import arguments, interleave, ratios, report
+from common import arguments, check, interleave, ratios, report
 from torch import nn
 
 SETTINGS = {
@@ -88,6 +89,10 @@ def main():
     parser.add_argument("--shapes", default="512x512,512x2048", help="inputs x outputs")
     parser.add_argument("--tokens", type=int, default=4096, help="rows of the batch")
     args = parser.parse_args()
+    check(parser, args, tokens=1)
+    for text in args.shapes.split(","):
+        if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", text):
+            parser.error(f"--shapes {text}: must be INPUTSxOUTPUTS, as 512x2048")
     torch.set_num_threads(args.threads)
     rows = []
     for text in args.shapes.split(","):

@@ -175,6 +175,31 @@ def arguments(description: str, rounds: Optional[int] = 15) -> argparse.Argument
     return parser
 
 
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
+    """Refuse numbers that are too small, before anything is timed.
+
+    Args:
+        least: of a script's own options; quartiles need two rounds.
+    """
+    for name, value in {"rounds": 2, "threads": 1, **least}.items():
+        found = getattr(args, name, None)
+        if found is not None and found < value:
+            parser.error(f"--{name.replace('_', '-')} {found}: must be at least {value}")
+
+
+def numbers(parser: argparse.ArgumentParser, option: str, text: str) -> List[float]:
+    """Rates from a list with commas, each between 0 and 1."""
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(float(part))
+        except ValueError:
+            parser.error(f"{option} {part}: is no number")
+        if not 0 < found[-1] < 1:
+            parser.error(f"{option} {part}: must be between 0 and 1")
+    return found
+
+
 def temporary_data() -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory()
     write_synthetic_data(Path(folder.name))

@@ -8,7 +8,7 @@ Models are built and really cut (channels chosen at random) for each rate.
 import argparse
 
 import torch
-from common import arguments, report
+from common import arguments, check, numbers, report
 
 SHAPES = {
     # embedding, feed-forward, heads, layers, source and target types
@@ -61,10 +61,12 @@ def main():
     parser = arguments(__doc__, rounds=None)
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05")
     args = parser.parse_args()
+    check(parser, args)
+    rates = numbers(parser, "--rates", args.rates)
     rows = []
     for arch in SHAPES:
         total = sum(p.numel() for p in build(arch).parameters())
-        for rate in map(float, args.rates.split(",")):
+        for rate in rates:
             model = build(arch)
             after_stage_1 = prune(model, rate, 1)
             two = prune(model, rate, 2)

@@ -21,11 +21,12 @@ are of the whole output layer all the same.
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 from typing import Callable, Dict, List, Tuple
 
 import torch
-from common import arguments, interleave, report
+from common import arguments, check, interleave, numbers, report
 from compression_rates import SHAPES, Task, prune
 
 STOCK = "fairseq transformer"
@@ -92,10 +93,12 @@ def sentences_of_length(task, number: int, length: int) -> torch.Tensor:
     dataset = task.dataset("test")
     fitting = [i for i, size in enumerate(dataset.src_sizes) if size == length]
     if len(fitting) < number:
-        raise SystemExit(
-            f"--sentences {number}: the test set has {len(fitting)} of {length} tokens; "
-            "ask for fewer, or for another --length"
+        print(
+            f"error: --sentences {number}: the test set has {len(fitting)} of {length} "
+            "tokens; ask for fewer, or for another --length",
+            file=sys.stderr,
         )
+        sys.exit(2)
     chosen = fitting[:: len(fitting) // number][:number]
     return torch.stack([dataset.src[i].long() for i in chosen])
 
@@ -343,19 +346,14 @@ def parse() -> argparse.Namespace:
         "--length", type=int, default=15, help="tokens of a source and of a target"
     )
     args = parser.parse_args()
-    args.rates = [float(rate) for rate in args.rates.split(",")]
+    args.rates = numbers(parser, "--rates", args.rates)
     args.engines = args.engines.split(",")
-    for rate in args.rates:
-        if not 0 < rate < 1:
-            parser.error(f"--rates {rate:g}: must be between 0 and 1")
     for engine in args.engines:
         if engine not in ENGINES:
             parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
     if WITH_MAP in args.engines and not args.data:
         parser.error(f"--engines {WITH_MAP}: needs --data, its map is of real sentences")
-    for name, least in (("rounds", 2), ("threads", 1), ("beam", 1), ("batch_size", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')}: must be at least {least}")
+    check(parser, args, beam=1, batch_size=1)
     if args.sentences is None:
         args.sentences = SENTENCES[args.arch]
     if args.sentences < 1 or not 2 <= args.length <= 200:

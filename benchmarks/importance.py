@@ -11,10 +11,13 @@ chooses criteria, their normalization (l1, l2) and absolute values by sentence.
 """
 
 import copy
+import os
+import re
 import sys
+from itertools import islice
 
 import torch
-from common import arguments, report
+from common import arguments, check, report
 
 
 def load(data: str, path: str):
@@ -47,13 +50,25 @@ def validation_nll(model, task, criterion) -> float:
     return total / tokens / 0.6931471805599453
 
 
-def selected(model, task, criterion, rate, stage, seed):
-    """Channels that stay, per group."""
+def selected(model, task, criterion, rate, stage, sample=0):
+    """Channels that stay, per group, by one of several samples without common sentences."""
     from src.connectivity.budget import plan_widths
     from src.connectivity.selection import select
 
-    scores = task.score(model, criterion, "train", seed, torch.device("cpu"))
+    number, whole = task.cfg.scoring_batches, task.scoring_samples
+    task.cfg.scoring_batches = number * (sample + 1)
+    task.scoring_samples = lambda *given: islice(whole(*given), number * sample, None)
+    try:
+        scores = task.score(model, criterion, "train", 1, torch.device("cpu"))
+    finally:
+        task.cfg.scoring_batches, task.scoring_samples = number, whole
     return select(model, scores, plan_widths(model, rate, stage))
+
+
+def batches_in(task, most: int, tokens: int) -> int:
+    """How many batches for scoring the training data has, up to ``most``."""
+    task.cfg.scoring_batches, task.cfg.scoring_tokens = most, tokens
+    return sum(1 for _ in task.scoring_samples("train", 1))
 
 
 def agreement(first, second) -> float:
@@ -71,6 +86,18 @@ def main():
     )
     parser.add_argument("--criteria", help="default: all, as they are")
     args = parser.parse_args()
+    check(parser, args)
+    for option, form, text in (
+        ("--rates", r"[012]:0?\.[0-9]+", "STAGE:RATE, as 2:0.7"),
+        ("--samples", "[1-9][0-9]*x[1-9][0-9]*", "BATCHESxTOKENS, as 150x256"),
+    ):
+        for given in getattr(args, option[2:]).split(","):
+            if not re.fullmatch(form, given):
+                parser.error(f"{option} {given}: must be {text}")
+    if not os.path.isfile(args.path):
+        parser.error(f"--path {args.path}: no such checkpoint")
+    if not os.path.isdir(args.data):
+        parser.error(f"data {args.data}: no such folder")
     torch.set_num_threads(args.threads)
     model, task, criterion = load(args.data, args.path)
     from src.connectivity.cut import cut
@@ -95,6 +122,12 @@ def main():
                     runs.append((given, *map(int, sample.split("x"))))
             else:
                 runs.append((given, None, None))
+        for _, batches, tokens in runs:
+            if batches and batches_in(task, 2 * batches, tokens) < 2 * batches:
+                parser.error(
+                    f"--samples {batches}x{tokens}: the training data is too small for two "
+                    "samples without common sentences"
+                )
         for given, batches, tokens in runs:
             name, *options = given.split("+")
             task.cfg.importance = name
@@ -102,11 +135,11 @@ def main():
             task.cfg.importance_per_example = "example" in options
             if batches:
                 task.cfg.scoring_batches, task.cfg.scoring_tokens = batches, tokens
-            keep = selected(model, task, criterion, rate, stage, 1)
+            keep = selected(model, task, criterion, rate, stage)
             row = {"cut": what, "rate": rate, "importance": given, "batches": batches}
             row["tokens a batch"] = tokens
             if batches:
-                other = selected(model, task, criterion, rate, stage, 2)
+                other = selected(model, task, criterion, rate, stage, sample=1)
                 row["agreement"] = round(agreement(keep, other), 3)
             smaller = copy.deepcopy(model)
             cut(smaller, keep)

@@ -15,7 +15,7 @@ of many, which a median does not show; with --weight-decay 10 it pays in every s
 """
 
 import torch
-from common import arguments, build_trainer, interleave, ratios, report, temporary_data
+from common import arguments, build_trainer, check, interleave, ratios, report, temporary_data
 from step_time import SHAPES, SRP, STOCK, TRAINING, dimensions, shrinking
 
 VARIANTS = {
@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--weight-decay", default="1e-4", help="of all variants")
     parser.set_defaults(rounds=60)
     args = parser.parse_args()
+    check(parser, args)
     torch.set_num_threads(args.threads)
 
     common = dimensions(args.arch) + TRAINING + ["--weight-decay", args.weight_decay]

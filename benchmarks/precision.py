@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import ROOT, arguments, report
+from common import ROOT, arguments, check, report
 
 OPTIONS = [
     *("--arch", "srp_demo_de_en", "--share-decoder-input-output-embed"),
@@ -49,6 +49,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3, help="number of them")
     args = parser.parse_args()
+    check(parser, args, epochs=1, seeds=2)  # a deviation needs two
+    if not os.path.isdir(args.data):
+        parser.error(f"--data {args.data}: no such folder; run scripts/demo_preprocess.sh")
     torch.set_num_threads(args.threads)
     rows = []
     for name, low in (("float32", False), ("--cpu-bf16", True)):

@@ -33,7 +33,7 @@ from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
-from common import arguments, interleave, report
+from common import arguments, check, interleave, report
 from safetensors.torch import load_file, save_file
 
 from src.sparsity.storage import load_sparse, save_sparse
@@ -176,9 +176,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", help="where the files go (default: the usual /tmp)")
     parser.add_argument("--library", help="a copy of ModelPruningLibrary to run as well")
     args = parser.parse_args()
-    for name, least in (("rounds", 2), ("threads", 1), ("size", 10)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: must be at least {least}")
+    check(parser, args, size=10)
     if args.folder and not os.path.isdir(args.folder):
         parser.error(f"--folder {args.folder}: no such folder")
     if args.library and not os.path.isdir(os.path.join(args.library, "mpl", "utils")):

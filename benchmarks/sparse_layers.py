@@ -24,7 +24,7 @@ from typing import Callable, Dict, List
 
 import torch
 import torch.nn.functional as F
-from common import arguments, report
+from common import arguments, check, report
 
 from src.modules.linear import PackedLinear
 from src.sparsity.layouts import LAYOUTS, fastest, prepare, why_not
@@ -159,6 +159,7 @@ def main():
     for pattern in patterns:
         if pattern not in PATTERNS:
             parser.error(f"--patterns {pattern}: is none of {', '.join(PATTERNS)}")
+    check(parser, args)
     if args.size < 64 or args.size % 64:
         parser.error(f"--size {args.size}: must be a multiple of 64")
     torch.set_num_threads(args.threads)

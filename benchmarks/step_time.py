@@ -19,6 +19,7 @@ import torch
 from common import (
     arguments,
     build_trainer,
+    check,
     interleave,
     ratios,
     report,
@@ -144,6 +145,8 @@ def main():
         help=f"separated by ; (default: all but {COMPILED!r}, which takes minutes to compile)",
     )
     args = parser.parse_args()
+    check(parser, args, length=4)  # a quarter of a shorter sentence is no token
+    check(parser, args, tokens=args.length)
 
     base = "fairseq transformer"
     variants = {base: STOCK, "SRP dense": SRP, "SRP shrinking": SRP}

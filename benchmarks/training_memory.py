@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import torch
-from common import arguments, build_trainer, report
+from common import arguments, build_trainer, check, report
 from step_time import SHAPES, SRP, STOCK, TRAINING, dimensions
 
 # longer than any measurement, so that nothing is cut while it lasts
@@ -87,6 +87,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")
     parser.add_argument("--updates", type=int, default=100)
     args = parser.parse_args()
+    check(parser, args, tokens=1, updates=1)
     if not os.path.isdir(args.data):
         parser.error(f"data {args.data}: no such folder")
     variants = {"fairseq transformer": STOCK, "SRP dense": SRP, "SRP shrinking": SRP + STAGE}

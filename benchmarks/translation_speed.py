@@ -21,7 +21,7 @@ from typing import Callable, Dict, List
 
 import numpy as np
 import torch
-from common import arguments, interleave, report
+from common import arguments, check, interleave, report
 
 STOCK = "fairseq"
 WITH_MAP = "ctranslate2-int8-vmap"
@@ -45,6 +45,13 @@ def batches_of(task, subset: str, sentences: int, size: int) -> List[dict]:
         dataset.collater([dataset[i] for i in order[start : start + size]])
         for start in range(0, len(order), size)
     ]
+
+
+def short_names(paths: List[str]) -> Dict[str, str]:
+    """Every path from where they part, with its own folder at least."""
+    whole = {path: os.path.abspath(path) for path in paths}
+    common = os.path.commonpath([os.path.dirname(os.path.dirname(p)) for p in whole.values()])
+    return {path: os.path.relpath(p, common) for path, p in whole.items()}
 
 
 def as_fairseq_transformer(path: str, task):
@@ -102,12 +109,7 @@ def main():
     for engine in engines:
         if engine not in ENGINES:
             parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
-    # quartiles need two rounds
-    least = {"rounds": 2, "threads": 1, "sentences": 1, "batch_size": 1, "beam": 1}
-    for name, value in least.items():
-        if getattr(args, name) < value:
-            option = f"--{name.replace('_', '-')} {getattr(args, name)}"
-            parser.error(f"{option}: must be at least {value}")
+    check(parser, args, sentences=1, batch_size=1, beam=1)
     for path in args.checkpoints:
         if not os.path.isfile(path):
             parser.error(f"{path}: no such checkpoint")
@@ -122,6 +124,7 @@ def main():
 
     search = GenerationConfig(beam=args.beam)
     overrides = {"data": args.data, "eval_bleu": False, "cpu_bf16": False}
+    names = short_names(args.checkpoints)
     variants: Dict[tuple, Callable] = {}
     found, sizes, batches, vocabulary_map = {}, {}, None, None
     for number, path in enumerate(args.checkpoints):
@@ -154,7 +157,6 @@ def main():
     times = interleave(variants, args.rounds, warmup=1)
     tokens = {key: sum(map(len, hypotheses)) for key, hypotheses in found.items()}
     base = STOCK, args.checkpoints[0]
-    common_part = os.path.commonpath(list(map(os.path.dirname, args.checkpoints)))
     rows = []
     for key, seconds in times.items():
         engine, path = key
@@ -165,7 +167,7 @@ def main():
         same = sum(map(list.__eq__, found[key], found["reference", path]))
         rows.append(
             {
-                "checkpoint": os.path.relpath(path, common_part),
+                "checkpoint": names[path],
                 "parameters": sizes[path],
                 "engine": engine,
                 "tokens/s": round(tokens[key] / statistics.median(seconds)),
