@@ -458,3 +458,16 @@ def test_only_the_base_is_marked(results, monkeypatch):
     labels = [figure.axes[0].get_legend_handles_labels()[1] for figure in shown]
     assert labels[0] == labels[1] == ["cut, …", "sparse 2:4", "distilled"]
     assert [len(figure.axes[0].texts) for figure in shown] == [1, 0]
+
+
+def test_two_may_write_the_results(tmp_path, monkeypatch):
+    path, replace_file = tmp_path / "results.json", runner.os.replace
+
+    def after_another(part, target):
+        monkeypatch.undo()
+        runner.write(path, "another's")
+        replace_file(part, target)
+
+    monkeypatch.setattr(runner.os, "replace", after_another)
+    runner.write(path, "ours")
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import secrets
 import shutil
 import signal
 import statistics
@@ -95,7 +96,8 @@ def run_tool(tool: str, arguments: List[str], log: Path) -> float:
 
 def write(path: Path, text: str) -> None:
     """A file that is there complete or not at all."""
-    part = path.with_name(path.name + ".part")
+    # a name of its own: tables.py and another run.py may write the same file
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
