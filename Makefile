@@ -22,8 +22,8 @@ DATA ?= demo
 RAW_DIR ?=
 GRID ?= benchmarks/study/demo.yaml
 JOBS ?= 1
-# scripts change folders, so they get the whole path (abspath keeps the link that a venv's python is)
-PY = $(abspath $(VENV))/bin/python
+# scripts change folders, so they get the whole path (not abspath, which takes a space for two paths)
+PY = $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin/python
 
 .PHONY: all demo setup test bench report study study-report clean distclean help
 .NOTPARALLEL:

@@ -30,17 +30,24 @@ help_if_asked() {
 # Path that the caller meant relative to where the caller was.
 from_caller() { case $1 in /*) echo "$1" ;; *) echo "$CALLED_FROM/$1" ;; esac; }
 
-# Sets raw_dir to the folder of a leading --raw-dir DIR, empty without one, and REST to the
-# other arguments.
+# Path as a caller elsewhere can open it.
+for_caller() { echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; }
+
+# Sets raw_dir to the folder of --raw-dir DIR, empty without one, and REST to the other
+# arguments.
 take_raw_dir() {  # take_raw_dir ARGUMENT...
     raw_dir=
-    if [ "${1:-}" = --raw-dir ]; then
-        [ $# -ge 2 ] || refuse "--raw-dir needs a folder"
-        raw_dir=$(from_caller "$2")
-        shift 2
-        [ -d "$raw_dir" ] || refuse "--raw-dir $raw_dir is not a folder"
-    fi
-    REST=("$@")
+    REST=()
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --raw-dir) [ -n "${2:-}" ] || refuse "--raw-dir needs a folder"; raw_dir=$2; shift ;;
+            --raw-dir=*) raw_dir=${1#*=}; [ -n "$raw_dir" ] || refuse "--raw-dir needs a folder" ;;
+            *) REST+=("$1") ;;
+        esac
+        shift
+    done
+    [ -z "$raw_dir" ] || raw_dir=$(from_caller "$raw_dir")
+    [ -z "$raw_dir" ] || [ -d "$raw_dir" ] || refuse "--raw-dir $raw_dir is not a folder"
 }
 
 # Sets PYTHON: the caller's choice, else the environment of `make setup`, else python3.
@@ -87,7 +94,7 @@ run() {  # run LOG COMMAND...
     "$@" 2>&1 | tee -a "$log" | epoch_lines || {
         status=${PIPESTATUS[0]}
         tail -n 15 "$log" >&2
-        echo "$(basename "$SCRIPT"): failed; the whole log is $log" >&2
+        echo "$(basename "$SCRIPT"): failed; the whole log is $(for_caller "$log")" >&2
         return "$status"
     }
 }
@@ -95,7 +102,7 @@ run() {  # run LOG COMMAND...
 # Run the COMMAND that makes the model in DIR out of INPUT, unless it has finished already.
 # An interrupted one is run again: fairseq continues from its last checkpoint.
 step() {  # step DIR INPUT COMMAND...
-    local dir=$1 input=$2 key
+    local dir=$1 input=$2 key status
     shift 2
     [ -e "$input" ] || refuse "${input#../} is missing: run the step that makes it first"
     key=$(printf '%q ' "$@")
@@ -104,7 +111,10 @@ step() {  # step DIR INPUT COMMAND...
         if [ -n "${DISPOSABLE:-}" ]; then
             if [ "$input" -nt "$dir/.started" ] || [ "$(cat "$dir/.started")" != "$key" ]; then
                 say "${dir#../} was made from something else: starting it over"
-                rm -rf "$dir"
+                rm -rf "$dir/.old" "$dir.part"
+                mv "$dir" "$dir.part"
+                mkdir "$dir"
+                mv "$dir.part" "$dir/.old"
             fi
         elif [ "$input" -nt "$dir/.started" ]; then
             refuse "${input#../} is newer than ${dir#../}, which was made from it; move ${dir#../} away to make it again"
@@ -118,9 +128,20 @@ step() {  # step DIR INPUT COMMAND...
     mkdir -p "$dir"
     rm -f "$dir/.finished"
     [ -e "$dir/.started" ] || printf '%s' "$key" >"$dir/.started"
-    run "$dir/train.log" "$@"
+    run "$dir/train.log" "$@" || {
+        status=$?
+        # refused before any work: what was there is still good
+        if [ "$status" = 2 ] && [ -d "$dir/.old" ]; then
+            cat "$dir/train.log" >>"$dir/.old/train.log" 2>/dev/null || true
+            mv "$dir/.old" "$dir.part"
+            rm -rf "$dir"
+            mv "$dir.part" "$dir"
+        fi
+        return "$status"
+    }
     printf '%s' "$key" >"$dir/.finished.part"
     mv "$dir/.finished.part" "$dir/.finished"
+    rm -rf "$dir/.old"
 }
 
 # --- data --------------------------------------------------------------------------------
@@ -130,6 +151,8 @@ binarize() {  # binarize TEXT DEST [ARGUMENT...]
     local text=$1 dest=$2
     shift 2
     if [ -e "$dest/.done" ] && ! [ "$text/preprocess.json" -nt "$dest/.done" ]; then
+        [ $# -eq 0 ] || [ "$(cat "$dest/.done")" = "$*" ] \
+            || refuse "${dest#../} was made with other arguments than $*; move it away to make it again"
         say "${dest#../} is up to date"
         return
     fi
@@ -137,10 +160,13 @@ binarize() {  # binarize TEXT DEST [ARGUMENT...]
     rm -rf "$dest.part"
     "$PYTHON" -m fairseq_cli.preprocess --source-lang de --target-lang en \
         --trainpref "$text/train" --validpref "$text/valid" --testpref "$text/test" \
-        --destdir "$dest.part" --workers "$(workers)" "$@" >"$text/binarize.log" 2>&1 \
-        || { tail -n 5 "$text/binarize.log" >&2; exit 1; }
+        --destdir "$dest.part" --workers "$(workers)" "$@" >"$text/binarize.log" 2>&1 || {
+        [ $? != 2 ] || refuse "$(tail -n 1 "$text/binarize.log")"  # an option
+        tail -n 5 "$text/binarize.log" >&2
+        exit 1
+    }
     cp "$text"/raw.{valid,test}.{de,en} "$text/code" "$dest.part/"
-    : >"$dest.part/.done"
+    echo "$*" >"$dest.part/.done"
     rm -rf "$dest"
     mv "$dest.part" "$dest"
 }

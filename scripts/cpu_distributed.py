@@ -8,6 +8,7 @@ does. When one process fails or the command is interrupted, all are stopped.
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.processes < 1 or not args.command:
         parser.error("--processes must be at least 1, and a script must follow")
+    # otherwise this process would end at once and leave the others running
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     running = [

@@ -22,16 +22,19 @@ PERIOD=5              # epochs of each pruning stage
 FINETUNING_EPOCHS=5
 FINETUNING_LR=1e-3
 
-data=demo
+take_raw_dir "$@"
 raw=()
-while :; do
-    case ${1:-} in
-        --data | --raw-dir)
-            [ $# -ge 2 ] || refuse "$1 needs a value"
-            if [ "$1" = --data ]; then data=$2; else raw=(--raw-dir "$(from_caller "$2")"); fi
-            shift 2 ;;
-        *) break ;;
+[ -z "$raw_dir" ] || raw=(--raw-dir "$raw_dir")
+data=demo
+arguments=()
+set -- ${REST[@]+"${REST[@]}"}
+while [ $# -gt 0 ]; do
+    case $1 in
+        --data) [ $# -ge 2 ] || refuse "--data needs a value"; data=$2; shift ;;
+        --data=*) data=${1#*=} ;;
+        *) arguments+=("$1") ;;
     esac
+    shift
 done
 case $data in
     multi30k) ;;
@@ -43,7 +46,7 @@ find_python
 BIN=../data-bin/$data.de-en
 CKPT=../checkpoints/$data
 export SRP_QUIET=1  # scripts that are called keep to it too
-ARGS=(--log-format simple --log-interval 1000 "$@")
+ARGS=(--log-format simple --log-interval 1000 ${arguments[@]+"${arguments[@]}"})
 
 final=finetuned
 if [ "$data" = demo ]; then
@@ -94,7 +97,7 @@ translate() {  # translate NAME CHECKPOINT
         --path "$checkpoint" --gen-subset test --batch-size 128 --beam 5 --remove-bpe \
         --sacrebleu-lowercase --reference "$BIN/raw.test.en" \
         --report "$dir/report.json" >"$dir/generate.txt.part" 2>"$dir/generate.log" \
-        || { tail -n 15 "$dir/generate.log" >&2; refuse "translating with ${checkpoint#../} failed; the whole log is $dir/generate.log"; }
+        || { tail -n 15 "$dir/generate.log" >&2; refuse "translating with ${checkpoint#../} failed; the whole log is $(for_caller "$dir/generate.log")"; }
     mv "$dir/generate.txt.part" "$dir/generate.txt"
     touch "$dir/report.json"
 }
@@ -108,9 +111,9 @@ translate stage1 checkpoint_last.pt
 translate stage2 checkpoint_last.pt
 translate $final checkpoint_best.pt
 say "report"
-"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2" "$CKPT/$final" --output "$CKPT"
+"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2" "$CKPT/$final" --output "$ROOT/${CKPT#../}"
 "$PYTHON" show_samples.py "$CKPT/base/generate.txt" "$CKPT/$final/generate.txt"
 echo
 say "finished"
 picture=$(find "$CKPT" -maxdepth 1 -name '*.png' -newer "$CKPT/$final/report.json" | sort | head -n 1)
-echo "${picture:+$(cd "$(dirname "$picture")" && pwd)/$(basename "$picture")}"
+echo "${picture:+$(for_caller "$picture")}"

@@ -7,12 +7,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
+take_raw_dir "$@"
 raw=()
-if [ "${1:-}" = --raw-dir ]; then
-    [ $# -ge 2 ] || refuse "--raw-dir needs a folder"
-    raw=(--raw-dir "$(from_caller "$2")")
-    shift 2
-fi
+[ -z "$raw_dir" ] || raw=(--raw-dir "$raw_dir")
 find_python
 bash prepare-iwslt14.sh ${raw[@]+"${raw[@]}"}
-binarize ../data-bin/iwslt14.text ../data-bin/iwslt14.tokenized.de-en "$@"
+binarize ../data-bin/iwslt14.text ../data-bin/iwslt14.tokenized.de-en "${REST[@]}"

@@ -256,6 +256,42 @@ def test_iwslt_from_archive_to_binary(project, tmp_path):
     assert cut.returncode == 2 and "not a whole archive" in cut.stderr and len(cut.stderr.splitlines()) == 1
 
 
+def binarize(folder, *arguments, status=0):
+    """``binarize`` with a stand-in for fairseq's preprocessing; the calls it got."""
+    python = executable(folder / "python", f"""#!{BASH}
+case "$*" in *fairseq_cli*) echo "$*" >>"{folder}/calls"; mkdir -p "{folder}/bin.part"; echo usage; echo "error: why"; exit {status} ;; esac
+""")
+    text = folder / "text"
+    text.mkdir(exist_ok=True)
+    for name in ("raw.valid.de", "raw.valid.en", "raw.test.de", "raw.test.en", "code", "preprocess.json"):
+        (text / name).exists() or (text / name).touch()
+    done = run(BASH, "-c", f'source "{ROOT}/scripts/common.sh"; binarize "$@"', "binarize", text, folder / "bin", *arguments, PYTHON=str(python))
+    return done, len((folder / "calls").read_text().splitlines())
+
+
+def test_arguments_of_data_that_are_there(tmp_path):
+    assert binarize(tmp_path, "--joined-dictionary")[1] == 1
+    for arguments in ([], ["--joined-dictionary"]):
+        done, calls = binarize(tmp_path, *arguments)
+        assert calls == 1 and "up to date" in done.stdout
+    done, calls = binarize(tmp_path, "--nwordssrc", "99")
+    refused(done, "made with other arguments than --nwordssrc 99", "move it away")
+    shutil.rmtree(tmp_path / "bin")
+    done, calls = binarize(tmp_path, "--wrong", status=2)
+    refused(done, "error: why")
+    assert calls == 2 and not (tmp_path / "bin").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--raw-dir", "given", "--workers", "1"], ["--workers", "1", "--raw-dir", "given"], ["--raw-dir=given", "--workers", "1"]])
+def test_raw_dir_anywhere(tmp_path, arguments):
+    (tmp_path / "given").mkdir()
+    command = f'source "{ROOT}/scripts/common.sh"; take_raw_dir "$@"; echo "$raw_dir" "${{REST[@]}}"'
+    done = run(BASH, "-c", command, "x", *arguments, cwd=tmp_path)
+    assert done.stdout == f"{tmp_path}/given --workers 1\n"
+    for wrong in (["--raw-dir"], ["--raw-dir="], ["--raw-dir", "nowhere"]):
+        refused(run(BASH, "-c", command, "x", *wrong, cwd=tmp_path), "--raw-dir")
+
+
 # --- downloads ---------------------------------------------------------------------------
 
 needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
@@ -403,6 +439,51 @@ def test_step_whose_input_changed(tmp_path):
     os.utime(tmp_path / "run/.started", (1, 1))
     assert step(tmp_path, disposable="1")[1] == 2
     assert not (tmp_path / "run/keepsake").exists()
+
+
+def test_refused_step_keeps_what_it_would_replace(tmp_path):
+    step(tmp_path, disposable="1")
+    (tmp_path / "run/keepsake").touch()
+    (tmp_path / "fail").touch()
+    done, calls = step(tmp_path, "--wrong", disposable="1", SRP_QUIET="1")
+    assert done.returncode == 2 and calls == 2 and f"the whole log is {tmp_path / 'run/train.log'}" in done.stderr
+    assert (tmp_path / "run/keepsake").exists() and (tmp_path / "run/train.log").exists()
+    (tmp_path / "fail").unlink()
+    assert step(tmp_path, disposable="1")[1] == 2  # finished already
+    assert step(tmp_path, "--other", disposable="1")[1] == 3
+    assert not (tmp_path / "run/keepsake").exists() and not (tmp_path / "run/.old").exists()
+
+
+def test_log_of_a_failed_step_can_be_opened(project):
+    """The scripts run from their folder; the path is for one who is elsewhere."""
+    command = f'source "{project}/scripts/common.sh"; mkdir ../log; run ../log/train.log false'
+    done = run(BASH, "-c", command, cwd="/", PYTHON=sys.executable, SRP_QUIET="1")
+    assert done.returncode == 1 and done.stderr.endswith(f"{project}/log/train.log\n")
+
+
+@pytest.mark.parametrize("arguments", [["--data=multi30k", "--raw-dir=/nowhere"], ["--dropout", "0.1", "--data", "multi30k", "--raw-dir", "/nowhere"]])
+def test_arguments_of_the_demo_in_any_order(project, arguments):
+    done = run(BASH, project / "scripts/demo.sh", *arguments, PYTHON=sys.executable)
+    refused(done, "--raw-dir /nowhere is not a folder")
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "train.py").write_text("import os, pathlib, time\npathlib.Path(str(os.getpid())).touch()\ntime.sleep(60)\n")
+    command = [sys.executable, ROOT / "scripts/cpu_distributed.py", "--processes", "2", "train.py"]
+    starter = subprocess.Popen(command, cwd=tmp_path)
+    while len(started := [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]) < 2:
+        time.sleep(0.05)
+    starter.terminate()
+    assert starter.wait(30) == 143
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_environment_whose_path_has_a_space(project):
+    for given, path in (("my env", project / "my env"), ("/else where/env", "/else where/env")):
+        done = run("make", "-n", "report", f"VENV={given}", cwd=project)
+        assert f'"{path}/bin/python" src/report.py' in done.stdout
 
 
 def test_step_without_its_input(tmp_path):
