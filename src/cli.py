@@ -136,7 +136,8 @@ def parse(parser, arguments: Optional[List[str]] = None):
     """
 
     def refuse(message: str):
-        raise UserError(f"{message} (--help lists all options)")
+        hint = missing_part(message) if "unrecognized arguments" in message else None
+        raise UserError(f"{message} ({hint or '--help lists all options'})")
 
     parser.error = refuse
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -153,6 +154,28 @@ def parse(parser, arguments: Optional[List[str]] = None):
         return options.parse_args_and_arch(parser, input_args=arguments)
     except FileNotFoundError as error:  # fairseq's import of the folder
         raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
+
+
+def missing_part(message: str) -> Optional[str]:
+    """What has to be chosen before fairseq knows the options that a message names.
+
+    None if they are no options of this plug-in.
+    """
+    from .criterions.srp import SRPCriterionConfig
+    from .models.srp_config import SRPConfig
+    from .task_options import SRPTranslationConfig
+
+    for choice, config in (
+        ("--task SRPtranslation", SRPTranslationConfig),
+        ("an --arch of this plug-in: srp, srp_iwslt_de_en, srp_multi30k_de_en", SRPConfig),
+        ("--criterion srp", SRPCriterionConfig),
+    ):
+        theirs = config.__mro__[1].__dataclass_fields__
+        for name in config.__dataclass_fields__:
+            option = f"--{name.replace('_', '-')}"
+            if name not in theirs and option in message.replace("=", " ").split():
+                return f"{option} needs {choice}"
+    return None
 
 
 def show_help(parser, training: bool = False) -> None:

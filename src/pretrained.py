@@ -167,17 +167,23 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
     """Compare a model built from the command line with a checkpoint to load.
 
     Raises:
-        UserError: names the first option that differs.
+        UserError: names all options that differ, so that one more try is enough.
     """
     config = read_model_config(state)
+    different = []
     for name in STRUCTURE:
         mine, its = getattr(model.cfg, name), getattr(config, name)
         if str(mine) != str(its):
-            option = name.replace("_", "-")
-            raise UserError(
-                f"--{option} {mine}: --pretrained-model {path} has {its}; give an --arch "
-                f"or --{option} that matches it"
-            )
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(its, bool):
+                different.append(option if its else f"no {option}")
+            else:
+                different.append(f"{option} {its} (not {mine})")
+    if different:
+        raise UserError(
+            f"--pretrained-model {path}: its model has {', '.join(different)}; give these, "
+            "or an --arch that has them"
+        )
 
 
 def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:

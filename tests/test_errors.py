@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 import torch
+from fairseq import options as fairseq_options
 from conftest import ROOT, RUN, TINY, run_training, write_corpus
 
 from src.checkpoint_utils import load_checkpoint
@@ -476,6 +477,18 @@ def test_dimensions_that_do_not_match(capsys, prune, tmp_path, option, value):
     refused(capsys, command, tmp_path, option, "has")
 
 
+def test_all_dimensions_that_do_not_match_are_named(capsys, data, base, tmp_path):
+    """One try tells what a model of fairseq's is made of, however many options it takes."""
+    command = [data, "--arch", "srp_demo_de_en", *RUN, *PRUNE, "--pretrained-model", base]
+    line = refused(capsys, [*command, "--encoder-learned-pos"], tmp_path)
+    for part in (
+        *("--encoder-embed-dim 16 (not 128)", "--decoder-ffn-embed-dim 24 (not 256)"),
+        *("has --", "no --encoder-learned-pos", ", --share-decoder-input-output-embed;"),
+    ):
+        assert part in line
+    assert "--encoder-layers" not in line  # the same
+
+
 def test_another_kind_of_model(capsys, data, base, tmp_path):
     state = torch.load(base)
     for name in list(state["model"]):
@@ -515,10 +528,22 @@ def test_stage_2_without_stage_1_warns(data, base, tmp_path, caplog):
         ["--no-cross-attention"],
         ["--encoder-embed-dim", "15"],
         ["--decoder-output-dim", "8"],
+        ["--encoder-layers-to-keep", "0"],
+        ["--decoder-layers-to-keep", "0,1"],
+        ["--share-all-embeddings"],
     ],
 )
 def test_unsupported_models(capsys, data, tmp_path, option):
     refused(capsys, [data, *TINY, *RUN, *option], tmp_path, option[0])
+
+
+def test_sharing_all_embeddings_of_two_widths(capsys, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_corpus(folder)
+    shutil.copy(folder / "dict.de.txt", folder / "dict.en.txt")
+    command = [str(folder), *TINY, *RUN, "--share-all-embeddings", "--decoder-embed-dim", "32"]
+    refused(capsys, command, tmp_path, "--encoder-embed-dim 16", "--decoder-embed-dim 32")
 
 
 def run_script(name, *arguments):
@@ -543,6 +568,21 @@ def run_script(name, *arguments):
 def test_entry_points(data, script, arguments, words):
     arguments = [data if a == "DATA" else a for a in arguments]
     refused_script(script, *arguments, "--arch", "srp", words=words)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--arch", "transformer", "--weighted-layernorm"], "needs an --arch of this plug-in: srp,"),
+        (["--arch", "srp", "--criterion", "cross_entropy", "--prob-kd=1"], "needs --criterion srp"),
+        (["--arch", "srp", "--task", "translation", "--srp"], "needs --task SRPtranslation"),
+        (["--arch", "srp", "--no-such-option"], "--help lists all"),
+    ],
+)
+def test_options_of_a_part_that_was_not_chosen(capsys, data, options, words):
+    with pytest.raises(UserError) as stop:
+        cli.parse(fairseq_options.get_training_parser("SRPtranslation"), [data, *options])
+    assert words in str(stop.value)
 
 
 @pytest.mark.parametrize(

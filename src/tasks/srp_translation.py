@@ -124,7 +124,8 @@ class SRPTranslationTask(TranslationTask):
             if given:
                 raise UserError(
                     f"{option}: needs an --arch of this plug-in (srp, srp_iwslt_de_en, "
-                    f"srp_multi30k_de_en), not {getattr(cfg, 'arch', type(model).__name__)}"
+                    f"srp_multi30k_de_en), not {getattr(cfg, 'arch', type(model).__name__)}; "
+                    "for a model of fairseq's transformer srp, with its dimensions"
                 )
 
     def _with_adapters(self, model):
