@@ -19,7 +19,8 @@ from src.sparsity import PrunerSettings, load_config
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SPARSITY = (ROOT / "docs" / "sparsity.md").read_text(encoding="utf-8")
 TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), SPARSITY]
-BLOCKS = re.findall(r"```\n(.*?)```", "\n".join(TEXTS), re.S)
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```", "\n".join(TEXTS), re.S | re.M)
+BLOCKS = [text for language, text in FENCES if not language]
 PARSERS = {
     f"src/{module.__name__.rsplit('.')[-1]}.py": module.get_parser
     for module in (
