@@ -509,6 +509,18 @@ def test_dictionaries_that_do_not_match(capsys, prune, tmp_path):
     refused(capsys, command, tmp_path, "target dictionary", "40", "41")
 
 
+@pytest.mark.parametrize("stage", ["0", "1"])
+def test_a_rate_that_is_met_already(capsys, data, base, tmp_path, stage):
+    """Of the uncut model, so that 0.5 means nothing to one of a fifth."""
+    command = [data, *TINY, *RUN, *PRUNE, "--max-epoch", "1", "--pruning-stage", stage]
+    save = tmp_path / "small"
+    run_training(
+        [*command, "--pretrained-model", base, "--compression-rate", "0.4", "--save-dir", save]
+    )
+    command += ["--pretrained-model", save / "checkpoint_last.pt", "--compression-rate", "0.6"]
+    refused(capsys, command, tmp_path, "--compression-rate 0.6", "nothing is left to cut")
+
+
 def test_stage_2_without_stage_1_warns(data, base, tmp_path, caplog):
     run_training(
         [data, *TINY, *RUN, *PRUNE, "--pretrained-model", base, "--pruning-stage", "2"]
@@ -524,26 +536,15 @@ def test_stage_2_without_stage_1_warns(data, base, tmp_path, caplog):
         ["--encoder-layerdrop", "0.1"],
         ["--adaptive-softmax-cutoff", "[10]"],
         ["--quant-noise-pq", "0.1"],
-        ["--decoder-layers-to-keep", "0"],
+        ["--encoder-layers-to-keep", "0"],
+        ["--decoder-layers-to-keep", "0,1"],
         ["--no-cross-attention"],
         ["--encoder-embed-dim", "15"],
         ["--decoder-output-dim", "8"],
-        ["--encoder-layers-to-keep", "0"],
-        ["--decoder-layers-to-keep", "0,1"],
-        ["--share-all-embeddings"],
     ],
 )
 def test_unsupported_models(capsys, data, tmp_path, option):
     refused(capsys, [data, *TINY, *RUN, *option], tmp_path, option[0])
-
-
-def test_sharing_all_embeddings_of_two_widths(capsys, tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_corpus(folder)
-    shutil.copy(folder / "dict.de.txt", folder / "dict.en.txt")
-    command = [str(folder), *TINY, *RUN, "--share-all-embeddings", "--decoder-embed-dim", "32"]
-    refused(capsys, command, tmp_path, "--encoder-embed-dim 16", "--decoder-embed-dim 32")
 
 
 def run_script(name, *arguments):

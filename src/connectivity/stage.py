@@ -128,9 +128,19 @@ class PruningStage:
         """Refuse a rate out of reach, ahead of any work.
 
         Raises:
-            UserError: names the least rate that can be met.
+            UserError: names the least rate that can be met, or the one that is met already.
         """
-        self._widths(self.plan.compression_rate)
+        rate, groups = self.plan.compression_rate, channel_groups(self.model)
+        widths = self._widths(rate)
+        # a second stage may find that the first has left nothing to do
+        if self.plan.stage != 2 and all(w >= groups[n].width for n, w in widths.items()):
+            count = ParameterCount(self.model)
+            share = count(count.current) / count(count.original)
+            raise UserError(
+                f"--compression-rate {rate:g}: nothing is left to cut, the model has "
+                f"{share:.4f} of its uncut parameters, from which the rate counts; give a "
+                "lower one"
+            )
 
     def begin(self, scores: Scores, steps: int) -> None:
         """Select channels; shrink them over ``steps`` updates (0: cut at once).
