@@ -220,6 +220,11 @@ def check_training(args, given: Collection[str]) -> None:
             f"--lr: missing, and fairseq's default of {args.lr[0]:g} is for plain SGD; give "
             "one for --optimizer srp_adam, as 5e-4"
         )
+    if args.lr_scheduler == "polynomial_decay" and not (args.total_num_update or 0) > 0:
+        raise UserError(
+            "--total-num-update: --lr-scheduler polynomial_decay needs it; give the updates "
+            "after which the rate is zero, those of all epochs"
+        )
     check_output_folder(args.save_dir, "--save-dir")
     try:
         os.makedirs(args.save_dir, exist_ok=True)

@@ -593,6 +593,11 @@ def test_options_of_a_part_that_was_not_chosen(capsys, data, options, words):
         (["-a", "srp"], "--max-tokens: missing"),
         (["--arch=srp", "--batch-size", "8"], "--optimizer: missing"),
         (["--arch", "srp", "--max-tokens", "99", "--optimizer=srp_adam"], "--lr: missing"),
+        (
+            ["--arch=srp", "--batch-size=8", "--optimizer=srp_adam", "--lr=1e-3"]
+            + ["--lr-scheduler", "polynomial_decay"],
+            "--total-num-update: --lr-scheduler polynomial_decay needs it",
+        ),
     ],
 )
 def test_what_no_training_can_do_without(data, options, words):
