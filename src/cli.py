@@ -198,6 +198,14 @@ def show_help(parser, training: bool = False) -> None:
     parser.print_help()
 
 
+def positive(text: Optional[str]) -> bool:
+    """Whether an option's text is a number above 0."""
+    try:
+        return float(text or 0) > 0
+    except ValueError:
+        return False
+
+
 def check_training(args, given: Collection[str]) -> None:
     """Refuse a training without what it can't do without; fairseq ends in a traceback.
 
@@ -220,10 +228,11 @@ def check_training(args, given: Collection[str]) -> None:
             f"--lr: missing, and fairseq's default of {args.lr[0]:g} is for plain SGD; give "
             "one for --optimizer srp_adam, as 5e-4"
         )
-    if args.lr_scheduler == "polynomial_decay" and not (args.total_num_update or 0) > 0:
+    # text, as fairseq would have it from --max-update where that is given in a file
+    if args.lr_scheduler == "polynomial_decay" and not positive(args.total_num_update):
         raise UserError(
-            "--total-num-update: --lr-scheduler polynomial_decay needs it; give the updates "
-            "after which the rate is zero, those of all epochs"
+            f"--total-num-update {args.total_num_update}: --lr-scheduler polynomial_decay "
+            "needs the updates after which the rate is zero, those of all epochs"
         )
     check_output_folder(args.save_dir, "--save-dir")
     try:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -596,12 +597,21 @@ def test_options_of_a_part_that_was_not_chosen(capsys, data, options, words):
         (
             ["--arch=srp", "--batch-size=8", "--optimizer=srp_adam", "--lr=1e-3"]
             + ["--lr-scheduler", "polynomial_decay"],
-            "--total-num-update: --lr-scheduler polynomial_decay needs it",
+            "--total-num-update None: --lr-scheduler polynomial_decay needs the updates",
         ),
     ],
 )
 def test_what_no_training_can_do_without(data, options, words):
     refused_script("train.py", data, *options, words=words)
+
+
+@pytest.mark.parametrize("text, valid", [("20", True), ("x", False), ("0", False), (None, False)])
+def test_the_updates_of_a_schedule_come_as_text(data, tmp_path, text, valid):
+    command = [data, *TINY, *RUN, "--lr-scheduler", "polynomial_decay"]
+    command += ["--save-dir", str(tmp_path)] + (["--total-num-update", text] if text else [])
+    args = cli.parse(fairseq_options.get_training_parser("SRPtranslation"), command)
+    with nullcontext() if valid else pytest.raises(UserError, match="--total-num-update"):
+        cli.check_training(args, {"--lr"})
 
 
 def refused_script(script, *arguments, words):
