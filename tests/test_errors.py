@@ -166,9 +166,8 @@ def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
 def test_save_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("/proc/nope", str(tmp_path / "file")):
-        args = argparse.Namespace(
-            max_tokens=9, batch_size=None, optimizer="adam", save_dir=folder
-        )
+        given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam"}
+        args = argparse.Namespace(**given, lr_scheduler="fixed", save_dir=folder)
         with pytest.raises(UserError, match=f"--save-dir {folder}: "):
             cli.check_training(args, {"--lr"})
 
