@@ -1,7 +1,6 @@
 """fairseq's trainer with a pruning stage in its loop."""
 
 import logging
-import math
 import sys
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -23,6 +22,7 @@ from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_not_shrinking, check_widths, take_layernorm
+from .run_length import check_last_cut, check_pruning_ends, updates_in_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +95,10 @@ class SRPTrainer(Trainer):
 
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
-        if self.weight_pruning is not None:
-            self._check_pruning_ends(epoch)
+        self._check_limits(epoch)
         stage = self.stage
         if stage is None:
             return
-        self._check_last_cut(epoch)
         due = stage.due(epoch)
         if due:
             self._begin_iteration(epoch)
@@ -125,7 +123,10 @@ class SRPTrainer(Trainer):
 
     def _begin_iteration(self, epoch: int) -> None:
         stage = self.stage
-        steps = self._updates_in_period(epoch) if stage.plan.decreasing else 0
+        steps = 0
+        if stage.plan.decreasing:
+            last = stage.last_epoch()
+            steps = updates_in_epochs(self.cfg, self._epoch_itr, epoch, last)
         logger.info(f"scoring channels by {self.task.cfg.importance}")
         with self._as_written():
             scores = self.task.score(
@@ -149,61 +150,17 @@ class SRPTrainer(Trainer):
         if stage.ready:
             self._cut()
 
-    def _updates_in_period(self, epoch: int) -> int:
-        """Updates from the start of ``epoch`` to the end of the iteration's period."""
-        return self._updates_in_epochs(epoch, self.stage.last_epoch())
-
-    def _updates_in_epochs(self, first: int, last: int) -> int:
-        """Updates from the start of epoch ``first`` to the end of ``last``."""
-        batches = self._batches_in_epoch()
-        frequencies = self.cfg.optimization.update_freq
-        total = 0
-        for e in range(first, last + 1):
-            frequency = frequencies[min(e, len(frequencies)) - 1]
-            share = batches / frequency
-            skip = self.cfg.optimization.skip_remainder_batch
-            total += math.floor(share) if skip else math.ceil(share)
-        return total
-
-    def _batches_in_epoch(self) -> int:
-        """Batches that this process is given; fairseq's ``len`` counts a little more."""
-        iterator = self._epoch_itr
-        batches = len(iterator)
-        if self.cfg.dataset.grouped_shuffling:  # leaves out what is not enough for all
-            batches = len(iterator.frozen_batches) // iterator.num_shards
-        return batches - bool(self.cfg.optimization.skip_remainder_batch)
-
-    def _check_last_cut(self, epoch: int) -> None:
-        """Refuse a limit of updates that ends the training ahead of the last cut."""
-        plan, limit = self.stage.plan, self.cfg.optimization.max_update
-        if not limit or self.stage.done or self._epoch_itr.iterations_in_epoch:
+    def _check_limits(self, epoch: int) -> None:
+        """Refuse a limit that ends the training before its pruning does."""
+        iterator, stage = self._epoch_itr, self.stage
+        if iterator.iterations_in_epoch:
             return  # resumed within an epoch, at whose start this was asked
-        if self.task.has_sharded_data("train"):
-            return  # later epochs have other numbers of updates
-        # one shot is made when the epoch before has ended and training goes on
-        last = plan.epochs if plan.decreasing else plan.epochs - 1
-        updates = self._updates_in_epochs(epoch, last)
-        updates += self.get_num_updates() + (not plan.decreasing and epoch <= last)
-        if updates > limit:
-            raise UserError(
-                f"--max-update {limit}: the last cut, in epoch {plan.epochs}, takes "
-                f"{updates} updates; raise it, or leave it out to end with the cut"
-            )
-
-    def _check_pruning_ends(self, epoch: int) -> None:
-        """Refuse a limit that ends the training ahead of the last pruning of weights."""
-        if self._epoch_itr.iterations_in_epoch:
-            return  # resumed within an epoch, at whose start this was asked
-        options = self.cfg.optimization
-        limits = {}  # by the updates to come: a dense run before has its own in the count
-        if options.max_update:
-            left = options.max_update - self.get_num_updates()
-            limits[left] = f"--max-update {options.max_update}"
-        if options.max_epoch:
-            left = self._updates_in_epochs(epoch, options.max_epoch)
-            limits[left] = f"--max-epoch {options.max_epoch}"
-        if limits:
-            self.weight_pruning.check_end(min(limits), limits[min(limits)])
+        run = self.cfg, iterator, epoch, self.get_num_updates()
+        if self.weight_pruning is not None:
+            check_pruning_ends(self.weight_pruning, *run)
+        # with shards later epochs have other numbers of updates
+        if stage is not None and not stage.done and not self.task.has_sharded_data("train"):
+            check_last_cut(stage.plan, *run)
 
     def train_step(self, samples, raise_oom=False):
         pruning = self.weight_pruning
