@@ -8,6 +8,7 @@ import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor, nn
 
+from .adapters import AdapterError, adapted_layers, fuse
 from .connectivity.groups import channel_groups
 from .errors import UserError
 from .models.srp_config import SRPConfig
@@ -126,6 +127,46 @@ def _weighted(asked: bool, config: SRPConfig, pruned: bool, path: str) -> bool:
             "something else with it; it stays off"
         )
     return config.weighted_layernorm
+
+
+def load_weights(model: nn.Module, state: Dict[str, Any], what: str, cfg=None) -> None:
+    """Give a model the weights of a checkpoint, all of them.
+
+    Args:
+        what: option and file of the checkpoint, for messages.
+        cfg: the model's options, which take over widths.
+
+    Raises:
+        UserError: they don't fit.
+    """
+    try:
+        model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
+    except (RuntimeError, AdapterError) as error:
+        raise UserError(
+            f"{what}: its weights don't fit ({' '.join(str(error).split())[:300]})"
+        ) from None
+
+
+def load_pretrained(model: nn.Module, cfg, state: Dict[str, Any], path: str) -> None:
+    """Give a model that was built from the command line what --pretrained-model holds.
+
+    Adapters of the checkpoint are fused with its weights.
+
+    Args:
+        cfg: the model's options, which take over widths.
+
+    Raises:
+        UserError: the checkpoint is of another model, of a stage under way, or of a
+            training that diverged.
+    """
+    what = f"--pretrained-model {path}"
+    check_structure(model, state, path)
+    check_finite(state["model"].items(), what)
+    load_weights(model, state, what, cfg)
+    check_not_shrinking(model, what)
+    if adapted_layers(model):
+        logger.info(f"{path}: its adapters are fused with its weights")
+        fuse(model).requires_grad_(True)
 
 
 def check_not_shrinking(model: nn.Module, what: str) -> None:

@@ -8,30 +8,23 @@ from typing import Iterator, Optional
 
 import numpy as np
 import torch
-from fairseq import models, utils
+from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationTask
 
 from .. import adaptation
-from ..adapters import AdapterError, adapted_layers, fuse
 from ..checkpoint_utils import load_checkpoint
 from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import attention_groups, channel_groups
 from ..connectivity.importance import score as score_channels
 from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
 from ..connectivity.stage import PruningStage, StagePlan
+from ..distillation import check_attention, read_teacher, teacher_file
 from ..errors import UserError
 from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
-from ..pretrained import (
-    check_dictionaries,
-    check_finite,
-    check_not_shrinking,
-    check_structure,
-    inherit_layernorm,
-    teacher_arguments,
-)
+from ..pretrained import check_dictionaries, inherit_layernorm, load_pretrained
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
 from ..task_checks import check_data, check_options, check_run
@@ -93,14 +86,18 @@ class SRPTranslationTask(TranslationTask):
                 "--pretrained-model",
                 self.cfg.trust_checkpoint,
             )
-            self._check_dictionaries(state, f"--pretrained-model {self.cfg.pretrained_model}")
+            what = f"--pretrained-model {self.cfg.pretrained_model}"
+            check_dictionaries(state, self.source_dictionary, self.target_dictionary, what)
             inherit_layernorm(cfg, state, self.cfg.pretrained_model)
         model = super().build_model(cfg, from_checkpoint)
         self._check_model(model, cfg)
         if state is not None:
-            self._load_pretrained(model, cfg, state)
-        if getattr(cfg, "prob_kd", 0) or getattr(cfg, "attn_kd", 0):
-            self._check_distillation(model, getattr(cfg, "attn_kd", 0))
+            load_pretrained(model, cfg, state, self.cfg.pretrained_model)
+        attn_kd = getattr(cfg, "attn_kd", 0)
+        if getattr(cfg, "prob_kd", 0) or attn_kd:
+            teacher = self.teacher(torch.device("cpu"))  # read before any work
+            if attn_kd:
+                check_attention(teacher, model, self.cfg, attn_kd)
         if self.cfg.adapter:
             adaptation.insert(model, self.cfg)
         if self.cfg.compression_rate < 1:
@@ -141,28 +138,6 @@ class SRPTranslationTask(TranslationTask):
             content = adaptation.read_adapters(path, "--adapter-path")
             model.after_loading = lambda m: adaptation.apply_adapters(m, content, what)
         return model
-
-    def _load_pretrained(self, model, cfg, state) -> None:
-        path = self.cfg.pretrained_model
-        check_structure(model, state, path)
-        check_finite(state["model"].items(), f"--pretrained-model {path}")
-        self._load_weights(model, state, f"--pretrained-model {path}", cfg)
-        check_not_shrinking(model, f"--pretrained-model {path}")
-        if adapted_layers(model):
-            logger.info(f"{path}: its adapters are fused with its weights")
-            fuse(model).requires_grad_(True)
-
-    @staticmethod
-    def _load_weights(model, state, what: str, cfg=None) -> None:
-        try:
-            model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
-        except (RuntimeError, AdapterError) as error:
-            raise UserError(
-                f"{what}: its weights don't fit ({' '.join(str(error).split())[:300]})"
-            ) from None
-
-    def _check_dictionaries(self, state, what: str) -> None:
-        check_dictionaries(state, self.source_dictionary, self.target_dictionary, what)
 
     @property
     def plan(self) -> StagePlan:
@@ -214,55 +189,14 @@ class SRPTranslationTask(TranslationTask):
 
     def check_teacher(self) -> None:
         """Refuse distillation without a teacher, before any work."""
-        if not (self.cfg.teacher_model or self.cfg.pretrained_model):
-            raise UserError(
-                "--prob-kd/--attn-kd: distillation needs a teacher; give --teacher-model"
-            )
+        teacher_file(self.cfg)
 
     def teacher(self, device):
         """The unpruned model in evaluation mode, read from its file once."""
         if self._teacher is None:
-            path = self.cfg.teacher_model or self.cfg.pretrained_model
-            state = load_checkpoint(path, self._teacher_option, self.cfg.trust_checkpoint)
-            what = f"{self._teacher_option} {path}"
-            self._check_dictionaries(state, what)
-            check_finite(state["model"].items(), what)
-            if any(name.startswith("decoder.adaptive_softmax") for name in state["model"]):
-                raise UserError(
-                    f"{what}: has an adaptive softmax, whose output can't be distilled; "
-                    "give a teacher with a plain output projection"
-                )
-            with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
-                model = models.build_model(teacher_arguments(state), self)
-            self._load_weights(model, state, what)
-            model.requires_grad_(False)
-            self._teacher = model.eval()
-            logger.info(f"distilling from {path}")
+            self._teacher = read_teacher(self)
         self._teacher = self._teacher.to(device)
         return self._teacher
-
-    @property
-    def _teacher_option(self) -> str:
-        return "--teacher-model" if self.cfg.teacher_model else "--pretrained-model"
-
-    def _check_distillation(self, student, attn_kd: float) -> None:
-        """Read the teacher, and refuse one whose attention can't be compared."""
-        self.check_teacher()
-        teacher = self.teacher(torch.device("cpu"))
-        if not attn_kd:
-            return
-        if not isinstance(teacher, SRPModel):
-            raise UserError(
-                f"--attn-kd {attn_kd:g}: the teacher ({self._teacher_option}) is a "
-                f"{type(teacher).__name__}, which gives no attention maps; use --prob-kd"
-            )
-        layers, its = len(student.decoder.layers), len(teacher.decoder.layers)
-        if layers != its:
-            raise UserError(
-                f"--attn-kd {attn_kd:g}: the teacher ({self._teacher_option}) has {its} "
-                f"decoder layers, the model {layers}; give one with as many, or use "
-                "--prob-kd"
-            )
 
     def forward_precision(self):
         """Context in which training and scoring run the model's forward pass."""
