@@ -43,9 +43,9 @@ from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
-from .sparsity.magnitude import PRUNABLE  # noqa: E402
 from .sparsity.patterns import parse_pattern  # noqa: E402
 from .sparsity.picture import draw_density  # noqa: E402
+from .sparsity.prunable import PRUNABLE  # noqa: E402
 from .sparsity.report import notes, readable, sparsity_report, to_markdown  # noqa: E402
 
 

@@ -18,14 +18,16 @@ from torch.nn.utils import parametrizations
 from src.sparsity.errors import SparsityError
 from src.sparsity.magnitude import (
     Prunable,
-    apply_masks,
-    calc_num_prunable_params,
-    masks,
-    prunable_layers,
     prune_by_pct,
     prune_by_rank,
     prune_by_threshold,
     random_prune_by_pct,
+)
+from src.sparsity.prunable import (
+    apply_masks,
+    calc_num_prunable_params,
+    masks,
+    prunable_layers,
 )
 
 # what the README of ModelPruningLibrary prints for its model conv2

@@ -16,7 +16,8 @@ from src import sparsity_report as tool
 from src.flops_counter import load_model
 from src.sparsity import report
 from src.sparsity.errors import SparsityError
-from src.sparsity.magnitude import prunable_layers, prune_by_pct, random_prune_by_pct
+from src.sparsity.magnitude import prune_by_pct, random_prune_by_pct
+from src.sparsity.prunable import prunable_layers
 from src.sparsity.patterns import parse_pattern
 from src.sparsity.report import OVER_ALL, OVER_PRUNABLE, block_sparsity, sparsity_report
 from src.sparsity.storage import save_sparse

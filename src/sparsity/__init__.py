@@ -14,9 +14,6 @@ from .layers import DenseConv2d, DenseLinear, SparseConv2d, SparseLinear, to_den
 from .layouts import LAYOUTS, ByRows, fastest, prepare
 from .magnitude import (
     Prunable,
-    apply_masks,
-    calc_num_prunable_params,
-    masks,
     prune_by_pct,
     prune_by_rank,
     prune_by_threshold,
@@ -24,6 +21,7 @@ from .magnitude import (
 )
 from .optim import SGD
 from .patterns import parse_pattern
+from .prunable import apply_masks, calc_num_prunable_params, masks
 from .storage import (
     is_sparse_file,
     load_sparse,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
-from .magnitude import PRUNABLE, Layers, prunable_layers
 from .patterns import Pattern, parse_pattern
+from .prunable import PRUNABLE, Layers, prunable_layers
 
 OVER_PRUNABLE, OVER_ALL = "over prunable weights", "over all weights"
 MISSING = "–"
