@@ -4,6 +4,7 @@ import json
 import math
 import os
 
+import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import data_utils
@@ -243,6 +244,19 @@ def check_data(cfg: SRPTranslationConfig) -> None:
         path = os.path.join(folder, f"dict.{language}.txt")
         if not os.path.isfile(path):
             raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
+
+
+def check_buckets(cfg: SRPTranslationConfig) -> None:
+    """Refuse --num-batch-buckets where fairseq's code for it does not run.
+
+    Raises:
+        UserError: names the option and the library.
+    """
+    if cfg.num_batch_buckets and not hasattr(np, "compat"):
+        raise UserError(
+            f"--num-batch-buckets {cfg.num_batch_buckets}: fairseq's code for it calls what "
+            f"numpy {np.__version__} no longer has; leave it out"
+        )
 
 
 def check_validation(cfg: SRPTranslationConfig, run) -> None:

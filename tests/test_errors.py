@@ -9,6 +9,7 @@ import sys
 import zipfile
 from contextlib import nullcontext
 
+import numpy
 import pytest
 import torch
 from fairseq import options as fairseq_options
@@ -161,6 +162,12 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
 )
 def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
     refused(capsys, [data, *TINY, *RUN, *options], tmp_path, *words)
+
+
+def test_buckets_that_fairseq_cannot_make(capsys, data, tmp_path, monkeypatch):
+    monkeypatch.delattr(numpy, "compat", raising=False)  # as of numpy 2.4
+    words = "--num-batch-buckets 3", f"numpy {numpy.__version__} no longer has"
+    refused(capsys, [data, *TINY, *RUN, "--num-batch-buckets", "3"], tmp_path, *words)
 
 
 def test_save_dir_that_cannot_be_made(tmp_path):

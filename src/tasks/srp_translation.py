@@ -27,7 +27,7 @@ from ..modules.relevance import gold_relevance, is_half
 from ..pretrained import check_dictionaries, inherit_layernorm, load_pretrained
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
-from ..task_checks import check_data, check_options, check_run
+from ..task_checks import check_buckets, check_data, check_options, check_run
 from ..task_options import SRPTranslationConfig
 from ..weight_pruning import WeightPruning
 
@@ -54,6 +54,8 @@ class SRPTranslationTask(TranslationTask):
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         check_data(cfg)
+        if not kwargs.get("from_checkpoint"):
+            check_buckets(cfg)
         task = super().setup_task(cfg, **kwargs)
         if kwargs.get("from_checkpoint"):
             # how its training was run says nothing of this process (hub, for example)
