@@ -16,6 +16,9 @@ from .connectivity.stage import StagePlan
 from .errors import UserError
 from .task_options import SRPTranslationConfig
 
+# Options of fairseq's models: trained embeddings to begin with.
+EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
+
 
 def check_options(cfg: SRPTranslationConfig) -> None:
     """Refuse impossible values of the task's own options.
@@ -299,6 +302,12 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         UserError: names the option, its value and what to do.
     """
     check_validation(cfg, run)
+    for name in EMBEDDING_FILES:
+        path = getattr(run, name, None)
+        if path and not os.path.isfile(path):
+            raise UserError(
+                f"--{name.replace('_', '-')} {path}: no such file; give embeddings as text"
+            )
     for name in ("dropout", "attention_dropout", "activation_dropout", "relu_dropout"):
         value = getattr(run, name, None) or 0.0
         if not 0 <= value < 1:

@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from fairseq import options as fairseq_options
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from conftest import ROOT, RUN, TINY, run_training, write_corpus
 
 from src.checkpoint_utils import load_checkpoint
@@ -168,6 +169,41 @@ def test_buckets_that_fairseq_cannot_make(capsys, data, tmp_path, monkeypatch):
     monkeypatch.delattr(numpy, "compat", raising=False)  # as of numpy 2.4
     words = "--num-batch-buckets 3", f"numpy {numpy.__version__} no longer has"
     refused(capsys, [data, *TINY, *RUN, "--num-batch-buckets", "3"], tmp_path, *words)
+
+
+EMBEDDINGS = {
+    "missing": (None, "no such file"),
+    "empty": (b"", "StopIteration"),
+    "narrow": (b"1 2\nde1 0.1 0.2\n", "must match"),
+    "words": (b"1 16\nde1 a" + b" 0" * 15, "could not convert string to float: 'a'"),
+    "bytes": (b"1 16\n\xff\xfe", "UnicodeDecodeError"),
+}
+
+
+@pytest.mark.parametrize("side, dictionary", [("encoder", "de"), ("decoder", "en")])
+@pytest.mark.parametrize("case", EMBEDDINGS)
+def test_embeddings_that_cannot_be_read(capsys, data, tmp_path, case, side, dictionary):
+    content, problem = EMBEDDINGS[case]
+    path, option = tmp_path / "embeddings.txt", f"--{side}-embed-path"
+    if content is not None:
+        path.write_bytes(content.replace(b"de", dictionary.encode()))
+    words = [f"{option} {path}: ", problem, "text"]
+    refused(capsys, [data, *TINY, *RUN, option, path], tmp_path, *words)
+
+
+def test_embeddings_are_needed_by_the_training_alone(data, tmp_path):
+    """Their file may be gone when the trained model is translated with."""
+    path = tmp_path / "embeddings.txt"
+    path.write_text("1 16\nde1 " + " ".join(["0.25"] * 16) + "\n")
+    command = [data, *TINY, *RUN, "--max-epoch", "1", "--save-dir", tmp_path / "run"]
+    trainer = run_training([*command, "--lr", "1e-30", "--encoder-embed-path", path])
+    row = trainer.task.source_dictionary.index("de1")
+    trained = trainer.get_model().encoder.embed_tokens.weight
+    torch.testing.assert_close(trained[row], torch.full((16,), 0.25))
+    path.unlink()
+    saved = str(tmp_path / "run" / "checkpoint_last.pt")
+    (model,), _, _ = load_model_ensemble_and_task([saved])
+    torch.testing.assert_close(model.encoder.embed_tokens.weight, trained, rtol=0, atol=0)
 
 
 def test_save_dir_that_cannot_be_made(tmp_path):

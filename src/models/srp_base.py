@@ -9,8 +9,10 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from ..adapters import insert_like
+from ..checkpoint_utils import reason
 from ..connectivity.cut import take_shape
 from ..connectivity.groups import ChannelGroup, channel_groups
+from ..errors import UserError
 from ..modules.linear import accelerate
 from .srp_config import SRPConfig, check_config, check_sharing
 from .srp_decoder import SRPDecoder
@@ -63,7 +65,16 @@ class SRPModel(TransformerModel):
 
     @classmethod
     def build_embedding(cls, cfg, dictionary, embed_dim, path=None):
-        table = super().build_embedding(cfg, dictionary, embed_dim, path)
+        try:
+            table = super().build_embedding(cfg, dictionary, embed_dim, path)
+        except (OSError, ValueError, StopIteration, RuntimeError) as error:
+            if path is None:
+                raise
+            side = "encoder" if path == cfg.encoder.embed_path else "decoder"
+            raise UserError(
+                f"--{side}-embed-path {path}: must be text with a word and its {embed_dim} "
+                f"numbers a line, after a first line of two numbers ({reason(error)})"
+            ) from None
         # in a tuple: a shared table has one group, which the encoder registers
         table.channel_group = (ChannelGroup("embedding", embed_dim),)
         return table

@@ -79,6 +79,12 @@ def check_config(cfg: SRPConfig) -> None:
             f"--share-all-embeddings: --encoder-embed-dim {cfg.encoder_embed_dim} and "
             f"--decoder-embed-dim {cfg.decoder_embed_dim} must be equal"
         )
+    file = cfg.decoder_embed_path
+    if cfg.share_all_embeddings and file and file != cfg.encoder_embed_path:
+        raise UserError(
+            f"--decoder-embed-path {file}: --share-all-embeddings has one table; give the "
+            "file as --encoder-embed-path"
+        )
 
 
 def check_sharing(cfg: SRPConfig, source, target) -> None:

@@ -27,7 +27,13 @@ from ..modules.relevance import gold_relevance, is_half
 from ..pretrained import check_dictionaries, inherit_layernorm, load_pretrained
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
-from ..task_checks import check_buckets, check_data, check_options, check_run
+from ..task_checks import (
+    EMBEDDING_FILES,
+    check_buckets,
+    check_data,
+    check_options,
+    check_run,
+)
 from ..task_options import SRPTranslationConfig
 from ..weight_pruning import WeightPruning
 
@@ -76,7 +82,11 @@ class SRPTranslationTask(TranslationTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         if from_checkpoint:
-            # options of the run that made the checkpoint do not bind this one
+            # options of the run that made the checkpoint do not bind this one, nor are
+            # the embeddings that it began with read once more
+            for name in EMBEDDING_FILES:
+                if getattr(cfg, name, None):
+                    setattr(cfg, name, None)
             return self._with_adapters(super().build_model(cfg, from_checkpoint))
         check_options(self.cfg)
         check_run(self.cfg, cfg, self.plan)
