@@ -1,5 +1,7 @@
 """What all criteria of importance share, and whole stages with each."""
 
+import copy
+
 import pytest
 import torch
 from conftest import RUN, TINY, run_training
@@ -257,6 +259,30 @@ def test_options_reach_the_criterion(data, base, tmp_path):
     for name, values in scores().items():
         assert torch.equal(values, rough[name])
         torch.testing.assert_close(values, lrp[name], rtol=0.3, atol=0.3 * values.max().item())
+
+
+@pytest.mark.parametrize("name", [n for n, c in IMPORTANCE.items() if c.uses_batches])
+def test_tokens_that_the_loss_leaves_out_count_nowhere(data, base, name):
+    """Their gold tokens may be any; those of the others may not."""
+    trainer = run_training(
+        [data, *TINY, *RUN, "--pretrained-model", base, "--max-update", "1", "--no-save"]
+        + ["--ignore-prefix-size", "2"]
+    )
+    task, model, criterion = trainer.task, trainer.get_model(), trainer.criterion
+    task.cfg.importance = name
+    samples = list(task.scoring_samples("train", 1))
+
+    def scores(column=None):
+        given = copy.deepcopy(samples)
+        for sample in given if column is not None else ():
+            sample["target"][:, column] = 7  # no padding: sentences have four tokens or more
+        task.scoring_samples = lambda *options: iter(given)
+        return task.score(model, criterion, "train", 1, torch.device("cpu"))
+
+    plain, outside, inside = scores(), scores(1), scores(2)
+    for group, values in plain.items():
+        assert torch.equal(values, outside[group])
+        assert not torch.equal(values, inside[group])
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ class ScoringBatch:
 
     Args:
         loss: the loss, summed over target tokens.
-        tokens: number of target tokens, without padding.
-        relevance: the sum of the gold tokens' logits, made so that its gradient
+        tokens: number of these tokens, without padding.
+        relevance: the sum of their logits, made so that its gradient
             times an activation is that activation's relevance.
     """
 

@@ -317,11 +317,13 @@ class SRPTranslationTask(TranslationTask):
             model.train(was_training)
 
     def _scoring_batch(self, model, criterion, sample) -> ScoringBatch:
-        target, padding_idx = sample["target"], self.target_dictionary.pad()
-        inputs = sample["net_input"]
+        inputs, padding_idx = sample["net_input"], self.target_dictionary.pad()
+        target = sample["target"].clone()
+        # as in the loss, for what is not computed from it
+        target[:, : getattr(criterion, "ignore_prefix_size", 0)] = padding_idx
         return ScoringBatch(
             loss=lambda: criterion(model, sample)[0],
-            tokens=int(sample["ntokens"]),
+            tokens=int(target.ne(padding_idx).sum()),
             relevance=lambda: gold_relevance(model, inputs, target, padding_idx),
         )
 
