@@ -176,7 +176,8 @@ def load(args, cfg) -> Loaded:
     paths = utils.split_paths(cfg.common_eval.path)
     states = [load_checkpoint(p, "--path", args.trust_checkpoint) for p in paths]
     overrides = search_checks.model_overrides(cfg.common_eval.model_overrides)
-    for state in states:
+    for path, state in zip(paths, states):
+        search_checks.check_overrides(overrides, state["cfg"], path)
         checkpoint_utils.overwrite_args_by_name(state["cfg"], overrides)
     task = checks.set_up_task(cfg)
     search_checks.check_task(cfg, task)

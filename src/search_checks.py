@@ -1,11 +1,15 @@
 """What is refused of fairseq's options of the search, which would end in tracebacks."""
 
+import argparse
 import ast
+import difflib
 import math
-from typing import Any, Dict
+from typing import Any, Dict, Set
 
 from fairseq import scoring
 from fairseq.data.data_utils import post_process
+from fairseq.models import ARCH_MODEL_REGISTRY
+from omegaconf import DictConfig
 
 from .checkpoint_utils import load_checkpoint
 from .errors import UserError
@@ -27,6 +31,50 @@ def model_overrides(text: str) -> Dict[str, Any]:
             "{'max_target_positions': 100}"
         )
     return overrides
+
+
+def check_overrides(overrides: Dict[str, Any], cfg: DictConfig, path: str) -> None:
+    """Refuse what no option of a checkpoint is called, which fairseq would pass over.
+
+    Args:
+        cfg: the options that the checkpoint was made with.
+        path: its file, for messages.
+
+    Raises:
+        UserError: names the option, and those whose names are like it.
+    """
+    known = _option_names(cfg)
+    for name, value in overrides.items():
+        if isinstance(value, dict) and isinstance(_part(cfg, name), DictConfig):
+            check_overrides(value, cfg[name], path)
+        elif name not in known:
+            near = difflib.get_close_matches(str(name), known)
+            valid = f"like it are {', '.join(near)}" if near else "leave it out"
+            raise UserError(f"--model-overrides {name}: {path} has no such option; {valid}")
+
+
+def _part(cfg: DictConfig, name: str) -> Any:
+    """What stands under a name; None, too, where omegaconf misses a value."""
+    return cfg[name] if name in cfg else None
+
+
+def _option_names(cfg: DictConfig) -> Set[str]:
+    """What an override may be called: what fairseq finds in any part of the options."""
+    names = set()
+    for key in cfg:
+        part = _part(cfg, key)
+        if not isinstance(part, argparse.Namespace):
+            names.add(key)
+        if isinstance(part, DictConfig):
+            names |= _option_names(part)
+        elif isinstance(part, argparse.Namespace):  # of a model, which takes any name
+            names |= vars(part).keys()
+            model = ARCH_MODEL_REGISTRY.get(getattr(part, "arch", None))
+            if model is not None:  # and may have got options since
+                parser = argparse.ArgumentParser(add_help=False)
+                model.add_args(parser)
+                names |= {action.dest for action in parser._actions}
+    return names
 
 
 def check_search(cfg) -> None:
