@@ -3,6 +3,7 @@
 import argparse
 import functools
 import glob
+import io
 import os
 import pickle
 import shutil
@@ -71,32 +72,91 @@ def replace_durably(temporary: str, path: str) -> None:
 
 
 @contextmanager
+def refusing_failed_writes(path: str):
+    """Say in one line why a file or folder can't be written: a full disk, for example.
+
+    Raises:
+        UserError: names it, and the reason.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of standard output, whose reader wants no more
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't be written ({reason(error)}); what was there before is as it was"
+        ) from None
+
+
+class _File(io.FileIO):
+    """A file that remembers why it could not be written: torch.save says something else."""
+
+    failure: Optional[OSError] = None
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+@contextmanager
 def atomic_write(path: str, mode: str = "w", **kwargs):
-    """Open a file that appears under ``path`` when the block ends without error."""
+    """Open a file that appears under ``path`` when the block ends without error.
+
+    Args:
+        mode: ``w`` or ``wb``.
+        kwargs: of ``io.TextIOWrapper``.
+
+    Raises:
+        UserError: it can't be written; what was there before is as it was.
+    """
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, mode, **kwargs) as stream:
-            yield stream
-        replace_durably(temporary, path)
+        with refusing_failed_writes(path):
+            file = _File(temporary, "w")
+        stream = io.BufferedWriter(file)
+        if "b" not in mode:
+            stream = io.TextIOWrapper(stream, **kwargs)
+        try:
+            with stream:
+                yield stream
+        except Exception:
+            if file.failure is None:
+                raise
+            with refusing_failed_writes(path):
+                raise file.failure from None
+        with refusing_failed_writes(path):
+            replace_durably(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
 
 class DurablePathManager(PathManager):
-    """fairseq's file access, with renames that reach the disk and atomic copies."""
-
-    @staticmethod
-    def rename(src: str, dst: str):
-        replace_durably(src, dst)
+    """fairseq's file access, with copies that are complete or not there at all."""
 
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
         if os.path.exists(dst_path) and not overwrite:
             return False
-        shutil.copyfile(src_path, f"{dst_path}.tmp")
-        replace_durably(f"{dst_path}.tmp", dst_path)
+        with open(src_path, "rb") as source, atomic_write(dst_path, "wb") as stream:
+            shutil.copyfileobj(source, stream)
         return True
+
+
+def _saving_durably(save: Callable) -> Callable:
+    """fairseq's writer of checkpoints, for local files: it would try a full disk thrice."""
+
+    @functools.wraps(save)
+    def write(state, path, async_write=False):
+        if async_write or not PathManager.supports_rename(path):
+            return save(state, path, async_write)
+        with atomic_write(path, "wb") as stream:
+            torch.save(state, stream)
+
+    return write
 
 
 def _reading_sparse_files(read_pickle: Callable) -> Callable:
@@ -122,10 +182,13 @@ def install() -> None:
     """Make fairseq write and read checkpoints this way."""
     allow_safe_globals()
     checkpoint_utils.PathManager = DurablePathManager
-    if not hasattr(checkpoint_utils.load_checkpoint_to_cpu, "__wrapped__"):
-        checkpoint_utils.load_checkpoint_to_cpu = _reading_sparse_files(
-            checkpoint_utils.load_checkpoint_to_cpu
-        )
+    for name, wrapper in (
+        ("load_checkpoint_to_cpu", _reading_sparse_files),
+        ("torch_persistent_save", _saving_durably),
+    ):
+        function = getattr(checkpoint_utils, name)
+        if not hasattr(function, "__wrapped__"):
+            setattr(checkpoint_utils, name, wrapper(function))
 
 
 def damage(path: str) -> Optional[str]:

@@ -1,6 +1,7 @@
 """What the entry points share: parsing with this plug-in loaded, clear errors."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from .errors import UserError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -76,12 +78,16 @@ def check_output_folder(path: str, option: str) -> None:
 
 @contextmanager
 def ending_quietly(interrupted: str):
-    """End without a traceback when interrupted, or when nobody reads the output any more.
+    """End without a traceback when interrupted, or when the output can't be written.
 
-    The exit status is that of a program that the signal has killed: 130 and 141.
+    The exit status is that of a program that the signal has killed, 130, and 141 when
+    nobody reads the output any more.
 
     Args:
         interrupted: what an interruption leaves behind.
+
+    Raises:
+        UserError: standard output goes to a file, and the disk is full.
     """
     try:
         yield
@@ -89,10 +95,15 @@ def ending_quietly(interrupted: str):
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
+        broken = isinstance(error, BrokenPipeError)
+        if not broken and (error.errno not in DISK_FULL or error.filename):
+            raise
         # Python flushes standard output once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        if broken:
+            sys.exit(141)
+        raise UserError(f"the output can't be written ({error.strerror})") from None
 
 
 def set_up_logging(stream=sys.stdout) -> None:

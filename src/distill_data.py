@@ -43,7 +43,7 @@ from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from . import cli, ctranslate2_engine, generate  # noqa: E402
-from .checkpoint_utils import atomic_write  # noqa: E402
+from .checkpoint_utils import atomic_write, refusing_failed_writes  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .search_checks import model_overrides  # noqa: E402
 
@@ -238,7 +238,8 @@ def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
         model.prepare_for_inference_(cfg)
     # what fairseq-generate prints lacks them as well
     no_words = task.target_dictionary.bos(), task.target_dictionary.pad()
-    with open(path, "r+b" if os.path.isfile(path) else "wb") as stream:
+    mode = "r+b" if os.path.isfile(path) else "wb"
+    with refusing_failed_writes(path), open(path, mode) as stream:
         content = stream.read() if found else b""
         stream.truncate(content.rfind(b"\n") + 1)  # a line that a kill has cut short
         stream.seek(0, os.SEEK_END)
@@ -310,7 +311,8 @@ def run(args, cfg) -> None:
             "--without-original to write the model's translations alone"
         )
     folder = args.output.rstrip("/") + ".part"
-    os.makedirs(folder, exist_ok=True)
+    with refusing_failed_writes(folder):
+        os.makedirs(folder, exist_ok=True)
     with one_process(folder, args.output):
         make(args, cfg, loaded, folder)
 
@@ -328,7 +330,8 @@ def make(args, cfg, loaded, folder: str) -> None:
     begin = time.perf_counter()
     found = translate(args, cfg, loaded, path)
     seconds = time.perf_counter() - begin
-    pairs = write_data(args, cfg, loaded, found, folder)
+    with refusing_failed_writes(args.output):
+        pairs = write_data(args, cfg, loaded, found, folder)
     shutil.rmtree(folder)
     dataset, compared = loaded.task.dataset(cfg.dataset.gen_subset), ""
     if dataset.tgt is not None:

@@ -45,7 +45,12 @@ from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
 from . import vocabulary_map  # noqa: E402
-from .checkpoint_utils import fsync, load_checkpoint, replace_durably  # noqa: E402
+from .checkpoint_utils import (  # noqa: E402
+    fsync,
+    load_checkpoint,
+    refusing_failed_writes,
+    replace_durably,
+)
 from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
 from .ctranslate2_check import (  # noqa: E402
     Pair,
@@ -317,20 +322,17 @@ def run(args) -> None:
     found = None
     if args.vocabulary_map is not None:
         found = vocabulary_map.learn(task, args.vocabulary_map)
-    try:
-        with new_folder(args.output) as folder:
-            export(
-                model,
-                dictionaries,
-                folder,
-                args.quantization,
-                what,
-                pairs,
-                args.max_length,
-                found,
-            )
-    except OSError as error:
-        raise UserError(f"--output {args.output}: {error}; nothing was written") from None
+    with refusing_failed_writes(f"--output {args.output}"), new_folder(args.output) as folder:
+        export(
+            model,
+            dictionaries,
+            folder,
+            args.quantization,
+            what,
+            pairs,
+            args.max_length,
+            found,
+        )
     size = os.path.getsize(os.path.join(args.output, MODEL))
     parameters = sum(p.numel() for p in model.parameters())
     print(

@@ -25,7 +25,11 @@ import os  # noqa: E402
 from typing import List, Optional  # noqa: E402
 
 from . import sparse_checkpoint  # noqa: E402
-from .checkpoint_utils import load_checkpoint, replace_durably  # noqa: E402
+from .checkpoint_utils import (  # noqa: E402
+    load_checkpoint,
+    refusing_failed_writes,
+    replace_durably,
+)
 from .cli import ArgumentParser, check_output_file, set_up_logging  # noqa: E402
 
 
@@ -60,7 +64,8 @@ def main(arguments: Optional[List[str]] = None) -> None:
     try:
         sparse_checkpoint.write(state, temporary, f"--path {args.path}")
         sparse_checkpoint.check_equal(temporary, state["model"])
-        replace_durably(temporary, args.output)
+        with refusing_failed_writes(args.output):
+            replace_durably(temporary, args.output)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
