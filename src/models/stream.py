@@ -1,0 +1,32 @@
+"""What an encoder and a decoder do alike with the stream of their layers' outputs."""
+
+from torch import nn
+
+from ..connectivity.groups import ChannelGroup
+from ..modules.dropout import EmbeddingDropout
+from ..modules.layer_norm import WeightedLayerNorm
+from ..modules.positions import positional_embedding
+
+
+def follow_channels(
+    side: nn.Module, name: str, embedding: ChannelGroup, cfg, max_positions: int
+) -> None:
+    """Let dropout, positions and normalizations of the stream have an embedding's channels.
+
+    Args:
+        side: fairseq's encoder or decoder, as it was built.
+        name: ``encoder`` or ``decoder``.
+        cfg: model configuration (SRPConfig).
+    """
+    side.embedding = embedding
+    side.dropout_module = EmbeddingDropout(
+        cfg.dropout, embedding, module_name=f"Transformer{name.capitalize()}"
+    )
+    if side.embed_positions is not None:
+        side.embed_positions = positional_embedding(
+            embedding, max_positions, side.padding_idx, getattr(cfg, name).learned_pos
+        )
+    if side.layernorm_embedding is not None:
+        side.layernorm_embedding = WeightedLayerNorm(embedding, cfg.weighted_layernorm)
+    if side.layer_norm is not None:
+        side.layer_norm = WeightedLayerNorm(embedding, cfg.weighted_layernorm, stream=True)
