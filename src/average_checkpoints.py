@@ -34,7 +34,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, check_output_file  # noqa: E402
+from .cli import ArgumentParser, add_trust, check_output_file  # noqa: E402
 from .cli import ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import STRUCTURE, read_model_config  # noqa: E402
@@ -319,12 +319,7 @@ def get_parser() -> ArgumentParser:
         metavar="N",
         help="the last epoch (or number of updates) to take",
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in --inputs: for old checkpoints of your own, since a "
-        "pickle can run code",
-    )
+    add_trust(parser, "--inputs")
     return parser
 
 

@@ -36,6 +36,21 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
 
+def add_trust(parser, named: str) -> None:
+    """The option of every tool that reads checkpoints.
+
+    Args:
+        parser: or a group of its arguments.
+        named: what names the checkpoint, for the help.
+    """
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help=f"unpickle any object in {named}: for old checkpoints of your own, since a "
+        "pickle can run code",
+    )
+
+
 def check_output_file(
     path: str, *sources: str, option: str = "--output", named: str = "--path"
 ) -> None:

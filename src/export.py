@@ -51,7 +51,7 @@ from .checkpoint_utils import (  # noqa: E402
     refusing_failed_writes,
     replace_durably,
 )
-from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .ctranslate2_check import (  # noqa: E402
     Pair,
     check_same,
@@ -257,12 +257,7 @@ def get_parser() -> ArgumentParser:
         parser.add_argument(
             f"-{side[0]}", f"--{side}-lang", help=f"{side} language (default: as in DATA)"
         )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in --path: for old checkpoints of your own, since a "
-        "pickle can run code",
-    )
+    add_trust(parser, "--path")
     return parser
 
 

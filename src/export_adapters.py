@@ -33,7 +33,12 @@ from . import adaptation  # noqa: E402
 from .adapters import adapted_layers, fuse, report  # noqa: E402
 from .average_checkpoints import without_weights  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, check_output_file, set_up_logging  # noqa: E402
+from .cli import (  # noqa: E402
+    ArgumentParser,
+    add_trust,
+    check_output_file,
+    set_up_logging,
+)
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
 from .pretrained import check_not_shrinking  # noqa: E402
@@ -52,12 +57,7 @@ def get_parser() -> ArgumentParser:
         action="store_true",
         help="write a whole checkpoint with the updates added to the weights",
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in --path: for old checkpoints of your own, since a "
-        "pickle can run code",
-    )
+    add_trust(parser, "--path")
     return parser
 
 

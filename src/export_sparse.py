@@ -30,7 +30,12 @@ from .checkpoint_utils import (  # noqa: E402
     refusing_failed_writes,
     replace_durably,
 )
-from .cli import ArgumentParser, check_output_file, set_up_logging  # noqa: E402
+from .cli import (  # noqa: E402
+    ArgumentParser,
+    add_trust,
+    check_output_file,
+    set_up_logging,
+)
 
 
 def get_parser() -> ArgumentParser:
@@ -41,12 +46,7 @@ def get_parser() -> ArgumentParser:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="sparse file to write"
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in --path: for old checkpoints of your own, since a "
-        "pickle can run code",
-    )
+    add_trust(parser, "--path")
     return parser
 
 

@@ -28,7 +28,7 @@ from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import srp_arguments  # noqa: E402
 
@@ -179,11 +179,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         action="store_true",
         help="the whole target at once instead of token by token",
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in the checkpoint: a pickle can run code",
-    )
+    add_trust(parser, "CHECKPOINT")
     args = parser.parse_args(arguments)
     for name in ("source_length", "target_length", "beam"):
         if getattr(args, name) < 1:

@@ -79,12 +79,7 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="expect weighted layer normalization; a cut model keeps its own kind",
     )
-    group.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in --path: for old checkpoints of your own, since "
-        "a pickle can run code",
-    )
+    cli.add_trust(group, "--path")
     ctranslate2_engine.add_options(parser)
     group = parser.add_argument_group("BLEU and report")
     group.add_argument(

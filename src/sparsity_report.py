@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
@@ -81,12 +81,7 @@ def get_parser() -> ArgumentParser:
         help="where sparsity.{csv,md,png} go; made if it isn't there (default: the "
         "checkpoint's folder)",
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle any object in --path: for old checkpoints of your own, since a "
-        "pickle can run code",
-    )
+    add_trust(parser, "--path")
     return parser
 
 
