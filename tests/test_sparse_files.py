@@ -701,7 +701,7 @@ def test_contradictions_are_named(case):
 
 def test_a_bomb_is_refused_before_it_unfolds():
     """A megabyte deflated to a kilobyte that is declared to be ten bytes, or too many."""
-    bomb = planes._deflate(np.zeros(10**6, np.uint8), zlib.Z_DEFAULT_STRATEGY)
+    bomb = planes._deflate(np.zeros(10**6, np.uint8), planes._MATCHES)
     bomb = np.frombuffer(bomb, np.uint8)
     assert len(planes._inflate(bomb, 10**6)) == 10**6
     with pytest.raises(SparsityError, match="wrong length"):
@@ -712,6 +712,20 @@ def test_a_bomb_is_refused_before_it_unfolds():
         planes._inflate(bomb, 10**9)
     with pytest.raises(SparsityError, match="damaged|wrong length"):
         planes._inflate(bomb[:-3], 10**6)
+
+
+@pytest.mark.parametrize("bits_of_byte", [0, 1, 3, 8])
+def test_what_is_deflated_is_zlibs_and_zlibs_is_read(bits_of_byte):
+    """Files of other releases and readers: deflate is a standard."""
+    generator = np.random.default_rng(bits_of_byte)
+    for size in (65, 3000, 300_000):
+        plane = generator.integers(0, 2**bits_of_byte, size).astype(np.uint8)
+        for how in (planes._MATCHES, planes._CODES):
+            assert zlib.decompress(planes._deflate(plane, how), -15) == plane.tobytes()
+        for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
+            stream = zlib.compressobj(1, zlib.DEFLATED, -15, 9, strategy)
+            data = np.frombuffer(stream.compress(plane) + stream.flush(), np.uint8)
+            assert np.array_equal(planes._inflate(data, size), plane)
 
 
 def test_versions_and_doubles():
