@@ -14,7 +14,8 @@ sign and exponent. What is read back may be anybody's, so everything is checked.
 """
 
 import math
-from typing import Any, Optional, Tuple
+from functools import lru_cache
+from typing import Any, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -41,6 +42,7 @@ def _gap_symbols(n: int, count: int, width: int) -> float:
     return count * (1 + math.exp(-reach) / -math.expm1(-reach))
 
 
+@lru_cache
 def _best_gaps(n: int, count: int) -> Tuple[float, int]:
     """Bytes of the gaps, and their width."""
     return min((width * _gap_symbols(n, count, width), width) for width in GAP_WIDTHS)
@@ -63,20 +65,20 @@ def _pack_gaps(index: np.ndarray, n: int, compress: bool) -> Tuple[Description, 
     width = _best_gaps(n, len(index))[1] if len(index) else 1
     most = 256**width - 1
     gaps = np.empty(len(index), np.int64)
-    if len(index):
-        gaps[0] = index[0]
-        np.subtract(index[1:], index[:-1], out=gaps[1:])
-        gaps[1:] -= 1
+    gaps[:1] = index[:1]
+    np.subtract(index[1:], index[:-1], out=gaps[1:])
+    gaps[1:] -= 1
     symbols = gaps.astype(f"<u{width}")
     wide = np.flatnonzero(gaps >= most)
     if len(wide):
-        passed = gaps[wide] // most
-        place = np.ones(len(gaps), np.int64)
-        place[wide] += passed
-        np.cumsum(place, out=place)
-        gaps[wide] -= passed * most
-        symbols = np.full(int(place[-1]), most, f"<u{width}")
-        symbols[place - 1] = gaps
+        passed, symbols[wide] = np.divmod(gaps[wide], most)
+        escapes = np.repeat(wide, passed)
+        escapes += np.arange(len(escapes))  # moved on by those before
+        ends = np.ones(len(symbols) + len(escapes), bool)
+        ends[escapes] = False
+        with_escapes = np.full(len(ends), most, symbols.dtype)
+        with_escapes[ends] = symbols
+        symbols = with_escapes
     packed, parts = pack(symbols, compress, patterned=True)
     where = {"as": "gaps", "width": width, "symbols": len(symbols), "words": packed}
     return {"count": len(index), **where}, parts
@@ -107,52 +109,50 @@ def _unpack_gaps(description: Description, n: int, count: int, data: Bytes):
     return index
 
 
+def _bitmap_of(words: np.ndarray, top: int = 0) -> Tuple[np.ndarray, int]:
+    """A bit for each word that isn't zero, or that equals ``top`` if given; their number."""
+    bitmap, count = np.empty((len(words) + 7) // 8, np.uint8), 0
+    for start in range(0, len(words), _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        mask = chunk == top if top else chunk != 0
+        count += int(np.count_nonzero(mask))
+        bits = np.packbits(mask, bitorder="little")
+        bitmap[start // 8 : start // 8 + len(bits)] = bits
+    return bitmap, count
+
+
+def _ones(bitmap: np.ndarray) -> Iterator[Tuple[int, np.ndarray]]:
+    """Where the ones of a bitmap are, by chunks: their start and positions from there."""
+    for start in range(0, 8 * len(bitmap), _CHUNK):
+        chunk = bitmap[start // 8 : (start + _CHUNK) // 8]
+        used = chunk != 0
+        if 2 * np.count_nonzero(used) > len(chunk):
+            yield start, np.flatnonzero(np.unpackbits(chunk, bitorder="little").view(bool))
+        else:  # numpy is slow where there are few: empty bytes are left out
+            used = np.flatnonzero(used)
+            bits = np.unpackbits(chunk[used], bitorder="little").view(bool)
+            index = np.flatnonzero(bits)
+            yield start, 8 * used[index >> 3] + (index & 7)
+
+
+def _index_of(bitmap: np.ndarray) -> np.ndarray:
+    """Positions of a bitmap's ones, int64."""
+    return np.concatenate([start + index for start, index in _ones(bitmap)])
+
+
+def _values_at(words: np.ndarray, bitmap: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` words where a bitmap has ones."""
+    values, done = np.empty(count, words.dtype), 0
+    for start, index in _ones(bitmap):
+        end = done + len(index)
+        values[done:end] = words[start : start + _CHUNK].take(index)
+        done = end
+    return values
+
+
 def _pack_bitmap(bitmap: np.ndarray, count: int, compress: bool):
     packed, parts = pack(bitmap, compress, patterned=True)
     return {"count": count, "as": "bitmap", "words": packed}, parts
-
-
-def _collect(words: np.ndarray, count: int, top: int, signs: bool, gaps: bool):
-    """The ``count`` values, or the words that equal ``top``, and where they stand.
-
-    Args:
-        words: ``[n]``.
-        top: the word that is no value, 0 if there is none beside zero.
-        signs: look for words that equal ``top`` instead of values.
-        gaps: return an index instead of a bitmap.
-
-    Returns:
-        values ``[count]``; int64 positions ``[count]`` or bits ``[ceil(n / 8)]``
-    """
-    n = len(words)
-    values = np.empty(0 if signs else count, words.dtype)
-    places = np.empty(count if gaps else (n + 7) // 8, np.int64 if gaps else np.uint8)
-    done = 0
-    for start in range(0, n, _CHUNK):
-        chunk = words[start : start + _CHUNK]
-        if signs:
-            mask = chunk == top
-        else:
-            # the shift drops the top bit
-            mask = (chunk << 1 if top else chunk) != 0
-        if gaps or not signs:
-            index = np.flatnonzero(mask)
-            end = done + len(index)
-            if gaps:
-                np.add(index, start, out=places[done:end])
-            if not signs:
-                values[done:end] = chunk.take(index)
-            done = end
-        if not gaps:
-            bits = np.packbits(mask, bitorder="little")
-            places[start // 8 : start // 8 + len(bits)] = bits
-    return values, places
-
-
-def _pack_positions(places: np.ndarray, n: int, count: int, gaps: bool, compress: bool):
-    if gaps:
-        return _pack_gaps(places, n, compress)
-    return _pack_bitmap(places, count, compress)
 
 
 def encode(
@@ -170,40 +170,47 @@ def encode(
         ``{"values": ..., "positions": ..., "signs": ...}``, the latter two only for
         sparse encodings, and the bytes.
     """
-    index, full = compression != "none", compression == "full"
+    compress, full = compression != "none", compression == "full"
     n, width = len(words), words.itemsize
-    count = sum(
-        int(np.count_nonzero(words[start : start + _CHUNK] != 0))
-        for start in range(0, n, _CHUNK)
-    )
+    if n * width <= SMALL:
+        packed, parts = pack(words, full)
+        return {"values": packed}, parts
+    bitmap, values = _bitmap_of(words)
     sample = sample_of(words)
     top = negatives = 0
     if floating and (sample == 1 << (8 * width - 1)).any():
         top = 1 << (8 * width - 1)
-        negatives = int(np.count_nonzero(words == words.dtype.type(top)))
-    values = count - negatives
-    if n * width <= SMALL or values == n:
+        signs, negatives = _bitmap_of(words, top)
+        bitmap ^= signs
+        values -= negatives
+    if values == n:
         packed, parts = pack(words, full)
         return {"values": packed}, parts
     nonzero = sample[(sample != 0) & (sample != top)]
-    size = position_bytes(n, values, index) + position_bytes(n, negatives, index)
+    size = position_bytes(n, values, compress) + position_bytes(n, negatives, compress)
     size += values * word_bytes(nonzero, full)
     # a sample of few values tells too little of what planes with them would take
     dense = n * word_bytes(sample, full) if 4 * values > n else n * width
     if size >= dense:
         packed, parts = pack(words, full)
         return {"values": packed}, parts
-    gaps = _as_gaps(n, values)
-    kept, places = _collect(words, values, top, False, gaps)
-    packed, parts = pack(kept, full)
-    positions, more = _pack_positions(places, n, values, gaps, index)
+    if _as_gaps(n, values):
+        index = _index_of(bitmap)
+        packed, parts = pack(words.take(index), full)
+        positions, more = _pack_gaps(index, n, compress)
+    else:
+        packed, parts = pack(_values_at(words, bitmap, values), full)
+        positions, more = _pack_bitmap(bitmap, values, compress)
+    parts += more
     description = {"values": packed, "positions": positions}
     if negatives:
-        gaps = _as_gaps(n, negatives)
-        _, places = _collect(words, negatives, top, True, gaps)
-        description["signs"], last = _pack_positions(places, n, negatives, gaps, index)
-        more = more + last
-    return description, parts + more
+        if _as_gaps(n, negatives):
+            where, more = _pack_gaps(_index_of(signs), n, compress)
+        else:
+            where, more = _pack_bitmap(signs, negatives, compress)
+        description["signs"] = where
+        parts += more
+    return description, parts
 
 
 def encode_index(
@@ -245,23 +252,26 @@ def _place(out: np.ndarray, values: Optional[np.ndarray], where: Any, data: Byte
     bitmap = unpack(where.get("words"), (n + 7) // 8, 1, data)
     if n % 8 and bitmap[-1] >> (n % 8):
         raise SparsityError("a position is out of bounds")
-    done = end = 0
-    for start in range(0, n, _CHUNK):
-        bits = np.unpackbits(
-            bitmap[start // 8 : (start + _CHUNK) // 8],
-            count=min(_CHUNK, n - start),
-            bitorder="little",
-        )
-        index = np.flatnonzero(bits.view(bool))
-        chunk, end = out[start : start + _CHUNK], done + len(index)
-        if end > count:
-            break
-        if values is None and chunk[index].any():
-            raise SparsityError("two of its values have one position")
-        chunk[index] = top if values is None else values[done:end]
-        done = end
-    if end != count:
+    if int(np.bitwise_count(bitmap).sum()) != count:
         raise SparsityError("its bitmap contradicts the number of values")
+    if values is None:
+        _place_top(out, top, bitmap)
+        return
+    done = 0
+    for start, index in _ones(bitmap):
+        out[start : start + _CHUNK][index] = values[done : done + len(index)]
+        done += len(index)
+
+
+def _place_top(out: np.ndarray, top: int, bitmap: np.ndarray) -> None:
+    """Write the word ``top`` where a bitmap has ones; there must be zeros."""
+    for start in range(0, len(out), _CHUNK):
+        chunk = out[start : start + _CHUNK]
+        bits = bitmap[start // 8 : (start + _CHUNK) // 8]
+        bits = np.unpackbits(bits, count=len(chunk), bitorder="little")
+        if (bits.view(bool) & (chunk != 0)).any():
+            raise SparsityError("two of its values have one position")
+        chunk |= np.multiply(bits, top, dtype=chunk.dtype)
 
 
 def _count(where: Any, n: int) -> int:
