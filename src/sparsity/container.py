@@ -31,6 +31,7 @@ VERSION = 1
 _START = b'{"__metadata__":{"sparse_checksum":"'
 _CHECKED = len(_START) + 8  # the checksum's digits stand before this byte of the header
 _HEADER_LIMIT = 100_000_000  # safetensors' own
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 # by torch's name, the code in safetensors; None: only as bytes
 CODES = {
@@ -98,10 +99,6 @@ def write_header(
         raise SparsityError("names, shapes and metadata are too long for one file")
     length = len(header).to_bytes(8, "little")
     return length + _START + _checksum(length, header) + header[_CHECKED:]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _checksum(length: bytes, header: bytes) -> bytes:
