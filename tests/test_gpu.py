@@ -1,0 +1,256 @@
+"""Training and translation on a pretended GPU: no tensor is on the wrong device."""
+
+import contextlib
+import io
+import re
+
+import pytest
+import torch
+from conftest import RUN, TINY, run_training
+from fairseq_cli import train as fairseq_train
+
+from pretended_gpu import CUDA, OnDevice, pretended_gpu
+from src import generate
+from src.sparsity import prune_by_pct, to_sparse
+from src.trainer import SRPTrainer
+
+ON_GPU = [option for option in RUN if option != "--cpu"] + ["--scoring-batches", "2"]
+STAGE = ["--srp", "--compression-rate", "0.4", "--weighted-layernorm", "--max-epoch", "2"]
+HALF = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = [*HALF, "amp"]
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU"),
+    pytest.mark.filterwarnings("ignore"),  # torch's of CUDA calls that fairseq makes
+]
+
+
+def in_precision(precision):
+    """fairseq's training, in a precision that is set as ``src/train.py`` sets it."""
+
+    def main(cfg):
+        cfg.common.tpu = False
+        if precision != "float32":
+            setattr(cfg.common, precision, True)
+        fairseq_train.main(cfg)
+
+    return main
+
+
+def train_on_gpu(monkeypatch, arguments, precision="float32"):
+    with pretended_gpu(monkeypatch):
+        trainer = run_training([*arguments, *ON_GPU], main=in_precision(precision))
+    parameters = list(trainer.get_model().parameters())
+    assert all(p.device == CUDA for p in parameters)
+    assert all(p.dtype == HALF.get(precision, torch.float32) for p in parameters)
+    return trainer
+
+
+# -- the pretended GPU itself -------------------------------------------------------------
+
+
+def test_two_devices_do_not_mix(monkeypatch):
+    with pretended_gpu(monkeypatch):
+        layer, x = torch.nn.Linear(4, 3).to("cuda"), torch.ones(2, 4)
+        assert layer.weight.is_cuda and isinstance(layer.weight, torch.nn.Parameter)
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            layer(x)
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            layer.bias.masked_fill(torch.ones(3, dtype=torch.bool), 0)
+        with pytest.raises(TypeError, match="numpy"):
+            layer.weight.detach().numpy()
+        layer(x.cuda()).sum().backward()
+        assert layer.weight.grad.is_cuda
+        assert torch.equal(layer.weight.grad.cpu(), x.sum(0).expand(3, 4))
+        with torch.autocast("cuda"):
+            assert layer(x.cuda()).dtype == torch.float16
+    assert not torch.cuda.is_available()
+
+
+# -- training -----------------------------------------------------------------------------
+
+
+def test_training_is_that_of_the_cpu(data, tmp_path, monkeypatch):
+    options = [data, *TINY, "--dropout", "0", "--max-epoch", "2", "--save-dir"]
+    expected = run_training([*options, tmp_path / "cpu", *RUN]).get_model().state_dict()
+    trainer = train_on_gpu(monkeypatch, [*options, tmp_path / "gpu"])
+    found = trainer.get_model().state_dict()
+    # where a gradient is zero but for rounding, as the keys' biases', Adam's step is not
+    assert all(
+        torch.allclose(value.inner, expected[name], atol=1e-5)
+        for name, value in found.items()
+        if not name.endswith("k_proj.bias")
+    )
+
+
+class Watcher(SRPTrainer):
+    """Notes after every update whether frozen weights are what they were."""
+
+    log = []
+
+    def train_step(self, samples, raise_oom=False):
+        result = super().train_step(samples, raise_oom)
+        if self.stage is not None and self.stage.shrinking:
+            for parameter, mask, values in self.stage.freezer.frozen:
+                Watcher.log.append(torch.equal(parameter[mask], values[mask]))
+        return result
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_stage_freezes_exactly_and_cuts(data, base, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
+    Watcher.log = []
+    arguments = [data, *TINY, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
+    arguments += ["--prob-kd", "1", "--attn-kd", "1", "--clip-norm", "0.1", "--update-freq", "2"]
+    trainer = train_on_gpu(monkeypatch, arguments, precision)
+    assert trainer.stage.done and len(Watcher.log) > 30 and all(Watcher.log)
+    saved = torch.load(tmp_path / "checkpoint_last.pt")["model"]
+    assert saved["encoder.embed_tokens.weight"].shape[1] < 16
+    assert all(value.device.type == "cpu" for value in saved.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--importance", name] for name in ("connectivity", "weight", "grad", "taylor")),
+        ["--importance", "lrp"],
+        ["--importance", "taylor", "--importance-per-example", "--importance-norm", "l2"],
+        ["--importance", "random", "--prune-heads"],
+        ["--pruning-iter", "2"],
+        ["--pruning-stage", "1", "--decreasing", "sg"],
+        ["--optimizer", "adam"],
+        ["--adapter", "splora", "--adapter-rank", "2"],
+    ],
+    ids=" ".join,
+)
+def test_stages_of_all_kinds(data, base, tmp_path, monkeypatch, options):
+    arguments = [data, *TINY, "--pretrained-model", base, "--save-dir", tmp_path]
+    stage = [option for option in STAGE if option != "--srp" or "--pruning-iter" not in options]
+    optimizer = ["--optimizer", "srp_adam"]
+    with pretended_gpu(monkeypatch):
+        trainer = run_training([*arguments, *stage, *ON_GPU, *optimizer, *options])
+    assert trainer.stage.done
+    assert next(trainer.get_model().parameters()).device == CUDA
+
+
+def test_a_run_goes_on(data, base, tmp_path, monkeypatch):
+    """Stopped within a stage and gone on, it ends as the one that was not stopped."""
+    options = [data, *TINY, *STAGE, "--pretrained-model", base, "--pruning-period", "2"]
+    whole = train_on_gpu(monkeypatch, [*options, "--save-dir", tmp_path / "whole"])
+
+    class Stopped(SRPTrainer):
+        def train_step(self, samples, raise_oom=False):
+            if self.get_num_updates() == 5:
+                raise KeyboardInterrupt
+            return super().train_step(samples, raise_oom)
+
+    options += ["--save-interval-updates", "3", "--save-dir", tmp_path / "parts"]
+    with monkeypatch.context() as patch:
+        patch.setattr("src.trainer.SRPTrainer", Stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_on_gpu(monkeypatch, options)
+    again = train_on_gpu(monkeypatch, options)
+    expected = whole.get_model().state_dict()
+    for name, value in again.get_model().state_dict().items():
+        assert torch.equal(value.inner, expected[name].inner), name
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_are_pruned(data, tmp_path, monkeypatch, precision):
+    config = tmp_path / "weights.yaml"
+    config.write_text(
+        "pruning: {approach: {weight_compression_pytorch: {pruners: [{start_step: 1, "
+        "end_step: 6, update_frequency_on_step: 2, target_sparsity: 0.5, pattern: 4x1, "
+        "prune_type: snip_momentum}]}}}"
+    )
+    arguments = [data, *TINY, "--max-epoch", "2", "--sparsity-config", config]
+    trainer = train_on_gpu(monkeypatch, [*arguments, "--save-dir", tmp_path], precision)
+    assert trainer.weight_pruning.finished
+    assert trainer.weight_pruning.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        ["splora", "--adapter-rank", "2"],
+        ["splopa", "--adapter-block-size", "8", "--adapter-prototypes", "4"],
+    ],
+    ids=["splora", "splopa"],
+)
+def test_adapters_learn(data, base, tmp_path, monkeypatch, adapter, precision):
+    options = ["--pretrained-model", base, "--max-epoch", "1", "--adapter", *adapter]
+    arguments = [data, *TINY, *options, "--save-dir", tmp_path]
+    with pretended_gpu(monkeypatch):
+        trainer = run_training([*arguments, *ON_GPU], main=in_precision(precision))
+    learned = [p for p in trainer.get_model().parameters() if p.requires_grad]
+    assert learned and all(p.is_cuda for p in learned)
+    # adapters stay in float32 beside half-precision weights
+    assert {p.dtype for p in learned} >= {torch.float32}
+
+
+def test_validation_by_bleu(data, tmp_path, monkeypatch):
+    options = ["--max-epoch", "1", "--eval-bleu", "--best-checkpoint-metric", "bleu"]
+    options += ["--maximize-best-checkpoint-metric", "--save-dir", tmp_path]
+    train_on_gpu(monkeypatch, [data, *TINY, *options])
+    assert (tmp_path / "checkpoint_best.pt").is_file()
+
+
+# -- translation ----------------------------------------------------------------------------
+
+
+def translations(data, checkpoint, options):
+    """Lines of hypotheses, their scores to four digits."""
+    output = io.StringIO()
+    arguments = [data, "--path", checkpoint, "--max-tokens", "200", "--max-len-b", "16", *options]
+    with contextlib.redirect_stdout(output):
+        generate.main([str(a) for a in arguments])
+    lines = [line for line in output.getvalue().splitlines() if line.startswith("D-")]
+    return [re.sub(r"(\d\.\d{4})\d*", r"\1", line) for line in lines]
+
+
+SEARCHES = [
+    [],
+    ["--beam", "1"],
+    ["--fairseq-search"],
+    ["--prefix-size", "2"],
+    ["--nbest", "3", "--lenpen", "0.5", "--unkpen", "1"],
+    ["--no-repeat-ngram-size", "2"],
+    ["--sampling", "--sampling-topk", "3", "--nbest", "5"],
+    ["--diverse-beam-groups", "5"],
+    ["--score-reference"],
+    ["--print-alignment"],
+    ["--sparse-inference"],
+]
+
+
+@pytest.mark.parametrize("options", SEARCHES, ids=" ".join)
+def test_translations_are_those_of_the_cpu(data, base, monkeypatch, options):
+    expected = translations(data, base, [*options, "--cpu"])
+    with pretended_gpu(monkeypatch):
+        found = translations(data, base, options)
+    assert len(found) >= 9 and found == expected
+
+
+@pytest.mark.parametrize("options", [[], ["--fairseq-search"]], ids=["ours", "fairseq's"])
+def test_translation_in_half_precision(data, base, monkeypatch, options):
+    def words(lines):
+        return [line.split("\t")[2] for line in lines]
+
+    expected = words(translations(data, base, [*options, "--cpu"]))
+    with pretended_gpu(monkeypatch):
+        found = words(translations(data, base, [*options, "--fp16"]))
+    # rounding may change a choice
+    assert len(found) == 9 and sum(a == b for a, b in zip(found, expected)) >= 7
+
+
+def test_sparse_layers(monkeypatch):
+    with pretended_gpu(monkeypatch):
+        network = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU()).to("cuda")
+        prune_by_pct(network, 0.9)
+        x = torch.randn(5, 32, device="cuda")
+        expected, sparse = network(x), to_sparse(network)
+        assert torch.allclose(sparse(x).inner, expected.inner, atol=1e-6)
+        assert isinstance(sparse(x), OnDevice)
+        sparse(x).sum().backward()
+        assert all(p.grad.is_cuda for p in sparse.parameters())
