@@ -1,6 +1,7 @@
 """What is refused of the translation task's options before any work."""
 
 import json
+import logging
 import math
 import os
 
@@ -14,7 +15,10 @@ from .connectivity.importance import IMPORTANCE, NORMS
 from .connectivity.shrink import SCHEDULES
 from .connectivity.stage import StagePlan
 from .errors import UserError
+from .modules.linear import bfloat16_gain
 from .task_options import SRPTranslationConfig
+
+logger = logging.getLogger(__name__)
 
 # Options of fairseq's models: trained embeddings to begin with.
 EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
@@ -190,14 +194,24 @@ def check_adapter_options(cfg: SRPTranslationConfig) -> None:
 def check_precision(cfg: SRPTranslationConfig) -> None:
     """Refuse --cpu-bf16 where the processor has no instructions for it.
 
+    Where it has, but gains nothing by them, a warning says so.
+
     Raises:
         UserError: names the option and the processor.
     """
-    if getattr(cfg, "cpu_bf16", False) and not torch.cpu._is_avx512_bf16_supported():
+    if not getattr(cfg, "cpu_bf16", False):
+        return
+    if not torch.cpu._is_avx512_bf16_supported():
         capability = torch.backends.cpu.get_cpu_capability()
         raise UserError(
             f"--cpu-bf16: this processor ({capability}) has no AVX512-BF16 or AMX, "
             "bfloat16 would be slower; leave the option out"
+        )
+    gain = bfloat16_gain()
+    if gain < 1:
+        logger.warning(
+            f"--cpu-bf16: this processor multiplies bfloat16 matrices at {gain:.2f} times the "
+            "speed of float32 ones; it is faster without the option"
         )
 
 

@@ -11,6 +11,7 @@ from fairseq_cli import train as fairseq_train
 from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
 from src.errors import UserError
+from src.modules.linear import bfloat16_gain
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
 from test_cut import random_keep
@@ -195,6 +196,21 @@ def test_cpu_bf16_needs_the_processor(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.raises(UserError, match="--cpu-bf16"):
         run_training([data, *TINY, *RUN, "--cpu-bf16", "--save-dir", tmp_path])
+
+
+@needs_bf16
+@pytest.mark.parametrize("gain, warns", [(0.54, True), (1.9, False)])
+def test_cpu_bf16_that_gains_nothing_is_told(
+    data, tmp_path, monkeypatch, caplog, gain, warns
+):
+    monkeypatch.setattr("src.task_checks.bfloat16_gain", lambda: gain)
+    options = ["--cpu-bf16", "--max-update", "1", "--save-dir", tmp_path]
+    run_training([data, *TINY, *RUN, *options])
+    assert ("at 0.54 times the speed of float32" in caplog.text) is warns
+
+
+def test_the_gain_of_bfloat16_is_measured():
+    assert 0.005 < bfloat16_gain() < 50
 
 
 @needs_bf16
