@@ -188,7 +188,7 @@ class SRPTranslationConfig(TranslationConfig):
         metadata={
             "help": "run matrix products of training (with --criterion srp) and translation "
             "in bfloat16 on CPUs with AVX512-BF16 or AMX; weights, optimizer and loss stay in "
-            "float32"
+            "float32. A warning says where a short timing finds no gain by it"
         },
     )
     compile: bool = field(
