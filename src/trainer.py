@@ -91,6 +91,9 @@ class SRPTrainer(Trainer):
                 f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}: "
                 f"{' '.join(str(error).split())}"
             ) from None
+        if self.cfg.dataset.curriculum:
+            # a loader that is used again keeps the order of its first epoch
+            self._epoch_itr.reuse_dataloader = False
         return self._epoch_itr
 
     def begin_epoch(self, epoch):

@@ -88,6 +88,29 @@ def test_stopped_run_resumes_bit_identically(
     assert_identical(final_state(tmp_path), expected)
 
 
+def test_batches_are_shuffled_after_a_curriculum_whatever_process_began_it(
+    data, base, tmp_path, monkeypatch
+):
+    seen = []
+
+    class Recorded(SRPTrainer):
+        def train_step(self, samples, raise_oom=False):
+            seen.append((self._epoch_itr.epoch, samples[0]["id"].tolist()))
+            return super().train_step(samples, raise_oom)
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Recorded)
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--curriculum", "1"]
+    run_training([*command, "--save-dir", tmp_path / "whole", "--max-epoch", "3"])
+    whole, _ = seen[:], seen.clear()
+    orders = [[ids for e, ids in whole if e == epoch] for epoch in (1, 2, 3)]
+    assert len({str(order) for order in orders}) == 3
+    assert len({str(sorted(order)) for order in orders}) == 1
+
+    for last in ("1", "2", "3"):
+        run_training([*command, "--save-dir", tmp_path / "parts", "--max-epoch", last])
+    assert seen == whole
+
+
 def test_killed_process_resumes_bit_identically(data, base, tmp_path, uninterrupted):
     """SIGKILL at random moments, whatever the process is doing."""
     command = [sys.executable, str(ROOT / "src" / "pruning.py")]
