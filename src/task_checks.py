@@ -305,6 +305,24 @@ def check_validation(cfg: SRPTranslationConfig, run) -> None:
         )
 
 
+def check_subsets(cfg: SRPTranslationConfig, run) -> None:
+    """Refuse validation sets in the data that fairseq would not let lie unused.
+
+    Raises:
+        UserError: names them and the options that say what to do with them.
+    """
+    names = ("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation")
+    if any(getattr(run, name, False) for name in names):
+        return
+    found = {name.split(".")[0] for name in data_utils._find_extra_valid_paths(cfg.data)}
+    if found:  # fairseq doesn't see those that --valid-subset names either
+        raise UserError(
+            f"data {cfg.data}: has more validation sets, {', '.join(sorted(found))}; add "
+            "--combine-valid-subsets to make one of all, or --ignore-unused-valid-subsets to "
+            "validate with those of --valid-subset"
+        )
+
+
 def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     """Refuse what the rest of the command line rules out.
 
@@ -316,6 +334,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         UserError: names the option, its value and what to do.
     """
     check_validation(cfg, run)
+    check_subsets(cfg, run)
     for name in EMBEDDING_FILES:
         path = getattr(run, name, None)
         if path and not os.path.isfile(path):

@@ -341,6 +341,14 @@ def test_a_missing_part_of_the_data(capsys, data, tmp_path):
     refused(capsys, command, tmp_path, data, "Dataset not found: dev")
 
 
+@pytest.mark.parametrize("named", ["valid", "valid,valid1"])
+def test_validation_sets_that_would_lie_unused(capsys, tmp_path, named):
+    sizes = (("train", 60), ("valid", 11), ("valid1", 5))
+    command = [write_corpus(tmp_path, sizes), *TINY, *RUN, "--valid-subset", named]
+    words = ("valid1", "--combine-valid-subsets", "--ignore-unused-valid-subsets")
+    refused(capsys, command, tmp_path, *words)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
