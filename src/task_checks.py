@@ -242,6 +242,11 @@ def check_data(cfg: SRPTranslationConfig) -> None:
     Raises:
         UserError: names the folder or file.
     """
+    if cfg.upsample_primary < 1 and cfg.upsample_primary != -1:
+        raise UserError(
+            f"--upsample-primary {cfg.upsample_primary}: must be at least 1, how often an "
+            "epoch has the first part of the training data"
+        )
     for folder in utils.split_paths(cfg.data or ""):
         if not os.path.isdir(folder):
             raise UserError(

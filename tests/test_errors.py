@@ -159,6 +159,7 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
         (["--eval-bleu", "--eval-bleu-detok", "nosuch"], ["nosuch", "moses"]),
         (["--user-dir", "/nosuch"], ["--user-dir", "/nosuch"]),
+        (["--upsample-primary", "0"], ["--upsample-primary 0", "at least 1"]),
     ],
 )
 def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):

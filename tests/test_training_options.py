@@ -112,3 +112,16 @@ def test_one_table_of_embeddings_is_pruned_and_finetuned(tmp_path, arch):
     model = trainer.get_model()
     assert model.encoder.embedding.width < model.encoder.embedding.original_width
     assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_data_in_several_parts(base, tmp_path, times):
+    """train and train1 in one folder, and validation sets that are made one."""
+    sizes = (("train", 40), ("train1", 20), ("valid", 11), ("valid1", 5), ("test", 9))
+    data = write_corpus(tmp_path, sizes)
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--combine-valid-subsets"]
+    command += ["--compression-rate", "0.5", "--max-epoch", "1", "--save-dir", tmp_path]
+    options = [] if times == 1 else ["--upsample-primary", times]
+    datasets = run_training([*command, *options]).task.datasets
+    assert len(datasets["train"]) == 40 * times + 20
+    assert len(datasets["valid"]) == 11 * times + 5

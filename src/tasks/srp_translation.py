@@ -63,6 +63,9 @@ class SRPTranslationTask(TranslationTask):
         if not kwargs.get("from_checkpoint"):
             check_buckets(cfg)
         task = super().setup_task(cfg, **kwargs)
+        if task.cfg.upsample_primary == -1:
+            # fairseq's default, by which it multiplies the first part of several
+            task.cfg.upsample_primary = 1
         if kwargs.get("from_checkpoint"):
             # how its training was run says nothing of this process (hub, for example)
             task.cfg.cpu_bf16 = False
