@@ -418,3 +418,12 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
             f"iterations), --max-epoch is {max_epoch}; raise --max-epoch or shorten "
             "the period"
         )
+    if getattr(run, "max_update", 0) or not (max_epoch or plan.decreasing):
+        return  # the last update is saved, and one shot that nothing follows
+    last, interval = max_epoch or plan.epochs, getattr(run, "save_interval", 1)
+    if last - last % interval < plan.epochs:
+        raise UserError(
+            f"--save-interval {interval}: the last cut comes in epoch {plan.epochs}, the run "
+            f"ends with epoch {last}, and none from there on would be saved; give a divisor "
+            f"of {last}, or leave it out"
+        )

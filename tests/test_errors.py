@@ -342,6 +342,23 @@ def test_a_missing_part_of_the_data(capsys, data, tmp_path):
     refused(capsys, command, tmp_path, data, "Dataset not found: dev")
 
 
+@pytest.mark.parametrize(
+    "options, interval, last",
+    [
+        (["--srp", "--pruning-period", "3"], 2, 3),
+        (["--srp", "--pruning-period", "3", "--max-epoch", "5"], 6, 5),
+        (["--warming-up", "2", "--max-epoch", "3"], 2, 3),
+    ],
+)
+def test_a_cut_model_that_would_not_be_saved(
+    capsys, data, base, tmp_path, options, interval, last
+):
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--compression-rate", "0.4"]
+    command += [*options, "--save-interval", interval]
+    words = f"the last cut comes in epoch 3, the run ends with epoch {last}, and none"
+    refused(capsys, command, tmp_path, f"--save-interval {interval}", words)
+
+
 @pytest.mark.parametrize("named", ["valid", "valid,valid1"])
 def test_validation_sets_that_would_lie_unused(capsys, tmp_path, named):
     sizes = (("train", 60), ("valid", 11), ("valid1", 5))
