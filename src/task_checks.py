@@ -354,6 +354,12 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     if any(frequency < 1 for frequency in frequencies):
         given = ",".join(map(str, frequencies))
         raise UserError(f"--update-freq {given}: must be at least 1 in every epoch")
+    drawn_anew = getattr(run, "update_epoch_batch_itr", False)
+    if getattr(run, "update_ordered_indices_seed", False) and not drawn_anew:
+        raise UserError(
+            "--update-ordered-indices-seed: is of batches that are drawn anew in every epoch; "
+            "add --update-epoch-batch-itr True, or leave it out"
+        )
     has_gpu = torch.cuda.is_available() and not getattr(run, "cpu", False)
     memory_efficient = ("memory_efficient_fp16", "memory_efficient_bf16")
     for name in memory_efficient:
