@@ -140,6 +140,11 @@ def check_search(cfg) -> None:
         raise UserError(
             f"--diverse-beam-groups {groups}: must divide --beam, which is {search.beam}"
         )
+    if groups > 0 and getattr(cfg.task, "fairseq_search", False):
+        raise UserError(
+            f"--diverse-beam-groups {groups}: fairseq's own search takes a sentence's number "
+            "for its place in the batch; leave --fairseq-search out"
+        )
     if search.constraints:
         raise UserError(
             "--constraints: binarized data hold none; give them to fairseq-interactive"

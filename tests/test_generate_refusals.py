@@ -164,6 +164,7 @@ for _options, _message in {
     "--sampling-topp 0.5": "--sampling-topp 0.5: needs --sampling",
     "--sampling --nbest 2 --match-source-len": "--sampling --match-source-len: exclude",
     "--diverse-beam-groups 3": "--diverse-beam-groups 3: must divide --beam",
+    "--beam 4 --diverse-beam-groups 2 --fairseq-search": "leave --fairseq-search out",
     "--constraints": "--constraints: binarized data hold none",
     "--dataset-impl raw --replace-unk": "--replace-unk: fairseq's own code fails",
     "--post-process bpe": "--post-process bpe: is unknown; give subword_nmt",
