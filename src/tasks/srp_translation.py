@@ -148,7 +148,8 @@ class SRPTranslationTask(TranslationTask):
             if not isinstance(model, SRPModel):
                 raise UserError(
                     f"{what}: the checkpoint is a {type(model).__name__}, whose layers would "
-                    "pass the adapters by; give an SRP model's"
+                    "pass the adapters by; translate with the checkpoint that has them, or "
+                    "with that of export_adapters.py --fuse"
                 )
             content = adaptation.read_adapters(path, "--adapter-path")
             model.after_loading = lambda m: adaptation.apply_adapters(m, content, what)
