@@ -72,7 +72,12 @@ def check_pruning_ends(pruning: WeightPruning, cfg, iterator, epoch: int, done: 
     if options.max_update:
         limits[options.max_update - done] = f"--max-update {options.max_update}"
     if options.max_epoch:
-        left = updates_in_epochs(cfg, iterator, epoch, options.max_epoch)
-        limits[left] = f"--max-epoch {options.max_epoch}"
+        last, limit = options.max_epoch, f"--max-epoch {options.max_epoch}"
+        interval = cfg.checkpoint.save_interval
+        if last % interval and not options.max_update:  # whose last update is saved
+            last -= last % interval
+            limit += f", of which --save-interval {interval} saves {last},"
+        left = updates_in_epochs(cfg, iterator, epoch, last)
+        limits[left] = limit
     if limits:
         pruning.check_end(min(limits), limits[min(limits)])

@@ -260,6 +260,11 @@ def test_validation_tells_the_sparsity(data, tmp_path):
         ({"max-update": 10}, CONFIG, "--max-update 10 ends the training after 10"),
         ({"max-epoch": 2}, CONFIG, "--max-epoch 2 ends the training after 8"),
         (
+            {"max-epoch": 3, "save-interval": 2},
+            CONFIG,
+            "--max-epoch 3, of which --save-interval 2 saves 2, ends the training after 8",
+        ),
+        (
             {"max-epoch": 4},
             CONFIG.replace("start_step: 3", "start_step: 500"),
             "start_step 500: the last pruning comes after 500 updates with this file, "
