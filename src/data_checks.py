@@ -1,4 +1,4 @@
-"""Binarized data that can't be read: refused in one line, before any work."""
+"""Data that can't be used or read: refused in one line, before any work."""
 
 import os
 import struct
@@ -6,13 +6,78 @@ from typing import Callable, Optional
 
 import numpy as np
 from fairseq import utils
+from fairseq.data import data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset, _code_to_dtype
 
 from .checkpoint_utils import UNREADABLE, reason
 from .errors import UserError
+from .task_options import SRPTranslationConfig
 
 _MAGIC = MMapIndexedDataset.Index._HDR_MAGIC
 _HEADER = struct.Struct("<QBQ")  # version, code of the numbers' type, sentences
+
+
+def check_data(cfg: SRPTranslationConfig) -> None:
+    """Refuse a data folder without dictionaries, before any work.
+
+    Raises:
+        UserError: names the folder or file.
+    """
+    if cfg.upsample_primary < 1 and cfg.upsample_primary != -1:
+        raise UserError(
+            f"--upsample-primary {cfg.upsample_primary}: must be at least 1, how often an "
+            "epoch has the first part of the training data"
+        )
+    for folder in utils.split_paths(cfg.data or ""):
+        if not os.path.isdir(folder):
+            raise UserError(
+                f"data {folder}: no such folder; make it with fairseq-preprocess or a "
+                "script scripts/*_preprocess.sh"
+            )
+    folder = utils.split_paths(cfg.data or "")[0]
+    languages = (cfg.source_lang, cfg.target_lang)
+    if None in languages:
+        languages = data_utils.infer_language_pair(folder)
+    if None in languages:
+        raise UserError(
+            f"data {folder}: holds no binarized pair (train.SRC-TGT.SRC.idx); give "
+            "--source-lang and --target-lang or the right folder"
+        )
+    for language in languages:
+        path = os.path.join(folder, f"dict.{language}.txt")
+        if not os.path.isfile(path):
+            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
+
+
+def check_buckets(cfg: SRPTranslationConfig) -> None:
+    """Refuse --num-batch-buckets where fairseq's code for it does not run.
+
+    Raises:
+        UserError: names the option and the library.
+    """
+    if cfg.num_batch_buckets and not hasattr(np, "compat"):
+        raise UserError(
+            f"--num-batch-buckets {cfg.num_batch_buckets}: fairseq's code for it calls what "
+            f"numpy {np.__version__} no longer has; leave it out"
+        )
+
+
+def check_subsets(cfg: SRPTranslationConfig, run) -> None:
+    """Refuse validation sets in the data that fairseq would not let lie unused.
+
+    Raises:
+        UserError: names them and the options that say what to do with them.
+    """
+    names = ("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation")
+    if any(getattr(run, name, False) for name in names):
+        return
+    found = {name.split(".")[0] for name in data_utils._find_extra_valid_paths(cfg.data)}
+    if found:  # fairseq doesn't see those that --valid-subset names either
+        raise UserError(
+            f"data {cfg.data}: has more validation sets, {', '.join(sorted(found))}; add "
+            "--combine-valid-subsets to make one of all, or --ignore-unused-valid-subsets to "
+            "validate with those of --valid-subset"
+        )
 
 
 def set_up(make: Callable, folder: str):

@@ -5,15 +5,14 @@ import logging
 import math
 import os
 
-import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import data_utils
 from fairseq.data.encoders import TOKENIZER_REGISTRY
 
 from .connectivity.importance import IMPORTANCE, NORMS
 from .connectivity.shrink import SCHEDULES
 from .connectivity.stage import StagePlan
+from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
 from .task_options import SRPTranslationConfig
@@ -236,51 +235,6 @@ def check_sparse_inference(cfg: SRPTranslationConfig, engine: str = "pytorch") -
             )
 
 
-def check_data(cfg: SRPTranslationConfig) -> None:
-    """Refuse a data folder without dictionaries, before any work.
-
-    Raises:
-        UserError: names the folder or file.
-    """
-    if cfg.upsample_primary < 1 and cfg.upsample_primary != -1:
-        raise UserError(
-            f"--upsample-primary {cfg.upsample_primary}: must be at least 1, how often an "
-            "epoch has the first part of the training data"
-        )
-    for folder in utils.split_paths(cfg.data or ""):
-        if not os.path.isdir(folder):
-            raise UserError(
-                f"data {folder}: no such folder; make it with fairseq-preprocess or a "
-                "script scripts/*_preprocess.sh"
-            )
-    folder = utils.split_paths(cfg.data or "")[0]
-    languages = (cfg.source_lang, cfg.target_lang)
-    if None in languages:
-        languages = data_utils.infer_language_pair(folder)
-    if None in languages:
-        raise UserError(
-            f"data {folder}: holds no binarized pair (train.SRC-TGT.SRC.idx); give "
-            "--source-lang and --target-lang or the right folder"
-        )
-    for language in languages:
-        path = os.path.join(folder, f"dict.{language}.txt")
-        if not os.path.isfile(path):
-            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
-
-
-def check_buckets(cfg: SRPTranslationConfig) -> None:
-    """Refuse --num-batch-buckets where fairseq's code for it does not run.
-
-    Raises:
-        UserError: names the option and the library.
-    """
-    if cfg.num_batch_buckets and not hasattr(np, "compat"):
-        raise UserError(
-            f"--num-batch-buckets {cfg.num_batch_buckets}: fairseq's code for it calls what "
-            f"numpy {np.__version__} no longer has; leave it out"
-        )
-
-
 def check_validation(cfg: SRPTranslationConfig, run) -> None:
     """Refuse what would stop the first validation, or the building of its search.
 
@@ -307,24 +261,6 @@ def check_validation(cfg: SRPTranslationConfig, run) -> None:
     if detok not in TOKENIZER_REGISTRY:
         raise UserError(
             f"--eval-bleu-detok {detok}: must be one of {', '.join(TOKENIZER_REGISTRY)}"
-        )
-
-
-def check_subsets(cfg: SRPTranslationConfig, run) -> None:
-    """Refuse validation sets in the data that fairseq would not let lie unused.
-
-    Raises:
-        UserError: names them and the options that say what to do with them.
-    """
-    names = ("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation")
-    if any(getattr(run, name, False) for name in names):
-        return
-    found = {name.split(".")[0] for name in data_utils._find_extra_valid_paths(cfg.data)}
-    if found:  # fairseq doesn't see those that --valid-subset names either
-        raise UserError(
-            f"data {cfg.data}: has more validation sets, {', '.join(sorted(found))}; add "
-            "--combine-valid-subsets to make one of all, or --ignore-unused-valid-subsets to "
-            "validate with those of --valid-subset"
         )
 
 

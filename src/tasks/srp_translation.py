@@ -20,6 +20,7 @@ from ..connectivity.groups import attention_groups, channel_groups
 from ..connectivity.importance import score as score_channels
 from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
 from ..connectivity.stage import PruningStage, StagePlan
+from ..data_checks import check_buckets, check_data
 from ..distillation import check_attention, read_teacher, teacher_file
 from ..errors import UserError
 from ..models.srp_base import SRPModel
@@ -27,13 +28,7 @@ from ..modules.relevance import gold_relevance, is_half
 from ..pretrained import check_dictionaries, inherit_layernorm, load_pretrained
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
-from ..task_checks import (
-    EMBEDDING_FILES,
-    check_buckets,
-    check_data,
-    check_options,
-    check_run,
-)
+from ..task_checks import EMBEDDING_FILES, check_options, check_run
 from ..task_options import SRPTranslationConfig
 from ..weight_pruning import WeightPruning
 
