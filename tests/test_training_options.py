@@ -78,7 +78,7 @@ def test_an_ignored_prefix_is_not_distilled():
         criterion = SRPCriterion(task, False, 0.1, prefix, prob_kd=1.0, attn_kd=1.0)
         sample = {"net_input": inputs, "target": goal, "ntokens": goal.numel()}
         loss, _, log = criterion(student, sample)
-        losses.append([loss, log["prob_kd_loss"], log["attn_kd_loss"]])
+        losses.append([loss.item(), log["prob_kd_loss"], log["attn_kd_loss"]])
     ignored, padded, whole = torch.tensor(losses)
     assert torch.allclose(ignored, padded) and (ignored < whole).all()
 
