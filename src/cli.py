@@ -205,7 +205,10 @@ def missing_part(message: str) -> Optional[str]:
 
 
 def show_help(parser, training: bool = False) -> None:
-    """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out."""
+    """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out.
+
+    Ours are shown with their defaults, but for those of a model, which --arch decides.
+    """
     from .criterions.srp import SRPCriterion
     from .models.srp_base import SRPModel
     from .optim.srp_adam import SRPAdam
@@ -220,6 +223,10 @@ def show_help(parser, training: bool = False) -> None:
     for title, part in parts.items():
         part.add_args(parser.add_argument_group(title))
     ours = [group for group in parser._action_groups if group not in theirs]
+    for action in (action for group in ours for action in group._group_actions):
+        unsaid = action.help and "default" not in action.help
+        if unsaid and not isinstance(action.default, (bool, type(None))):
+            action.help += " (default: %(default)s)"
     parser._action_groups[:] = ours + theirs
     parser.print_help()
 

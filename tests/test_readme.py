@@ -76,6 +76,18 @@ def test_options_in_the_table_are_in_the_help(capsys):
         assert re.search(rf"{option}\b", text), option
 
 
+def test_the_help_says_defaults(capsys):
+    cli.show_help(options.get_training_parser(default_task="SRPtranslation"), training=True)
+    text = " ".join(capsys.readouterr().out.split())
+    for option, default in {
+        "--compression-rate": "1.0", "--pruning-stage": "0", "--pruning-period": "1",
+        "--decreasing": "sa", "--importance": "fisher", "--scoring-batches": "150",
+        "--scoring-tokens": "256", "--warming-up": "0", "--prob-kd": "0.0", "--T": "1.0",
+    }.items():  # fmt: skip
+        told = re.split(rf" {option} (?=[A-Z{{])", text, maxsplit=1)[1]
+        assert re.search(r"\(default: ([^)]*)\)", told)[1] == default, option
+
+
 def test_the_adapters_example_runs():
     code = re.findall(r"```python\n(.*?)```", TEXTS[1], re.S)
     assert len(code) == 2
