@@ -22,6 +22,11 @@ SHARES = LinearSegmentedColormap.from_list("shares", ["#f3f7fb", "#8fbbdb", "#1f
 INK, FAINT, ACCENT = "#22303c", "#8a97a3", "#c8502d"
 
 
+def on_share(share: float) -> str:
+    """Colour of text on ``SHARES(share)``: white where it stands out more than ink."""
+    return "white" if share > 0.76 else INK
+
+
 def _rows(widths: Widths, side: str) -> List[Tuple[str, List[Sequence[int]]]]:
     """(label, width and original width per layer) of one side; an embedding has one."""
     rows = []
@@ -53,7 +58,7 @@ def _cell(axes, left: float, top: float, span: float, pair, small: bool) -> None
             linewidth=0.6,
         )
     )
-    style = {"ha": "center", "color": "white" if share > 0.6 else INK}
+    style = {"ha": "center", "color": on_share(share)}
     middle = left + span / 2
     percent = f"{100 * width // original}%" if 100 * width >= original else "<1%"
     axes.text(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from generate_helpers import quiet_logging
@@ -187,6 +188,20 @@ def test_picture_shows_every_width_of_the_last_run(runs):
     percents = [f"{100 * w // whole}%" for w, whole in read[-1]["widths"].values()]
     assert sorted(t for t in shown if t.endswith("%")) == sorted(percents)
     assert "finetuned" in axes.get_title(loc="left")
+
+
+def test_shares_can_be_read_on_their_colours():
+    def luminance(colour):
+        channels = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), channels))
+
+    for share in (number / 100 for number in range(101)):
+        ground = luminance(picture.SHARES(share))
+        text = luminance(picture.on_share(share))
+        # the contrast that WCAG asks of large text, and more
+        assert (max(ground, text) + 0.05) / (min(ground, text) + 0.05) > 3.5, share
 
 
 def test_picture_shows_every_run_and_its_score(runs):

@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from src.picture import ACCENT, FAINT, INK, SHARES
+from src.picture import ACCENT, FAINT, INK, SHARES, on_share
 
 Row = Dict[str, Any]
 _AXES = {
@@ -125,7 +125,7 @@ def draw_widths(rows: List[Row], stream: BinaryIO) -> None:
             for x, share in enumerate(values):
                 axes.text(
                     x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
-                    color="white" if share > 0.6 else INK,
+                    color=on_share(share),
                 )  # fmt: skip
         figure.colorbar(image, ax=axes, label="share of the width that remains", pad=0.01)
     figure.savefig(stream, format="png", dpi=130)
