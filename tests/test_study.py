@@ -460,6 +460,16 @@ def test_only_the_base_is_marked(results, monkeypatch):
     assert [len(figure.axes[0].texts) for figure in shown] == [1, 0]
 
 
+def test_many_models_are_named_for_readers(results, monkeypatch):
+    """Too many for a colour each: one for a group, without the braces of its file."""
+    shown = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, *_, **__: shown.append(self))
+    monkeypatch.setattr(pictures, "_MOST_SERIES", 2)
+    pictures.draw_quality([row for row in results if "bleu" in row], None, "base")
+    labels = shown[0].axes[0].get_legend_handles_labels()[1]
+    assert labels == ["cut, any rate", "sparse any pattern", "distilled"]
+
+
 def test_two_may_write_the_results(tmp_path, monkeypatch):
     path, replace_file = tmp_path / "results.json", runner.os.replace
 

@@ -1,5 +1,6 @@
 """Pictures of a grid's results: quality against size, and remaining widths."""
 
+import re
 from typing import Any, BinaryIO, Dict, List, Tuple
 
 from matplotlib import colormaps
@@ -36,7 +37,7 @@ def _series(rows: List[Row]) -> Tuple[List[str], bool]:
     names = [name(row) for row in rows]
     if len(set(names)) <= _MOST_SERIES:
         return names, True
-    return [row["group"] for row in rows], False
+    return [re.sub(r"\{(\w+)\}", r"any \1", row["group"]) for row in rows], False
 
 
 def draw_quality(rows: List[Row], stream: BinaryIO, base: str) -> None:
