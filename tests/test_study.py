@@ -117,6 +117,14 @@ def test_list(grid_file, results, monkeypatch, capsys):
     assert "python src/pruning.py" in lines[1]
 
 
+def test_a_pattern_that_matches_nothing_is_refused(grid_file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", str(grid_file), "--only", "bass"])
+    with pytest.raises(SystemExit) as stopped:
+        runner.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --only bass: matches no model; --list shows their names\n"
+
+
 def test_what_has_changed_is_made_again(grid_file, results, tmp_path):
     before = {m.name: m.key for m in read_grid(grid_file).models}
     text = grid_file.read_text()

@@ -500,6 +500,8 @@ def main() -> None:
         grid_file = args.grid.resolve()
         os.chdir(ROOT)  # what a grid names, and the commands that are kept, is relative to it
         grid = read_grid(grid_file)
+        if not selected(grid, args.only):
+            raise GridError(f"--only {args.only}: matches no model; --list shows their names")
     except re.error as error:
         print(f"error: --only {args.only}: no regular expression ({error})", file=sys.stderr)
         sys.exit(2)
