@@ -468,6 +468,15 @@ def test_only_the_base_is_marked(results, monkeypatch):
     assert [len(figure.axes[0].texts) for figure in shown] == [1, 0]
 
 
+def test_the_widths_of_one_model_fit(results, monkeypatch):
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, *_, **__: shown.append(self))
+    shown = []
+    pictures.draw_widths([row for row in results if row["name"] == "cut, 0.5"], None)
+    shown[0].draw_without_rendering()
+    beside = shown[0].axes[1].yaxis.label.get_window_extent()
+    assert 0 <= beside.y0 and beside.y1 <= shown[0].bbox.y1
+
+
 def test_many_models_are_named_for_readers(results, monkeypatch):
     """Too many for a colour each: one for a group, without the braces of its file."""
     shown = []

@@ -128,5 +128,6 @@ def draw_widths(rows: List[Row], stream: BinaryIO) -> None:
                     x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
                     color=on_share(share),
                 )  # fmt: skip
-        figure.colorbar(image, ax=axes, label="share of the width that remains", pad=0.01)
+        bar = figure.colorbar(image, ax=axes, pad=0.01)
+        bar.set_label("share of the width that remains", fontsize=8)
     figure.savefig(stream, format="png", dpi=130)
