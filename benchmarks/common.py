@@ -157,15 +157,23 @@ def report(title: str, rows: List[Dict], output: str, **conditions) -> None:
         )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if "default" in text or action.default in (None, "", False, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 def arguments(description: str, rounds: Optional[int] = 15) -> argparse.ArgumentParser:
     """Options that benchmarks have in common.
 
     Args:
         rounds: how often everything is timed by default; None where nothing is.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

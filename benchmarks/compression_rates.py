@@ -59,7 +59,7 @@ def prune(model, rate: float, stage: int) -> int:
 
 def main():
     parser = arguments(__doc__, rounds=None)
-    parser.add_argument("--rates", default="0.5,0.2,0.1,0.05")
+    parser.add_argument("--rates", default="0.5,0.2,0.1,0.05", help="compression rates")
     args = parser.parse_args()
     check(parser, args)
     rates = numbers(parser, "--rates", args.rates)

@@ -332,7 +332,7 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__)
-    parser.add_argument("--arch", choices=SENTENCES, default="multi30k")
+    parser.add_argument("--arch", choices=SENTENCES, default="multi30k", help="shape of the model")
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05", help="compression rates")
     parser.add_argument("--engines", default="pytorch", help=", ".join(ENGINES))
     parser.add_argument("--beam", type=int, default=5, help="beam size")

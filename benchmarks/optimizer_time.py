@@ -61,7 +61,7 @@ def steppers(trainer, masking: bool) -> dict:
 
 def main():
     parser = arguments(__doc__)
-    parser.add_argument("--arch", choices=SHAPES, default="multi30k")
+    parser.add_argument("--arch", choices=SHAPES, default="multi30k", help="shape of the model")
     parser.add_argument("--weight-decay", default="1e-4", help="of all variants")
     parser.set_defaults(rounds=60)
     args = parser.parse_args()

@@ -45,8 +45,9 @@ def last_loss(data: str, epochs: int, seed: int, low: bool, threads: int) -> flo
 
 def main():
     parser = arguments(__doc__, rounds=None)
-    parser.add_argument("--data", default=str(ROOT / "data-bin" / "demo.de-en"))
-    parser.add_argument("--epochs", type=int, default=6)
+    default = str(ROOT / "data-bin" / "demo.de-en")
+    parser.add_argument("--data", default=default, help="fairseq data folder")
+    parser.add_argument("--epochs", type=int, default=6, help="of each training")
     parser.add_argument("--seeds", type=int, default=3, help="number of them")
     args = parser.parse_args()
     check(parser, args, epochs=1, seeds=2)  # a deviation needs two

@@ -151,7 +151,8 @@ def speedup(times: Dict[str, List[float]], name: str, base: str = "dense") -> fl
 def main():
     parser = arguments(__doc__)
     parser.set_defaults(threads=1, rounds=200)
-    parser.add_argument("--size", type=int, default=1024, help="of the weight, times 64")
+    size = "rows, and columns, of the weight; a multiple of 64"
+    parser.add_argument("--size", type=int, default=1024, help=size)
     parser.add_argument("--seconds", type=float, default=2.0, help="a line, about")
     parser.add_argument("--patterns", default=",".join(PATTERNS), help="which of them")
     args = parser.parse_args()

@@ -136,7 +136,7 @@ class Worker:
 
 def main():
     parser = arguments(__doc__)
-    parser.add_argument("--arch", choices=SHAPES, default="multi30k")
+    parser.add_argument("--arch", choices=SHAPES, default="multi30k", help="shape of the model")
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence")
     parser.add_argument(

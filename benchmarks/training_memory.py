@@ -83,9 +83,9 @@ def measure(*given) -> tuple:
 def main():
     parser = arguments(__doc__, rounds=None)
     parser.add_argument("data", help="folder of binarized data")
-    parser.add_argument("--arch", choices=SHAPES, default="multi30k")
+    parser.add_argument("--arch", choices=SHAPES, default="multi30k", help="shape of the model")
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")
-    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--updates", type=int, default=100, help="updates of each variant")
     args = parser.parse_args()
     check(parser, args, tokens=1, updates=1)
     if not os.path.isdir(args.data):

@@ -171,9 +171,14 @@ def main(arguments: Optional[List[str]] = None) -> None:
     set_up_logging(sys.stderr)
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="of an SRP model or fairseq Transformer")
-    parser.add_argument("--source-length", type=int, default=50, help="source tokens")
-    parser.add_argument("--target-length", type=int, default=50, help="target tokens")
-    parser.add_argument("--beam", type=int, default=1, help="beam size")
+    for option, default, what in (
+        ("--source-length", 50, "source tokens"),
+        ("--target-length", 50, "target tokens"),
+        ("--beam", 1, "beam size"),
+    ):
+        parser.add_argument(
+            option, type=int, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
     parser.add_argument(
         "--teacher-forced",
         action="store_true",

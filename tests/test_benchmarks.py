@@ -1,5 +1,6 @@
 """The benchmarks' own logic: what they compare, and what they refuse; nothing is timed."""
 
+import argparse
 import importlib
 import sys
 from types import SimpleNamespace
@@ -80,3 +81,26 @@ def test_mistakes_are_told_before_anything_is_timed(
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(script).main()
     assert stop.value.code == 2 and f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script", sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common"})
+)
+def test_help_says_what_options_are_and_their_defaults(script, monkeypatch, capsys):
+    """Of every option; the default of one that has none is said to be something else."""
+    parsers = []
+
+    def parse_args(parser, *_):
+        parsers.append(parser)
+        parser.exit()
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).main()
+    monkeypatch.undo()
+    formatter = parsers[0]._get_formatter()
+    for action in parsers[0]._actions:
+        told = formatter._expand_help(action) if action.help else ""
+        assert told, action.option_strings
+        if action.default not in (None, "", False, argparse.SUPPRESS):
+            assert f"default: {action.default}" in told, action.option_strings
