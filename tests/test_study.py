@@ -442,6 +442,15 @@ def test_tables_of_recorded_rows_alone(grid_file, results, tmp_path, monkeypatch
     assert "0.250" in text and "equal models have about 0.4" in text
 
 
+def test_shares_are_of_the_base(results):
+    """Of a small model from scratch too, which lost nothing itself."""
+    base, cut = (dict(row) for row in results[:2])
+    scratch = {**cut, "name": "from scratch", "uncut_parameters": cut["parameters"]}
+    share = cut["parameters"] / base["parameters"]
+    assert list(tables.frame([base, cut, scratch], "base")["share"]) == [1, share, share]
+    assert list(tables.frame([cut, scratch], "base")["share"]) == [share, 1]
+
+
 def test_p_is_of_one_side(tmp_path):
     """What the tables say about sacreBLEU's p."""
     random = Random(1)

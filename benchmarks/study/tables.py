@@ -135,10 +135,18 @@ def add_updates(rows: List[Row], every: List[Row]) -> None:
             model = next((parent for parent in parents if parent is not None), None)
 
 
-def frame(rows: List[Row]) -> pd.DataFrame:
-    """Plain numbers, one row a model."""
+def frame(rows: List[Row], base: str) -> pd.DataFrame:
+    """Plain numbers, one row a model; ``share`` is that of the base's parameters.
+
+    So also of a small model from scratch, all of whose own are there.
+
+    Args:
+        base: name of the base; where it isn't made yet, shares are of each model's own.
+    """
     table = pd.DataFrame(rows).drop(columns=["widths", "values", "p"], errors="ignore")
-    table["share"] = table["parameters"] / table["uncut_parameters"]
+    uncut = table.loc[table["name"] == base, "uncut_parameters"]
+    whole = uncut.iloc[0] if len(uncut) else table["uncut_parameters"]
+    table["share"] = table["parameters"] / whole
     table["sparsity"] = 1 - table["nonzero_parameters"] / table["parameters"]
     return table
 
@@ -222,7 +230,7 @@ def main() -> None:
     kept = [{k: v for k, v in row.items() if k not in DERIVED} for row in every]
     keep(grid, kept)
     add_updates(rows, every)
-    numbers = frame(rows)
+    numbers = frame(rows, grid.models[0].name)
     table = readable(numbers)
     notes = conditions(rows)
     others = otherwise(grid, rows)
