@@ -2,11 +2,11 @@
 
     python benchmarks/study/tables.py benchmarks/study/multi30k.yaml
 
-Of the models of the grid that run.py has made so far, here or elsewhere, and of
-WORK/speed.json where run.py --speed wrote one; significance and speed are kept in the
-results file with the rest. Writes results.md and results.csv (every model, its seed, sizes
-and BLEU), quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what remains
-of every width) to the same folder.
+Of the models of the grid that run.py has made so far, here or elsewhere, with their speed
+where run.py --speed has measured it; significance and speed are kept in the results file with
+the rest. Writes results.md and results.csv (every model, its seed, sizes and BLEU),
+quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what remains of every
+width) to the folder that the grid names as "work".
 
 Significance is that of sacreBLEU's paired bootstrap test (Koehn, 2004) with 1,000
 samples and its own seed. Its p is one of one side: how often resampling alone makes one
