@@ -1,7 +1,7 @@
 """Average the weights of several checkpoints of a run into one checkpoint.
 
-    python src/average_checkpoints.py --inputs checkpoints/base \\
-        --num-epoch-checkpoints 5 --output checkpoints/base/average.pt
+    python src/average_checkpoints.py --inputs checkpoints/multi30k/base \\
+        --num-epoch-checkpoints 5 --output checkpoints/multi30k/base/average.pt
 
 The options are those of fairseq's script of the same name. --inputs names
 checkpoints, or with --num-epoch-checkpoints (checkpoint<epoch>.pt) and

@@ -1,8 +1,8 @@
 """Export a trained model, cut or not, to CTranslate2.
 
     python src/export.py data-bin/multi30k.de-en \\
-        --path checkpoints/finetuned/checkpoint_best.pt \\
-        --output checkpoints/finetuned/ctranslate2 --quantization int8
+        --path checkpoints/multi30k/finetuned/checkpoint_best.pt \\
+        --output checkpoints/multi30k/finetuned/ctranslate2 --quantization int8
 
 The folder holds the model (model.bin, config.json) and its vocabularies. The model is
 built from the weights, cut to whatever widths, and compared with PyTorch before it is
@@ -15,7 +15,7 @@ is faster where the output layer costs much.
 
 To translate a test set with it: generate.py --engine ctranslate2. To use it:
 
-    translator = ctranslate2.Translator("checkpoints/finetuned/ctranslate2")
+    translator = ctranslate2.Translator("checkpoints/multi30k/finetuned/ctranslate2")
     translator.translate_batch(
         [tokens], beam_size=5, return_end_token=True, suppress_sequences=[["<pad>"]]
     )

@@ -1,10 +1,10 @@
 """Write the adapters of a checkpoint to a small file, or fuse them with its weights.
 
-    python src/export_adapters.py --path checkpoints/adapted/checkpoint_best.pt \\
-        --output checkpoints/adapted/adapters.pt
+    python src/export_adapters.py --path checkpoints/multi30k/adapted/checkpoint_best.pt \\
+        --output checkpoints/multi30k/adapted/adapters.pt
     python src/generate.py data-bin/multi30k.de-en \\
-        --path checkpoints/stage2/checkpoint_last.pt \\
-        --adapter-path checkpoints/adapted/adapters.pt --remove-bpe
+        --path checkpoints/multi30k/stage2/checkpoint_last.pt \\
+        --adapter-path checkpoints/multi30k/adapted/adapters.pt --remove-bpe
 
 The file holds what was learned (adapters and the biases of adapted layers), one bit
 for each channel of the uncut model, and a fingerprint of the base. It applies to the

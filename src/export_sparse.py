@@ -1,9 +1,9 @@
 """Write a checkpoint as a sparse file: zero weights take no room.
 
-    python src/export_sparse.py --path checkpoints/sparse/checkpoint_best.pt \\
-        --output checkpoints/sparse/model.safetensors
+    python src/export_sparse.py --path checkpoints/multi30k/sparse/checkpoint_best.pt \\
+        --output checkpoints/multi30k/sparse/model.safetensors
     python src/generate.py data-bin/multi30k.de-en \\
-        --path checkpoints/sparse/model.safetensors --beam 5 --remove-bpe
+        --path checkpoints/multi30k/sparse/model.safetensors --beam 5 --remove-bpe
 
 The file holds the weights and the model's options, without the optimizer's state, each
 weight matrix in the smallest of several encodings. It is read back and compared with

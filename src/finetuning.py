@@ -3,7 +3,7 @@
 The widths and the kind of layer normalization come from the checkpoint.
 
     python src/finetuning.py data-bin/multi30k.de-en --arch srp_multi30k_de_en \\
-        --pretrained-model checkpoints/stage2/checkpoint_last.pt ...
+        --pretrained-model checkpoints/multi30k/stage2/checkpoint_last.pt ...
 """
 
 import importlib

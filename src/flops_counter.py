@@ -1,6 +1,6 @@
 """Floating-point operations of a translation, from the shapes of the weights.
 
-    python src/flops_counter.py checkpoints/stage2/checkpoint_last.pt \\
+    python src/flops_counter.py checkpoints/multi30k/stage2/checkpoint_last.pt \\
         --source-length 50 --target-length 50
 
 Convention: FLOPs of matrix products only, 2·m·n·k for ``[m, k] @ [k, n]`` (two

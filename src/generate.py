@@ -1,8 +1,8 @@
 """Translate a test set: fairseq-generate, then BLEU and a report.
 
     python src/generate.py data-bin/multi30k.de-en \\
-        --path checkpoints/base/checkpoint_best.pt --batch-size 128 --beam 5 \\
-        --remove-bpe --report checkpoints/base/report.json
+        --path checkpoints/multi30k/base/checkpoint_best.pt --batch-size 128 --beam 5 \\
+        --remove-bpe --report checkpoints/multi30k/base/report.json
 
 Options and output lines are fairseq-generate's (log lines go to standard error);
 then follows BLEU of the detokenized text with sacreBLEU's signature. What

@@ -1,8 +1,8 @@
 """Prune a trained model: one stage of SRP, or one shot.
 
     python src/pruning.py data-bin/multi30k.de-en --arch srp_multi30k_de_en \\
-        --pretrained-model checkpoints/base/checkpoint_best.pt \\
-        --srp --compression-rate 0.2 --pruning-stage 1 --pruning-period 10 ...
+        --pretrained-model checkpoints/multi30k/base/checkpoint_best.pt \\
+        --srp --compression-rate 0.2 --pruning-stage 1 --pruning-period 5 ...
 
 With --srp the selected channels shrink during --pruning-period epochs and are
 then cut; without, they are cut at once. Training goes on until --max-epoch, by

@@ -1,7 +1,7 @@
 """How sparse a checkpoint is: density per layer, blocks, bytes.
 
-    python src/sparsity_report.py --path checkpoints/pruned/checkpoint_last.pt
-    python src/sparsity_report.py --path checkpoints/pruned/checkpoint_last.pt \\
+    python src/sparsity_report.py --path checkpoints/multi30k/sparse/checkpoint_last.pt
+    python src/sparsity_report.py --path checkpoints/multi30k/sparse/checkpoint_last.pt \\
         --pattern 4x1 --output reports
 
 Reads a checkpoint of an SRP model, cut or not, or of fairseq's Transformer, and
