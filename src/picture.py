@@ -139,7 +139,8 @@ def draw_bleu(axes, runs: List[Run]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low / (high / low * 1.6) ** 0.12, high * (high / low * 1.6) ** 0.3)
     margin = max(0.15 * (max(scores) - min(scores)), 0.5)
-    axes.set_ylim(min(scores) - margin, max(scores) + margin)
+    top = max(scores) + margin
+    axes.set_ylim(max(min(scores) - margin, -0.05 * top), top)  # no marks below 0
     axes.plot(sizes, scores, color="#b9c7d4", linewidth=1.2, zorder=1)
     axes.scatter(sizes[:-1], scores[:-1], s=45, color=SHARES(0.9), zorder=2)
     axes.scatter(sizes[-1:], scores[-1:], s=60, color=ACCENT, zorder=3)

@@ -213,6 +213,16 @@ def test_picture_shows_every_run_and_its_score(runs):
     assert sorted(map(tuple, places)) == sorted(expected)
 
 
+@pytest.mark.parametrize("scores", [(0.0,), (0.05, 0.09), (41.0, 0.3)])
+def test_no_bleu_below_zero_is_marked(scores):
+    runs = [{"name": str(s), "bleu": s, "parameters": 100 + n} for n, s in enumerate(scores)]
+    axes = Figure().subplots()
+    picture.draw_bleu(axes, runs)
+    bottom, top = axes.get_ylim()
+    assert bottom < min(scores) and max(scores) < top
+    assert all(mark >= 0 for mark in axes.get_yticks() if bottom <= mark <= top)
+
+
 def test_labels_do_not_overlap():
     points = [(0.1, 0.5), (0.12, 0.51), (0.1, 0.52), (0.9, 0.5)]
     heights = picture._label_heights(points, near=0.25, gap=0.08)
