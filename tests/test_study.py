@@ -496,6 +496,22 @@ def test_many_models_are_named_for_readers(results, monkeypatch):
     assert labels == ["cut, any rate", "sparse any pattern", "distilled"]
 
 
+def test_of_many_models_those_of_several_rates_are_curves(monkeypatch):
+    shown = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda self, *_, **__: shown.append(self))
+    monkeypatch.setattr(pictures, "_MOST_SERIES", 3)
+    sizes = {"a, x, 0.5": 5, "a, x, 0.1": 1, "b, 0.5": 6, "b, 0.1": 2, "c, 0.1": 3, "d": 4}
+    rows = [
+        {"name": name, "group": name, "values": {}, "parameters": size, "bleu": 10 * size}
+        for name, size in sizes.items()
+    ]
+    pictures.draw_quality(rows, None, "base")
+    lines = shown[0].axes[0].lines
+    assert [line.get_label() for line in lines] == ["one rate only", "a, x", "b"]
+    assert [list(line.get_ydata()) for line in lines] == [[30, 40], [10, 50], [20, 60]]
+    assert [line.get_linewidth() > 0 for line in lines] == [False, True, True]
+
+
 def test_two_may_write_the_results(tmp_path, monkeypatch):
     path, replace_file = tmp_path / "results.json", runner.os.replace
 

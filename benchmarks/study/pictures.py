@@ -1,7 +1,7 @@
 """Pictures of a grid's results: quality against size, and remaining widths."""
 
 import re
-from typing import Any, BinaryIO, Dict, List, Tuple
+from typing import Any, BinaryIO, Dict, List, Optional, Tuple
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -15,6 +15,7 @@ _AXES = {
     "flops": ("flops", 1e6, "MFLOPs a sentence"),
     "speed": ("times fairseq, pytorch", 1, "speed against fairseq, PyTorch"),
 }
+ASIDE = "#c3ccd4"
 _MOST_SERIES = 20  # as many colours can be told apart, more or less
 
 
@@ -24,8 +25,17 @@ def _value(row: Row, key: str):
     return row.get(key)
 
 
-def _series(rows: List[Row]) -> Tuple[List[str], bool]:
-    """Each model's series, and whether to join its points: those differ in numbers alone."""
+def _curve(row: Row) -> str:
+    """A model's name without the rate that it ends with."""
+    return re.sub(r",? \d*\.?\d+$", "", row["name"])
+
+
+def _series(rows: List[Row]) -> Tuple[List[Optional[str]], bool]:
+    """Each model's series, and whether to join its points: those differ in numbers alone.
+
+    Of more series than colours those of several rates remain; the other models, which
+    have None, stand aside.
+    """
 
     def name(row: Row) -> str:
         text = row["group"]
@@ -37,6 +47,10 @@ def _series(rows: List[Row]) -> Tuple[List[str], bool]:
     names = [name(row) for row in rows]
     if len(set(names)) <= _MOST_SERIES:
         return names, True
+    curves = [_curve(row) for row in rows]
+    several = [curve for curve in dict.fromkeys(curves) if curves.count(curve) > 1]
+    if 1 < len(several) <= _MOST_SERIES:
+        return [curve if curve in several else None for curve in curves], True
     return [re.sub(r"\{(\w+)\}", r"any \1", row["group"]) for row in rows], False
 
 
@@ -53,24 +67,29 @@ def draw_quality(rows: List[Row], stream: BinaryIO, base: str) -> None:
     ]
     series, joined = _series(rows)
     groups = list(dict.fromkeys(s for s, row in zip(series, rows) if row["name"] != base))
+    groups.sort(key=lambda group: group is not None)  # those aside first, below the others
     figure = Figure(figsize=(5.2 * len(panels), 5.4), layout="constrained")
-    colors = colormaps["tab20"]
+    colors = colormaps["tab10" if len(groups) <= 10 else "tab20"]
     for number, (key, unit, label) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for index, group in enumerate(groups):
-            points = sorted(
-                (_value(row, key) / unit, row["bleu"])
-                for name, row in zip(series, rows)
-                if name == group and row["name"] != base and _value(row, key) is not None
+            members = sorted(
+                (
+                    row
+                    for name, row in zip(series, rows)
+                    if name == group and row["name"] != base and _value(row, key) is not None
+                ),
+                key=lambda row: row["parameters"],  # joined from small to large
             )
+            points = [(_value(row, key) / unit, row["bleu"]) for row in members]
             if points:
                 axes.plot(
                     *zip(*points),
                     marker="o",
-                    markersize=4,
-                    linewidth=1 if joined else 0,
-                    color=colors(index % 20),
-                    label=group,
+                    markersize=4 if group else 3,
+                    linewidth=1.3 if joined and group else 0,
+                    color=colors(index % colors.N) if group else ASIDE,
+                    label=group or "one rate only",
                 )
         for row in rows:
             if row["name"] == base and _value(row, key) is not None:
