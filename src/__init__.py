@@ -4,6 +4,17 @@ Importing this package registers its parts with fairseq (``--user-dir src``).
 """
 
 import logging
+import sys
+from importlib.util import find_spec
+
+from .errors import UserError
+
+for _name in ("torch", "fairseq"):
+    if find_spec(_name) is None:
+        raise UserError(
+            f"{_name} is not installed for {sys.executable}; make the environment with 'make "
+            "setup' and activate it with 'source .venv/bin/activate'"
+        )
 
 # fairseq sets the root logger to DEBUG, and asks for tensorboardX, which only its speech
 # synthesis needs, whenever it is imported

@@ -68,3 +68,11 @@ def test_help_of_translation(script):
     text = run([sys.executable, "src/" + script, "--help"])
     for option in ("--adapter-path", "--cpu-bf16", "--sparse-inference", "--source-lang", "--beam"):
         assert option in text
+
+
+def test_a_python_without_the_libraries_is_told_in_one_line():
+    command = [sys.executable, "-S", "src/train.py"]  # -S: without installed packages
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: torch is not installed for")
+    assert done.stderr.count("\n") == 1 and "make setup" in done.stderr
