@@ -9,7 +9,7 @@
 The file holds what was learned (adapters and the biases of adapted layers), one bit
 for each channel of the uncut model, and a fingerprint of the base. It applies to the
 checkpoint that was the --pretrained-model of the training, also where adapters and
-widths were pruned together, unless that is a model of fairseq's transformer.
+widths were pruned together, and where that is a model of fairseq's transformer.
 
 With --fuse the output is a checkpoint instead, in which the updates are added to the
 weights: a plain cut model for every tool that reads one, without optimizer state.

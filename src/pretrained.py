@@ -67,15 +67,37 @@ def srp_arguments(state: Dict[str, Any]) -> argparse.Namespace:
     return arguments
 
 
+def model_kind(model) -> Optional[str]:
+    """The registered model that a checkpoint's options are of, None for very old ones."""
+    values = vars(model) if isinstance(model, argparse.Namespace) else model
+    return ARCH_MODEL_NAME_REGISTRY.get(values.get("arch"), values.get("_name"))
+
+
 def teacher_arguments(state: Dict[str, Any]):
     """What rebuilds a checkpoint's model to distil from, whatever model it is.
 
     Transformers come back as SRP models, which give attention maps.
     """
     model = state["cfg"]["model"]
-    values = vars(model) if isinstance(model, argparse.Namespace) else model
-    kind = ARCH_MODEL_NAME_REGISTRY.get(values.get("arch"), values.get("_name"))
-    return srp_arguments(state) if kind in (None, "srp", "transformer") else model
+    known = model_kind(model) in (None, "srp", "transformer")
+    return srp_arguments(state) if known else model
+
+
+def adaptable_arguments(model):
+    """What rebuilds a checkpoint's model with layers that take adapters.
+
+    A model of fairseq's ``transformer`` comes back as an SRP model, with its dropout.
+
+    Args:
+        model: the model's options in the checkpoint.
+    """
+    if model_kind(model) not in (None, "transformer"):
+        return model
+    state = {"cfg": {"model": model}}
+    arguments, config = srp_arguments(state), read_model_config(state)
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        setattr(arguments, name, getattr(config, name))
+    return arguments
 
 
 def inherit_layernorm(arguments: argparse.Namespace, state, path: str) -> None:

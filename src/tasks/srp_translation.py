@@ -25,7 +25,8 @@ from ..distillation import check_attention, read_teacher, teacher_file
 from ..errors import UserError
 from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
-from ..pretrained import check_dictionaries, inherit_layernorm, load_pretrained
+from ..pretrained import adaptable_arguments, check_dictionaries, inherit_layernorm
+from ..pretrained import load_pretrained
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
 from ..task_checks import EMBEDDING_FILES, check_options, check_run
@@ -85,6 +86,8 @@ class SRPTranslationTask(TranslationTask):
             for name in EMBEDDING_FILES:
                 if getattr(cfg, name, None):
                     setattr(cfg, name, None)
+            if self.cfg.adapter_path:
+                cfg = adaptable_arguments(cfg)
             return self._with_adapters(super().build_model(cfg, from_checkpoint))
         check_options(self.cfg)
         check_run(self.cfg, cfg, self.plan)
@@ -142,9 +145,8 @@ class SRPTranslationTask(TranslationTask):
             what = f"--adapter-path {path}"
             if not isinstance(model, SRPModel):
                 raise UserError(
-                    f"{what}: the checkpoint is a {type(model).__name__}, whose layers would "
-                    "pass the adapters by; translate with the checkpoint that has them, or "
-                    "with that of export_adapters.py --fuse"
+                    f"{what}: the checkpoint is a {type(model).__name__}, adapters are of "
+                    "Transformers; give the checkpoint that was adapted"
                 )
             content = adaptation.read_adapters(path, "--adapter-path")
             model.after_loading = lambda m: adaptation.apply_adapters(m, content, what)
