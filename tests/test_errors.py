@@ -159,7 +159,10 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
         (["--eval-bleu", "--eval-bleu-detok", "nosuch"], ["nosuch", "moses"]),
         (["--user-dir", "/nosuch"], ["--user-dir", "/nosuch"]),
-        (["--update-ordered-indices-seed"], ["indices-seed", "--update-epoch-batch-itr True"]),
+        (
+            ["--update-ordered-indices-seed", "--max-update", "1"],
+            ["indices-seed", "--update-epoch-batch-itr True"],
+        ),
         (["--upsample-primary", "0"], ["--upsample-primary 0", "at least 1"]),
     ],
 )
