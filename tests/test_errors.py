@@ -196,6 +196,18 @@ def test_embeddings_that_cannot_be_read(capsys, data, tmp_path, case, side, dict
     refused(capsys, [data, *TINY, *RUN, option, path], tmp_path, *words)
 
 
+def test_one_table_begins_with_one_file(capsys, tmp_path):
+    data = write_corpus(tmp_path)
+    for language in ("de", "en"):  # one table is of one dictionary
+        (tmp_path / f"dict.{language}.txt").write_bytes((tmp_path / "dict.de.txt").read_bytes())
+    path = tmp_path / "embeddings.txt"
+    path.write_text("1 16\nde1 " + " ".join(["0.25"] * 16) + "\n")
+    options = [o for o in TINY if o != "--share-decoder-input-output-embed"]
+    options += ["--share-all-embeddings", "--max-update", "1", "--decoder-embed-path", path]
+    words = f"--decoder-embed-path {path}: --share-all-embeddings", "--encoder-embed-path"
+    refused(capsys, [data, *options, *RUN], tmp_path / "run", *words)
+
+
 def test_embeddings_are_needed_by_the_training_alone(data, tmp_path):
     """Their file may be gone when the trained model is translated with."""
     path = tmp_path / "embeddings.txt"
