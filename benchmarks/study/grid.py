@@ -31,7 +31,9 @@
         data: translated                 # instead of the grid's
 
 An option that is ``true`` is given without a value, ``false`` and ``null`` leave it
-out. ``checkpoint: last`` takes the last checkpoint of a run instead of the best one,
+out. ``extends: multi30k.yaml`` at the top takes over what stands in another grid beside this
+one: ``options``, ``translate`` and ``models`` of both are merged, this file's first, all else
+is replaced. ``checkpoint: last`` takes the last checkpoint of a run instead of the best one,
 ``test: false`` does not translate, ``seeds`` of a model override the grid's.
 """
 
@@ -42,23 +44,26 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import yaml
 
 DISTILL = "distill_data"
 TOOLS = ("train", "pruning", "finetuning", DISTILL)
 _GRID_KEYS = (
-    *("data", "reference", "work", "results", "seeds", "options", "translate", "models"),
+    *("extends", "data", "reference", "work", "results", "seeds", "options", "translate", "models"),
 )
 _MODEL_KEYS = (
     *("each", "tool", "from", "teacher", "options", "sparsity", "checkpoint", "test"),
     *("seeds", "speed", "beside", "data"),
 )
+# What a grid adds to, of the one that it extends; all else it replaces.
+_MERGED = ("options", "translate", "models")
 # What a key of the grid or of a model must be, where it is given.
 _TYPES = {
     **dict.fromkeys(("options", "each", "translate"), (dict, "a mapping")),
-    **dict.fromkeys(("data", "reference", "work", "results", "beside"), (str, "a name")),
+    **dict.fromkeys(("data", "reference", "work", "results"), (str, "a name")),
+    **dict.fromkeys(("beside", "extends"), (str, "a name")),
     **dict.fromkeys(("from", "teacher"), (str, "a name")),
     **dict.fromkeys(("test", "speed"), (bool, "true or false")),
     "seeds": (list, "a list of numbers"),
@@ -233,18 +238,36 @@ def _key(model: Model, data: str) -> str:
     return hashlib.sha256(json.dumps([what, checkpoint]).encode()).hexdigest()
 
 
-def read_grid(path: Path) -> Grid:
-    """The grid of a YAML file; its paths are relative to the current folder.
-
-    Raises:
-        GridError: names the file, the model and the key.
-    """
+def _content(path: Path, extending: Tuple[Path, ...] = ()) -> Dict[str, Any]:
+    """What stands in a grid's file, with what it takes over from the one it extends."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise GridError(f"{path}: can't be read ({reason})") from None
     content = _check_keys(content, _GRID_KEYS, str(path))
+    if not content.get("extends"):
+        return content
+    extending += (path.resolve(),)
+    other = path.parent / content["extends"]
+    if other.resolve() in extending:
+        raise GridError(f"{path}: extends {content['extends']}, which extends this file")
+    base = _content(other, extending)
+    merged = {**base, **content}
+    for key in _MERGED:
+        parts = (base.get(key) or {}, content.get(key) or {})
+        if all(isinstance(part, dict) for part in parts):
+            merged[key] = {**parts[0], **parts[1]}
+    return merged
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of a YAML file; its paths are relative to the current folder.
+
+    Raises:
+        GridError: names the file, the model and the key.
+    """
+    content = _content(path)
     for key in ("data", "work", "models"):
         if not content.get(key):
             raise GridError(f"{path}: {key} is missing")
