@@ -275,6 +275,9 @@ def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):
         ("beside: base", "beside: nope", "'cut, {rate}': beside 'nope' is no model"),
         ("cut, {rate}", "cut", "'cut' is there twice"),
         ("work: ", "reference: /no/such\nwork: ", "reference /no/such: no such file"),
+        ("work: ", "extends: nope.yaml\nwork: ", "nope.yaml: can't be read"),
+        ("work: ", "extends: [a]\nwork: ", "extends must be a name"),
+        ("work: ", "extends: grid.yaml\nwork: ", "extends grid.yaml, which extends this file"),
     ],
 )
 def test_mistakes_are_named(grid_file, tmp_path, old, new, message):
@@ -290,6 +293,28 @@ def test_models_in_a_list(grid_file, tmp_path):
     path.write_text(grid_file.read_text().partition("models:")[0] + "models: [a]\n")
     with pytest.raises(GridError, match="models must be a mapping"):
         read_grid(path)
+
+
+def test_a_grid_extends_another(grid_file, tmp_path):
+    (tmp_path / "grid.yaml").write_text(grid_file.read_text())
+    path = tmp_path / "more.yaml"
+    path.write_text(
+        f"extends: grid.yaml\nwork: {tmp_path}\nseeds: [2]\noptions: {{lr: 5e-4, cpu: false}}\n"
+        "models:\n"
+        "  translated: {tool: distill_data, from: base, options: {beam: 3}}\n"
+        '  more: {tool: finetuning, from: "cut, 0.7"}\n'
+    )
+    ours, theirs = read_grid(path), read_grid(tmp_path / "grid.yaml")
+    assert [m.name for m in ours.models] == [*(m.name for m in theirs.models), "more"]
+    assert (ours.data, ours.translate) == (theirs.data, theirs.translate)
+    assert ours.work == tmp_path and ours.results == tmp_path / "results.json"
+    for mine, other in zip(ours.models, theirs.models):
+        assert (mine.seed, other.seed) == (2, 1) and mine.key != other.key
+        if mine.tool == "distill_data":
+            assert mine.options == {"beam": 3}
+        else:
+            assert mine.options == {**other.options, "lr": "5e-4", "cpu": False}
+            assert "--cpu" not in mine.arguments(ours.data)
 
 
 def test_flags():

@@ -51,7 +51,8 @@ import yaml
 DISTILL = "distill_data"
 TOOLS = ("train", "pruning", "finetuning", DISTILL)
 _GRID_KEYS = (
-    *("extends", "data", "reference", "work", "results", "seeds", "options", "translate", "models"),
+    *("data", "reference", "work", "results", "seeds", "options", "translate", "models"),
+    "extends",
 )
 _MODEL_KEYS = (
     *("each", "tool", "from", "teacher", "options", "sparsity", "checkpoint", "test"),
