@@ -6,6 +6,7 @@ import glob
 import io
 import os
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -50,6 +51,13 @@ def reason(error: Exception) -> str:
         return error.strerror
     first = str(error).partition("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def unsafe(error: pickle.UnpicklingError) -> str:
+    """What torch's restricted unpickler refused, without its advice to load it anyway."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = named[1] if named else reason(error)
+    return f"holds objects that could run code on loading ({what})"
 
 
 def allow_safe_globals() -> None:
@@ -301,8 +309,8 @@ def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, An
     except UNREADABLE as error:
         if isinstance(error, pickle.UnpicklingError) and not trust:
             raise UserError(
-                f"{option} {path}: holds objects that could run code on loading "
-                f"({reason(error)}); if you trust its origin, add --trust-checkpoint"
+                f"{option} {path}: {unsafe(error)}; if you trust its origin, add "
+                "--trust-checkpoint"
             ) from None
         raise UserError(
             f"{option} {path}: can't be read as a fairseq checkpoint ({reason(error)}); "

@@ -1,6 +1,7 @@
 """fairseq's trainer with a pruning stage in its loop."""
 
 import logging
+import pickle
 import sys
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,7 +12,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from .checkpoint_utils import damage, previous_checkpoint, read_config
+from .checkpoint_utils import damage, previous_checkpoint, read_config, unsafe
 from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
@@ -314,6 +315,11 @@ class SRPTrainer(Trainer):
             extra_state = super().load_checkpoint(
                 filename, reset_optimizer, *args, **kwargs
             )
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"checkpoint {filename}: {unsafe(error)}; if you trust its origin, start anew "
+                "with its weights: --pretrained-model, --trust-checkpoint, another --save-dir"
+            ) from None
         except Exception as error:
             # what fairseq says of another model, optimizer or criterion
             if type(error) not in (Exception, AssertionError) or not error.args:

@@ -535,6 +535,19 @@ def test_pickled_code_needs_an_opt_in(capsys, data, base, tmp_path, monkeypatch)
     assert os.path.exists("harm-was-done")
 
 
+@pytest.mark.parametrize("option", ["--restore-file", "--finetune-from-model"])
+def test_a_run_unpickles_nothing_of_what_it_goes_on_from(
+    capsys, data, base, tmp_path, monkeypatch, option
+):
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(base)
+    state["surprise"] = Harmful()
+    torch.save(state, tmp_path / "harmful.pt", pickle_module=pickle)
+    command = [data, *TINY, *RUN, option, tmp_path / "harmful.pt"]
+    error = refused(capsys, command, tmp_path, "could run code", "mkdir", "--pretrained-model")
+    assert "weights_only" not in error and not os.path.exists("harm-was-done")
+
+
 def test_nan_weights(capsys, data, base, tmp_path):
     state = torch.load(base)
     state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
