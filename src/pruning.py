@@ -5,7 +5,7 @@
         --srp --compression-rate 0.2 --pruning-stage 1 --pruning-period 5 ...
 
 With --srp the selected channels shrink during --pruning-period epochs and are
-then cut; without, they are cut at once. Training goes on until --max-epoch, by
+then cut; without, they are cut right away. Training goes on until --max-epoch, by
 default the epoch of the (last) cut. What --save-dir holds in the end is the cut
 model.
 """

@@ -89,7 +89,7 @@ def check_unused(cfg: SRPTranslationConfig) -> None:
     """
     if not cfg.srp and cfg.decreasing != "sa":
         raise UserError(
-            f"--decreasing {cfg.decreasing}: needs --srp; without, channels are cut at once"
+            f"--decreasing {cfg.decreasing}: needs --srp; without, channels are cut right away"
         )
     if cfg.compression_rate < 1:
         return

@@ -38,14 +38,14 @@ class SRPTranslationConfig(TranslationConfig):
         default=False,
         metadata={
             "help": "shrink the selected channels' connectivity to zero during training "
-            "before they are cut; without it they are cut at once (one-shot pruning)"
+            "before they are cut; without it they are cut right away (one-shot pruning)"
         },
     )
     pruning_stage: int = field(
         default=0,
         metadata={
             "help": "1: cut embedding widths; 2: cut attention and feed-forward widths "
-            "(after stage 1); 0: cut all at once"
+            "(after stage 1); 0: cut all of them in one stage"
         },
     )
     prune_heads: bool = field(
