@@ -6,14 +6,15 @@
 # make study-report   its tables and pictures
 # make report     table and picture of the demo's models
 # make clean      remove what the demo and the tests made
-# make distclean  remove the environment as well
+# make distclean  remove the environment as well, if make setup made it
 # make help       this list
 #
 # GRID=FILE       the grid of make study (default benchmarks/study/demo.yaml)
 # JOBS=N          models that make study makes at a time (default 1)
 # VENV=DIR        environment to use or make (default .venv); one with torch >= 2.10 keeps it
 # PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with
-# DATA=multi30k   the demo's recipe on Multi30k, RAW_DIR=DIR where its files lie (otherwise downloaded)
+# DATA=multi30k   make and make report with Multi30k and its recipes instead of the demo;
+#                 RAW_DIR=DIR where its files lie (otherwise downloaded)
 
 SHELL := bash
 VENV ?= .venv

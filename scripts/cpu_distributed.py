@@ -39,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=2, help="number of processes")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes (default 2)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="script and options")
     args = parser.parse_args()
     if args.processes < 1 or not args.command:

@@ -3,6 +3,7 @@
 #
 # Usage: iwslt_preprocess.sh [--raw-dir DIR] [ARGUMENT of fairseq-preprocess ...]
 #   --raw-dir DIR  folder that holds de-en.tgz, or what is in it; nothing is downloaded then
+#   IWSLT_URL      where to download it from instead; see prepare-iwslt14.sh --help
 # Writes data-bin/iwslt14.tokenized.de-en. Running it again does what is missing.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"

@@ -17,7 +17,7 @@ LR=${LR:-1e-2}
 DROPOUT=0.1
 UPDATES=2600  # the learning rate falls to zero: 20 epochs of 130
 MAX_EPOCH=20
-case " $* " in *" --adapter "*) ;; *) set -- --adapter splora --adapter-rank 8 "$@" ;; esac
+case " $* " in *" --adapter "* | *" --adapter="*) ;; *) set -- --adapter splora --adapter-rank 8 "$@" ;; esac
 find_python
 
 step ../checkpoints/multi30k/$NAME ../checkpoints/multi30k/stage2/checkpoint_last.pt "$PYTHON" ../src/finetuning.py \

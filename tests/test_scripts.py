@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -490,6 +491,23 @@ def test_step_without_its_input(tmp_path):
     done = run(BASH, "-c", f'source "{ROOT}/scripts/common.sh"; step "{tmp_path}/run" "{tmp_path}/no.pt" touch "{tmp_path}/x"',
                PYTHON=sys.executable)
     assert done.returncode == 2 and "no.pt is missing" in done.stderr and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, given",
+    [
+        ([], "--adapter splora --adapter-rank 8"),
+        (["--adapter", "splopa"], "--adapter splopa"),
+        (["--adapter=splopa"], "--adapter=splopa"),
+    ],
+)
+def test_adapters_are_those_that_were_asked_for(project, tmp_path, arguments, given):
+    python = executable(tmp_path / "python", f'#!{BASH}\necho "$*" >>"{tmp_path}/calls"\n')
+    (project / "checkpoints/multi30k/stage2").mkdir(parents=True)
+    (project / "checkpoints/multi30k/stage2/checkpoint_last.pt").touch()
+    run(BASH, project / "scripts/multi30k_srp_adapters.sh", *arguments, PYTHON=str(python))
+    (training,) = re.findall(r".*finetuning\.py.*", (tmp_path / "calls").read_text())
+    assert training.endswith(f"checkpoint_last.pt {given}")
 
 
 def test_one_line_an_epoch():

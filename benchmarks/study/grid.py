@@ -32,9 +32,11 @@
 
 An option that is ``true`` is given without a value, ``false`` and ``null`` leave it
 out. ``extends: multi30k.yaml`` at the top takes over what stands in another grid beside this
-one: ``options``, ``translate`` and ``models`` of both are merged, this file's first, all else
-is replaced. ``checkpoint: last`` takes the last checkpoint of a run instead of the best one,
-``test: false`` does not translate, ``seeds`` of a model override the grid's.
+one: ``options``, ``translate`` and ``models`` of both are merged, where both have a key this
+file's value holds, all else is replaced. Of a model, ``checkpoint: last`` takes the last
+checkpoint of a run instead of the best one, ``test: false`` does not translate, ``seeds``
+override the grid's, ``teacher: NAME`` becomes --teacher-model, ``speed: true`` has run.py
+--speed measure it, and ``beside: NAME`` names the model that tables.py compares it with, too.
 """
 
 import hashlib
