@@ -9,9 +9,8 @@ quality.png (BLEU against parameters, FLOPs and speed) and widths.png (what rema
 width) to the folder that the grid names as "work".
 
 Significance is that of sacreBLEU's paired bootstrap test (Koehn, 2004) with 1,000
-samples and its own seed. Its p is one of one side: how often resampling alone makes one
-model better by as much, not how often it makes either. A p of both sides is about twice as
-large, and equal models have about 0.4 instead of 1.
+samples and its own seed. Its p is one-sided: how often resampling alone makes one model
+better by as much, not how often it makes either. A two-sided p is about twice as large, and equal models have about 0.4 instead of 1.
 """
 
 import argparse
