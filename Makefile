@@ -9,7 +9,8 @@
 # make distclean  remove the environment as well, if make setup made it
 # make help       this list
 #
-# GRID=FILE       the grid of make study (default benchmarks/study/demo.yaml)
+# GRID=FILE       the grid of make study (default benchmarks/study/demo.yaml); the data that it names
+#                 must be there, those of demo.yaml after make or bash scripts/demo_preprocess.sh
 # JOBS=N          models that make study makes at a time (default 1)
 # VENV=DIR        environment to use or make (default .venv); one with torch >= 2.10 keeps it
 # PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with

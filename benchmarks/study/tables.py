@@ -10,7 +10,8 @@ width) to the folder that the grid names as "work".
 
 Significance is that of sacreBLEU's paired bootstrap test (Koehn, 2004) with 1,000
 samples and its own seed. Its p is one-sided: how often resampling alone makes one model
-better by as much, not how often it makes either. A two-sided p is about twice as large, and equal models have about 0.4 instead of 1.
+better by as much, not how often it makes either. A two-sided p is about twice as large, and
+equal models have about 0.4 instead of 1.
 """
 
 import argparse
@@ -32,8 +33,8 @@ from sacrebleu.significance import PairedTest  # noqa: E402
 
 SAMPLES = 1000
 ABOUT_P = (
-    f"p: paired bootstrap as sacreBLEU has it, {SAMPLES:,} samples, of one side: a p of both "
-    "sides is about twice as large, equal models have about 0.4"
+    f"p: paired bootstrap as sacreBLEU has it, {SAMPLES:,} samples, one-sided: a two-sided "
+    "p is about twice as large, equal models have about 0.4"
 )
 DERIVED = ("p_base", "p_beside")  # from a row's "p", for the table
 Row = Dict[str, Any]
