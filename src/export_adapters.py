@@ -37,6 +37,7 @@ from .cli import (  # noqa: E402
     ArgumentParser,
     add_trust,
     check_output_file,
+    ending_quietly,
     set_up_logging,
 )
 from .errors import UserError  # noqa: E402
@@ -61,14 +62,12 @@ def get_parser() -> ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
-    """The command line tool.
+def run(args) -> None:
+    """Check, write, report.
 
-    Args:
-        arguments: instead of the process's own.
+    Raises:
+        UserError: a mistake in an option or file; nothing is written.
     """
-    set_up_logging(sys.stderr)
-    args = get_parser().parse_args(arguments)
     check_output_file(args.output, args.path)
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     model = load_model(args.path, args.trust_checkpoint)
@@ -94,3 +93,15 @@ def main(arguments: Optional[List[str]] = None) -> None:
         f"{total['percent']:.2f} % of the "
         f"{total['base']:,} that full finetuning learns and stores"
     )
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """The command line tool.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = get_parser().parse_args(arguments)
+    with ending_quietly(f"{args.output} is as it was"):
+        run(args)

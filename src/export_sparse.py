@@ -34,6 +34,7 @@ from .cli import (  # noqa: E402
     ArgumentParser,
     add_trust,
     check_output_file,
+    ending_quietly,
     set_up_logging,
 )
 
@@ -50,14 +51,12 @@ def get_parser() -> ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
-    """The command line tool.
+def run(args) -> None:
+    """Check, write, report.
 
-    Args:
-        arguments: instead of the process's own.
+    Raises:
+        UserError: a mistake in an option or file; nothing is written.
     """
-    set_up_logging(sys.stderr)
-    args = get_parser().parse_args(arguments)
     check_output_file(args.output, args.path)
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     temporary = f"{args.output}.unchecked"
@@ -77,3 +76,15 @@ def main(arguments: Optional[List[str]] = None) -> None:
         f"{args.output}: {written:,} bytes, {written / dense:.1%} of the weights' "
         f"{dense:,}; {zeros / sum(t.numel() for t in weights):.1%} of the numbers are zero"
     )
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    """The command line tool.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = get_parser().parse_args(arguments)
+    with ending_quietly(f"{args.output} is as it was"):
+        run(args)

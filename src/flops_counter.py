@@ -28,7 +28,7 @@ from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, add_trust, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import srp_arguments  # noqa: E402
 
@@ -192,12 +192,13 @@ def main(arguments: Optional[List[str]] = None) -> None:
             raise UserError(f"--{option} {getattr(args, name)}: must be at least 1")
     if args.teacher_forced and args.beam > 1:
         raise UserError(f"--beam {args.beam}: --teacher-forced has no beam")
-    model = load_model(args.checkpoint, args.trust_checkpoint)
-    flops = count_flops(
-        model, args.source_length, args.target_length, not args.teacher_forced, args.beam
-    )
-    how = "teacher-forced" if args.teacher_forced else f"generated, beam {args.beam}"
-    print(f"source {args.source_length} tokens, target {args.target_length}, {how}")
-    for part, value in flops.items():
-        name = part.replace("_", " ")
-        print(f"{name:<26} {value / 1e6:>12.3f} MFLOPs {value / flops['total']:>7.1%}")
+    with ending_quietly("nothing was counted"):
+        model = load_model(args.checkpoint, args.trust_checkpoint)
+        flops = count_flops(
+            model, args.source_length, args.target_length, not args.teacher_forced, args.beam
+        )
+        how = "teacher-forced" if args.teacher_forced else f"generated, beam {args.beam}"
+        print(f"source {args.source_length} tokens, target {args.target_length}, {how}")
+        for part, value in flops.items():
+            name = part.replace("_", " ")
+            print(f"{name:<26} {value / 1e6:>12.3f} MFLOPs {value / flops['total']:>7.1%}")

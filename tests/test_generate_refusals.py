@@ -21,7 +21,7 @@ from generate_helpers import (
     translate,
     write_data,
 )
-from src import cli, generate
+from src import cli, export_adapters, export_sparse, flops_counter, generate
 from src.errors import UserError
 
 
@@ -316,3 +316,17 @@ def test_a_closed_pipe_ends_it_quietly(monkeypatch):
         with pytest.raises(SystemExit) as stopped, cli.ending_quietly("nothing"):
             print("a line")
     assert stopped.value.code == 141
+
+
+@pytest.mark.parametrize("tool", [export_adapters, export_sparse, flops_counter])
+def test_an_interruption_ends_other_tools_quietly(tool, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    for name in ("load_checkpoint", "load_model"):
+        monkeypatch.setattr(tool, name, stop, raising=False)
+    command = ["--path", "model.pt", "--output", str(tmp_path / "out")]
+    command = ["model.pt"] if tool is flops_counter else command
+    with pytest.raises(SystemExit) as stopped, quiet_logging():
+        tool.main(command)
+    assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err
