@@ -219,6 +219,24 @@ def _uncut_scaled(
     return widths
 
 
+def embedding_rate(model: nn.Module, embedding_ratio: float = 1.0) -> float:
+    """The rate at which stage 1 would leave a model's embeddings as wide as they are.
+
+    1 for uncut ones, whatever was cut elsewhere.
+    """
+    count = ParameterCount(model)
+    now = {n: g.width for n, g in count.groups.items() if g.kind == "embedding"}
+
+    def scaled(ratio: float) -> Widths:
+        return _uncut_scaled(count.groups, ratio, embedding_ratio)
+
+    ratio, _ = _turning_point(
+        lambda r: all(scaled(r)[name] <= width for name, width in now.items()),
+        max(1.0, 1 / embedding_ratio),
+    )
+    return count(scaled(ratio)) / count(count.original)
+
+
 def settle(count: ParameterCount, widths: Widths, target: float) -> Widths:
     """Use up what rounding left over with feed-forward units, one by one.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .budget import ParameterCount, Widths, iteration_rate, plan_widths
+from .budget import ParameterCount, Widths, embedding_rate, iteration_rate, plan_widths
 from .cut import Cuts, cut
 from .freeze import Freezer
 from .groups import channel_groups
@@ -85,7 +85,9 @@ class PruningStage:
         count = ParameterCount(model)
         # stage 1 narrows the embedding of whatever was cut elsewhere
         self.start_share = (
-            1.0 if plan.stage == 1 else count(count.current) / count(count.original)
+            embedding_rate(model, plan.embedding_ratio)
+            if plan.stage == 1
+            else count(count.current) / count(count.original)
         )
 
     @property
