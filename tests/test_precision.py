@@ -80,6 +80,9 @@ def test_a_stage_in_half_precision(
             assert torch.equal(parameters[id(parameter)], copy.to(dtype))
     state = torch.load(tmp_path / "checkpoint_last.pt")["model"]
     assert state["encoder.embed_tokens.weight"].shape[1] < 16
+    # a schedule by validation loss has its learning rate in the optimizer alone
+    optimizer.set_lr(3e-4)
+    assert trainer._rebuild_optimizer().get_lr() == 3e-4
 
 
 def test_amp_unscales_gradients_once(data, tmp_path):

@@ -381,6 +381,28 @@ def test_skipped_batches_are_not_counted(data, base, tmp_path):
     assert steps[-2] == (len(steps) - 1, len(steps))
 
 
+@pytest.mark.parametrize("skipped", [{1}, {3}, {0, 1, 2, 3}])
+def test_skipped_updates_do_not_delay_the_cut(data, base, tmp_path, monkeypatch, skipped):
+    """Overflows of half precision, of which an epoch of 4 updates loses some."""
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)  # fairseq's 0 for a norm
+    batches = []
+
+    class Overflowing(SRPTrainer):
+        def clip_grad_norm(self, clip_norm):
+            batches.append(None)
+            if len(batches) - 1 in skipped:
+                raise OverflowError("too large")
+            return super().clip_grad_norm(clip_norm)
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Overflowing)
+    options = stage_options(base, srp=True)
+    trainer = run_training([data, *TINY, *RUN, *options, "--save-dir", tmp_path])
+    assert trainer.stage.done and len(batches) == 4
+    assert trainer.get_num_updates() == 4 - len(skipped)
+    small = 0.4 * parameters(torch.load(base)["model"])
+    assert parameters(weights(tmp_path)) == pytest.approx(small, rel=0.01)
+
+
 def test_distillation_uses_the_unpruned_teacher(data, base, tmp_path):
     trainer = run_training(
         [data, *TINY, *RUN, *stage_options(base, srp=True), "--save-dir", tmp_path]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import (
     RUN,
     TINY,
@@ -13,7 +14,10 @@ from conftest import (
     write_corpus,
 )
 
+from fairseq.logging import metrics
+
 from src.criterions.srp import SRPCriterion
+from src.run_length import updates_in_epochs
 from src.trainer import SRPTrainer
 
 
@@ -81,6 +85,99 @@ def test_an_ignored_prefix_is_not_distilled():
         losses.append([loss.item(), log["prob_kd_loss"], log["attn_kd_loss"]])
     ignored, padded, whole = torch.tensor(losses)
     assert torch.allclose(ignored, padded) and (ignored < whole).all()
+
+
+def attention_maps(model, inputs):
+    """Cross-attention of every layer [B, T, S], mean over heads, and the logits."""
+    seen = {}
+    hooks = [
+        projection.register_forward_hook(lambda m, args, out: seen.update({m: out}))
+        for layer in model.decoder.layers
+        for projection in (layer.encoder_attn.q_proj, layer.encoder_attn.k_proj)
+    ]
+    logits, maps = model(**inputs)[0], []
+    for hook in hooks:
+        hook.remove()
+    for layer in model.decoder.layers:
+        attention = layer.encoder_attn
+        q, k = (
+            seen[projection].unflatten(2, (attention.num_heads, -1))
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        scores = torch.einsum("tbhk,sbhk->bhts", q, k) * attention.scaling
+        padding = inputs["src_tokens"].eq(1)[:, None, None]
+        maps.append(scores.masked_fill(padding, -torch.inf).softmax(-1).mean(1))
+    return maps, logits
+
+
+@pytest.mark.parametrize("sentence_avg", [False, True])
+def test_distillation_losses_are_added_by_their_weights(sentence_avg):
+    source, lengths, previous = batch()
+    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+    target = torch.randint(4, 40, previous.shape)
+    target[previous.eq(1)] = 1
+    present = target.ne(1)
+    tokens = int(present.sum())
+    sample = {"net_input": inputs, "target": target, "ntokens": tokens}
+    task, student = Taught(), build()
+    plain = SRPCriterion(task, sentence_avg, 0.1)
+    taught = SRPCriterion(task, sentence_avg, 0.1, prob_kd=0.5, attn_kd=0.25, T=2.0)
+    with torch.no_grad():
+        expected, size, _ = plain(student.eval(), sample)
+        assert torch.equal(taught(student, sample)[0], expected)  # none in evaluation
+        (mine, logits), (its, goal) = (attention_maps(m, inputs) for m in (student, task.model))
+        loss, found, log = taught(student.train(), sample)
+    assert size == found == (len(target) if sentence_avg else tokens)
+
+    def divergence(p, log_p, log_q):
+        return F.kl_div(log_q, p, reduction="none").sum(-1)[present].sum()
+
+    goal = (goal / 2).log_softmax(-1)
+    prob = 4 * divergence(goal.exp(), goal, (logits / 2).log_softmax(-1))
+    attn = sum(divergence(b, None, a.clamp_min(1e-30).log()) for a, b in zip(mine, its)) / 2
+    # the divergences are computed in float32
+    torch.testing.assert_close(loss, expected + prob / 2 + attn / 4, rtol=1e-5, atol=0)
+    with metrics.aggregate() as logged:
+        SRPCriterion.reduce_metrics([log, log])
+    values = logged.get_smoothed_values()
+    assert values["prob_kd_loss"] == pytest.approx(prob.item() / tokens, rel=1e-2)
+    assert values["attn_kd_loss"] == pytest.approx(attn.item() / tokens, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--update-freq", "1,3,2"],
+        ["--skip-remainder-batch", "--update-freq", "2,1"],
+        ["--grouped-shuffling"],
+    ],
+)
+def test_updates_are_counted_ahead(data, tmp_path, monkeypatch, options):
+    counted = {}
+
+    class Counting(SRPTrainer):
+        def begin_epoch(self, epoch):
+            super().begin_epoch(epoch)
+            left = updates_in_epochs(self.cfg, self._epoch_itr, epoch, 3)
+            counted[epoch] = self.get_num_updates() + left
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Counting)
+    trainer = run_training(
+        [data, *TINY, *RUN, *options, "--max-epoch", "3", "--no-save"]
+        + ["--save-dir", tmp_path, "--disable-validation"]
+    )
+    assert counted == dict.fromkeys((1, 2, 3), trainer.get_num_updates())
+
+
+def test_validation_is_of_every_sentence(data, tmp_path):
+    """fairseq leaves out a last batch whose size is no multiple of 8."""
+    trainer = run_training(
+        [data, *TINY, *RUN, "--required-batch-size-multiple", "8", "--max-update", "1"]
+        + ["--no-save", "--save-dir", tmp_path]
+    )
+    batches = trainer.get_valid_iterator("valid").next_epoch_itr(shuffle=False)
+    assert sorted(i for b in batches for i in b["id"].tolist()) == list(range(11))
+    assert trainer.cfg.dataset.required_batch_size_multiple == 8
 
 
 @pytest.mark.parametrize("anew", [True, False])
