@@ -65,7 +65,9 @@ def test_a_stage_in_half_precision(
     trainer = run_training(
         [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
         + ["--weighted-layernorm", "--warming-up", "0"]
-        + ["--optimizer", "adam" if "efficient" in option else "srp_adam"],
+        + ["--optimizer", "adam" if "efficient" in option else "srp_adam"]
+        # relevance is that of a float32 copy
+        + ["--importance", "lrp" if option == "bf16" else "fisher"],
         main=in_precision(option),
     )
     assert trainer.stage.done and len(Watcher.log) > 100 and all(Watcher.log)
@@ -83,6 +85,32 @@ def test_a_stage_in_half_precision(
     # a schedule by validation loss has its learning rate in the optimizer alone
     optimizer.set_lr(3e-4)
     assert trainer._rebuild_optimizer().get_lr() == 3e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_the_learning_rate_of_an_epoch_stays_after_a_cut_at_its_start(
+    data, base, tmp_path, monkeypatch
+):
+    """The float32 copies of a cut model need another optimizer, and that a schedule."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    rates = []
+
+    class Rates(SRPTrainer):
+        def train_step(self, samples, raise_oom=False):
+            rates[-1].append(self.get_lr())
+            return super().train_step(samples, raise_oom)
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Rates)
+    options = ["--compression-rate", "0.4", "--warming-up", "1", "--max-epoch", "3"]
+    options += ["--lr", "1e-3,1e-4,1e-5", "--no-save", "--disable-validation"]
+    for main in (None, in_precision("bf16")):
+        rates.append([])
+        run_training(
+            [data, *TINY, *RUN, *options, "--pretrained-model", base]
+            + ["--save-dir", tmp_path],
+            main=main,
+        )
+    assert rates[0] == rates[1] == [1e-3] * 4 + [1e-4] * 4 + [1e-5] * 4
 
 
 def test_amp_unscales_gradients_once(data, tmp_path):
