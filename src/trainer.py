@@ -167,6 +167,8 @@ class SRPTrainer(Trainer):
             check_last_cut(stage.plan, *run)
 
     def train_step(self, samples, raise_oom=False):
+        # of a share that ends with an empty batch fairseq forgets the number of tokens
+        samples = [sample for sample in samples if sample] or samples
         pruning = self.weight_pruning
         steps = pruning.steps if pruning is not None else 0
         before = self.get_num_updates()

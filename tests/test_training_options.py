@@ -169,6 +169,23 @@ def test_updates_are_counted_ahead(data, tmp_path, monkeypatch, options):
     assert counted == dict.fromkeys((1, 2, 3), trainer.get_num_updates())
 
 
+def test_the_share_of_a_process_that_runs_out_of_batches(data, base, tmp_path):
+    """Its last accumulated update is of the batches that it has, by their number of tokens."""
+    weights = []
+    for more in ([], [[]]):  # what fairseq fills up with
+        trainer = run_training(
+            [data, *TINY, *RUN, "--pretrained-model", base, "--max-update", "1", "--no-save"]
+            + ["--adam-eps", "1", "--dropout", "0", "--save-dir", tmp_path]
+        )
+        batches = trainer.get_train_iterator(1).next_epoch_itr(shuffle=False)
+        log = trainer.train_step([next(batches), *more])
+        state = {k: v.clone() for k, v in trainer.get_model().state_dict().items()}
+        weights.append(({k: log[k] for k in ("loss", "nll_loss", "sample_size")}, state))
+    (log, state), (found, filled) = weights
+    assert log == found
+    assert all(torch.equal(state[key], filled[key]) for key in state)
+
+
 def test_validation_is_of_every_sentence(data, tmp_path):
     """fairseq leaves out a last batch whose size is no multiple of 8."""
     trainer = run_training(
