@@ -272,6 +272,8 @@ def check_training(args, given: Collection[str]) -> None:
         os.makedirs(args.save_dir, exist_ok=True)
     except OSError as error:  # whatever its folder's permissions say
         raise UserError(f"--save-dir {args.save_dir}: {error.strerror}") from None
+    if args.log_file is not None:  # may lie in that folder
+        check_output_file(args.log_file, option="--log-file")
 
 
 def train(check: Callable = lambda args: None) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
@@ -15,6 +16,8 @@ from .models.srp_config import SRPConfig
 from .modules.layer_norm import WeightedLayerNorm
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # fairseq's, in --save-dir
 
 # Options that decide which weights there are or what they compute.
 STRUCTURE = (
@@ -224,6 +227,33 @@ def check_finite(weights: Iterable[Tuple[str, Tensor]], what: str) -> None:
                 f"{what}: {name} holds NaN or infinite numbers; its training diverged, use "
                 "an earlier checkpoint"
             )
+
+
+def check_finetuning_start(run: argparse.Namespace) -> None:
+    """Refuse a ``--finetune-from-model`` at which fairseq ends in a traceback.
+
+    Args:
+        run: all options of the run, as fairseq gives them to a model.
+
+    Raises:
+        UserError: names the option, the file and what to do.
+    """
+    path = getattr(run, "finetune_from_model", None)
+    if not path:
+        return
+    resets = ("optimizer", "lr_scheduler", "meters", "dataloader")
+    given = [f"reset_{x}" for x in resets if getattr(run, f"reset_{x}", False)]
+    if getattr(run, "restore_file", DEFAULT_RESTORE_FILE) != DEFAULT_RESTORE_FILE:
+        given.append("restore_file")
+    if given:
+        raise UserError(
+            f"--finetune-from-model {path}: starts anew by itself; leave out "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        )
+    # a run that is there already goes on without it
+    there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))
+    if not (there or os.path.isfile(path)):
+        raise UserError(f"--finetune-from-model {path}: no such file; give a checkpoint (.pt)")
 
 
 def check_structure(model, state: Dict[str, Any], path: str) -> None:

@@ -15,6 +15,7 @@ from .connectivity.stage import StagePlan
 from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
+from .pretrained import check_finetuning_start
 from .task_options import SRPTranslationConfig
 
 logger = logging.getLogger(__name__)
@@ -276,6 +277,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     """
     check_validation(cfg, run)
     check_subsets(cfg, run)
+    check_finetuning_start(run)
     for name in EMBEDDING_FILES:
         path = getattr(run, name, None)
         if path and not os.path.isfile(path):

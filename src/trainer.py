@@ -43,6 +43,11 @@ def forget_best() -> None:
                 delattr(function, name)
 
 
+def _says_why(error: Exception) -> bool:
+    """Whether an error is one by which fairseq says in words what a user did wrong."""
+    return type(error) in (Exception, AssertionError) and bool(error.args)
+
+
 class SRPTrainer(Trainer):
     """Runs the task's pruning stage: scores, freezes, shrinks and cuts.
 
@@ -86,7 +91,7 @@ class SRPTrainer(Trainer):
         try:
             self._epoch_itr = super().get_train_iterator(*args, **kwargs)
         except Exception as error:
-            if type(error) is not Exception:  # as fairseq's are for data without a batch
+            if not _says_why(error):  # as fairseq's do for data without a batch
                 raise
             raise UserError(
                 f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}: "
@@ -323,8 +328,7 @@ class SRPTrainer(Trainer):
                 "with its weights: --pretrained-model, --trust-checkpoint, another --save-dir"
             ) from None
         except Exception as error:
-            # what fairseq says of another model, optimizer or criterion
-            if type(error) not in (Exception, AssertionError) or not error.args:
+            if not _says_why(error):  # as fairseq's do for another model or optimizer
                 raise
             raise UserError(
                 f"checkpoint {filename}: {error}. It goes on where a run in this folder "
@@ -364,7 +368,7 @@ class SRPTrainer(Trainer):
             with self._batch_size_multiple(1):
                 return super().get_valid_iterator(subset, disable_iterator_cache)
         except Exception as error:
-            if type(error) is not Exception:  # as fairseq's is for a sentence too long
+            if not _says_why(error):  # as fairseq's does for a sentence too long
                 raise
             raise UserError(
                 f"--valid-subset {subset}: {' '.join(str(error).split())}"

@@ -19,6 +19,7 @@ from conftest import ROOT, RUN, TINY, run_training, write_corpus
 from src.checkpoint_utils import load_checkpoint
 from src import cli
 from src.errors import UserError
+from src.pretrained import check_finetuning_start
 from src.trainer import SRPTrainer
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
@@ -153,6 +154,10 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
             ["--share-all-embeddings", "16", "20", "equal"],
         ),
         (["--max-tokens", "3"], ["--max-tokens 3", "empty"]),
+        (["--max-tokens", "8"], ["--valid-subset valid", "max_tokens=8"]),
+        (["--finetune-from-model", "no.pt"], ["--finetune-from-model no.pt", "no such file"]),
+        (["--finetune-from-model", "x", "--reset-meters"], ["leave out --reset-meters"]),
+        (["--finetune-from-model", "x", "--restore-file", "y"], ["leave out --restore-file"]),
         (["--max-source-positions", "5"], ["--valid-subset valid", "invalid", "(5, 1024)"]),
         (["--best-checkpoint-metric", "bleu"], ["bleu", "needs --eval-bleu"]),
         (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
@@ -230,6 +235,25 @@ def test_save_dir_that_cannot_be_made(tmp_path):
         args = argparse.Namespace(**given, lr_scheduler="fixed", save_dir=folder)
         with pytest.raises(UserError, match=f"--save-dir {folder}: "):
             cli.check_training(args, {"--lr"})
+
+
+def test_log_file_that_cannot_be_written(tmp_path):
+    """It may lie in the folder of the run, which is not there yet."""
+    run = tmp_path / "run"
+    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "save_dir": str(run)}
+    args = argparse.Namespace(**given, lr_scheduler="fixed", log_file=str(run / "log"))
+    cli.check_training(args, {"--lr"})
+    args.log_file = str(tmp_path / "nowhere" / "log")
+    with pytest.raises(UserError, match="--log-file .*: there is no folder"):
+        cli.check_training(args, {"--lr"})
+
+
+def test_what_a_run_began_with_may_be_gone_when_it_goes_on(tmp_path):
+    run = argparse.Namespace(finetune_from_model="gone.pt", save_dir=str(tmp_path))
+    with pytest.raises(UserError):
+        check_finetuning_start(run)
+    (tmp_path / "checkpoint_last.pt").write_text("")
+    check_finetuning_start(run)
 
 
 @pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--amp"])
