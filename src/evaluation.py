@@ -14,6 +14,7 @@ from torch import nn
 from .adapters import adapted_layers, report as adapter_report
 from .connectivity.budget import ParameterCount
 from .connectivity.groups import base_parameters
+from .errors import UserError
 from .flops_counter import count_flops
 
 
@@ -124,6 +125,21 @@ def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
 
 def _widths(count: ParameterCount) -> Dict[str, Tuple[int, int]]:
     return {name: (g.width, g.original_width) for name, g in count.groups.items()}
+
+
+def check_countable(model: nn.Module, option: str) -> None:
+    """Refuse a model whose FLOPs can't be counted.
+
+    Raises:
+        UserError: it is no encoder-decoder Transformer with a plain output projection.
+    """
+    try:
+        count_flops(model, 1, 1)
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"{option}: has FLOPs, which are counted of encoder-decoder Transformers with "
+            "cross-attention and a plain softmax; leave it out"
+        ) from None
 
 
 def report(

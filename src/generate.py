@@ -215,6 +215,8 @@ def run(args, cfg) -> None:
     """
     task, models, skipped, updates, references = load(args, cfg)
     dataset = task.dataset(cfg.dataset.gen_subset)
+    if args.report:
+        evaluation.check_countable(models[0], f"--report {args.report}")
     engine = ctranslate2_engine.prepare(args, cfg, task, models[0], skipped)
     with output_stream(cfg) as stream:
         hypotheses, steps = translate(args, cfg, type(task), stream, engine)

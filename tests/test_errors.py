@@ -17,7 +17,7 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from conftest import ROOT, RUN, TINY, run_training, write_corpus
 
 from src.checkpoint_utils import load_checkpoint
-from src import cli
+from src import cli, generate
 from src.errors import UserError
 from src.pretrained import check_finetuning_start
 from src.trainer import SRPTrainer
@@ -345,6 +345,15 @@ def test_teachers_of_other_kinds(data, teachers, tmp_path):
     for name in ("lstm", "1 layer"):
         options = ["--teacher-model", teachers[name], "--prob-kd", "1", "--max-update", "2"]
         run_training([data, *TINY, *RUN, *options, "--no-save", "--save-dir", tmp_path])
+
+
+@pytest.mark.parametrize("name", ["lstm", "adaptive"])
+def test_models_without_a_count_of_flops(data, teachers, tmp_path, capsys, name):
+    """Ahead of the translation."""
+    report = tmp_path / "report.json"
+    with pytest.raises(UserError, match=f"--report {report}: .*leave it out"):
+        generate.main([data, "--path", teachers[name], "--report", str(report), "--cpu"])
+    assert "S-0" not in capsys.readouterr().out and not report.exists()
 
 
 def test_missing_data(capsys, tmp_path):
