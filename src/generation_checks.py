@@ -56,6 +56,11 @@ def check_options(args, cfg) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
+    if "," in cfg.dataset.gen_subset:
+        raise UserError(
+            f"--gen-subset {cfg.dataset.gen_subset}: translate one set after the other, each "
+            "with its own BLEU"
+        )
     if args.tokenized_bleu and cfg.tokenizer is not None:
         raise UserError("--tokenized-bleu: --tokenizer undoes the tokens; leave it out")
     search_checks.check_search(cfg)

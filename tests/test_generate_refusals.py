@@ -83,6 +83,7 @@ REFUSALS = {
     "no data": (["data=no-folder", "--path", "{cut}"], ["no-folder", "no such folder"]),
     "empty data": (["data={folder}", "--path", "{cut}"], ["{folder}", "--source-lang"]),
     "no subset": (["--path", "{cut}", "--gen-subset", "test7"], ["test7"]),
+    "two subsets": (["--path", "{cut}", "--gen-subset", "test,valid"], ["one set after the"]),
     "dictionary": (["data={other}", "--path", "{cut}"], ["source dictionary", "21", "29"]),
     "no reference": (["--path", "{cut}", "--reference", "no.en"], ["--reference no.en"]),
     "short reference": (
