@@ -33,6 +33,20 @@ def _batches_in_epoch(cfg, iterator) -> int:
     return batches - bool(cfg.optimization.skip_remainder_batch)
 
 
+def check_has_updates(cfg, iterator, epoch: int) -> None:
+    """Refuse an epoch without an update, at whose end fairseq fails.
+
+    Raises:
+        UserError: names the option by which there is none.
+    """
+    if updates_in_epochs(cfg, iterator, epoch, epoch) < 1:
+        frequencies = ",".join(map(str, cfg.optimization.update_freq))
+        raise UserError(
+            f"--skip-remainder-batch: epoch {epoch} has {len(iterator)} batches, too few for "
+            f"an update with --update-freq {frequencies}; leave it out, or make smaller batches"
+        )
+
+
 def check_last_cut(plan: StagePlan, cfg, iterator, epoch: int, done: int) -> None:
     """Refuse a limit of updates that ends the training ahead of the last cut.
 

@@ -23,7 +23,12 @@ from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_not_shrinking, check_widths, take_layernorm
-from .run_length import check_last_cut, check_pruning_ends, updates_in_epochs
+from .run_length import (
+    check_has_updates,
+    check_last_cut,
+    check_pruning_ends,
+    updates_in_epochs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +169,7 @@ class SRPTrainer(Trainer):
         iterator, stage = self._epoch_itr, self.stage
         if iterator.iterations_in_epoch:
             return  # resumed within an epoch, at whose start this was asked
+        check_has_updates(self.cfg, iterator, epoch)
         run = self.cfg, iterator, epoch, self.get_num_updates()
         if self.weight_pruning is not None:
             check_pruning_ends(self.weight_pruning, *run)

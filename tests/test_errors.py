@@ -160,6 +160,7 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--finetune-from-model", "x", "--restore-file", "y"], ["leave out --restore-file"]),
         (["--max-source-positions", "5"], ["--valid-subset valid", "invalid", "(5, 1024)"]),
         (["--best-checkpoint-metric", "bleu"], ["bleu", "needs --eval-bleu"]),
+        (["--skip-remainder-batch", "--update-freq", "99"], ["--skip-remainder", "freq 99"]),
         (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
         (["--eval-bleu", "--eval-bleu-detok", "nosuch"], ["nosuch", "moses"]),
@@ -172,7 +173,8 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
     ],
 )
 def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
-    refused(capsys, [data, *TINY, *RUN, *options], tmp_path, *words)
+    ends = ["--max-update", "1"]  # where it is not refused
+    refused(capsys, [data, *TINY, *RUN, *ends, *options], tmp_path, *words)
 
 
 def test_buckets_that_fairseq_cannot_make(capsys, data, tmp_path, monkeypatch):
