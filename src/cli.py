@@ -239,6 +239,16 @@ def positive(text: Optional[str]) -> bool:
         return False
 
 
+def check_seed(seed: Optional[int]) -> None:
+    """Refuse what numpy takes for no seed.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+
+
 def check_training(args, given: Collection[str]) -> None:
     """Refuse a training without what it can't do without; fairseq ends in a traceback.
 
@@ -267,6 +277,7 @@ def check_training(args, given: Collection[str]) -> None:
             f"--total-num-update {args.total_num_update}: --lr-scheduler polynomial_decay "
             "needs the updates after which the rate is zero, those of all epochs"
         )
+    check_seed(args.seed)
     check_output_folder(args.save_dir, "--save-dir")
     try:
         os.makedirs(args.save_dir, exist_ok=True)

@@ -12,6 +12,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig
 
 from .checkpoint_utils import load_checkpoint
+from .cli import check_seed
 from .errors import UserError
 
 
@@ -101,9 +102,7 @@ def check_search(cfg) -> None:
     ):
         if not math.isfinite(value):
             raise UserError(f"{option} {value:g}: must be a finite number")
-    seed = cfg.common.seed
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+    check_seed(cfg.common.seed)
     for option, given in (
         ("--print-step", search.print_step),
         ("--retain-iter-history", search.retain_iter_history),

@@ -1,13 +1,11 @@
 """What is refused of the translation task's options before any work."""
 
-import json
 import logging
 import math
 import os
 
 import torch
 from fairseq import utils
-from fairseq.data.encoders import TOKENIZER_REGISTRY
 
 from .connectivity.importance import IMPORTANCE, NORMS
 from .connectivity.shrink import SCHEDULES
@@ -17,6 +15,7 @@ from .errors import UserError
 from .modules.linear import bfloat16_gain
 from .pretrained import check_finetuning_start
 from .task_options import SRPTranslationConfig
+from .validation_checks import check_validation
 
 logger = logging.getLogger(__name__)
 
@@ -236,35 +235,6 @@ def check_sparse_inference(cfg: SRPTranslationConfig, engine: str = "pytorch") -
             )
 
 
-def check_validation(cfg: SRPTranslationConfig, run) -> None:
-    """Refuse what would stop the first validation, or the building of its search.
-
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    if not cfg.eval_bleu:
-        metric = getattr(run, "best_checkpoint_metric", "loss")
-        if metric == "bleu" and not getattr(run, "disable_validation", False):
-            raise UserError("--best-checkpoint-metric bleu: needs --eval-bleu")
-        return
-    for name in ("eval_bleu_args", "eval_bleu_detok_args"):
-        value = getattr(cfg, name)
-        try:
-            valid = isinstance(json.loads(value), dict)
-        except ValueError:
-            valid = False
-        if not valid:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: a JSON object is expected, as "
-                """'{"beam": 5}'"""
-            )
-    detok = str(cfg.eval_bleu_detok)
-    if detok not in TOKENIZER_REGISTRY:
-        raise UserError(
-            f"--eval-bleu-detok {detok}: must be one of {', '.join(TOKENIZER_REGISTRY)}"
-        )
-
-
 def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     """Refuse what the rest of the command line rules out.
 
@@ -292,6 +262,16 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     if any(frequency < 1 for frequency in frequencies):
         given = ",".join(map(str, frequencies))
         raise UserError(f"--update-freq {given}: must be at least 1 in every epoch")
+    for name, least in (
+        ("required_batch_size_multiple", 1),
+        ("log_interval", 1),
+        ("save_interval", 1),
+        ("validate_interval", 1),
+        ("num_workers", 0),
+    ):
+        value = getattr(run, name, least)
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     drawn_anew = getattr(run, "update_epoch_batch_itr", False)
     if getattr(run, "update_ordered_indices_seed", False) and not drawn_anew:
         raise UserError(

@@ -160,6 +160,13 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--finetune-from-model", "x", "--restore-file", "y"], ["leave out --restore-file"]),
         (["--max-source-positions", "5"], ["--valid-subset valid", "invalid", "(5, 1024)"]),
         (["--best-checkpoint-metric", "bleu"], ["bleu", "needs --eval-bleu"]),
+        (["--best-checkpoint-metric", "bleu", "--eval-bleu"], ["bleu", "add --maximize-best"]),
+        (["--best-checkpoint-metric", "accuracy"], ["accuracy", "needs --report-accuracy"]),
+        (["--best-checkpoint-metric", "acc"], ["acc", "loss, nll_loss, ppl, bleu, accuracy"]),
+        (["--maximize-best-checkpoint-metric"], ["metric loss", "leave out --maximize-best"]),
+        (["--required-batch-size-multiple", "0"], ["batch-size-multiple 0", "at least 1"]),
+        (["--save-interval", "0"], ["--save-interval 0", "at least 1"]),
+        (["--num-workers", "-1"], ["--num-workers -1", "at least 0"]),
         (["--skip-remainder-batch", "--update-freq", "99"], ["--skip-remainder", "freq 99"]),
         (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
@@ -233,7 +240,7 @@ def test_embeddings_are_needed_by_the_training_alone(data, tmp_path):
 def test_save_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("/proc/nope", str(tmp_path / "file")):
-        given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam"}
+        given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
         args = argparse.Namespace(**given, lr_scheduler="fixed", save_dir=folder)
         with pytest.raises(UserError, match=f"--save-dir {folder}: "):
             cli.check_training(args, {"--lr"})
@@ -242,11 +249,20 @@ def test_save_dir_that_cannot_be_made(tmp_path):
 def test_log_file_that_cannot_be_written(tmp_path):
     """It may lie in the folder of the run, which is not there yet."""
     run = tmp_path / "run"
-    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "save_dir": str(run)}
-    args = argparse.Namespace(**given, lr_scheduler="fixed", log_file=str(run / "log"))
+    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
+    given.update(save_dir=str(run), log_file=str(run / "log"))
+    args = argparse.Namespace(**given, lr_scheduler="fixed")
     cli.check_training(args, {"--lr"})
     args.log_file = str(tmp_path / "nowhere" / "log")
     with pytest.raises(UserError, match="--log-file .*: there is no folder"):
+        cli.check_training(args, {"--lr"})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_numpy_does_not_take(tmp_path, seed):
+    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": seed}
+    args = argparse.Namespace(**given, lr_scheduler="fixed", save_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=f"--seed {seed}: must be from 0"):
         cli.check_training(args, {"--lr"})
 
 
