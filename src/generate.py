@@ -45,7 +45,8 @@ from fairseq_cli import generate as fairseq_generate  # noqa: E402
 
 from . import bleu, cli, ctranslate2_engine, evaluation, search_checks  # noqa: E402
 from . import generation_checks as checks  # noqa: E402
-from .checkpoint_utils import atomic_write, load_checkpoint, trusted_pickle  # noqa: E402
+from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
+from .checkpoint_utils import refusing_failed_writes, trusted_pickle  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import check_finite  # noqa: E402
 
@@ -140,7 +141,8 @@ def output_stream(cfg):
     folder = cfg.common_eval.results_path
     if folder is None:
         return nullcontext(sys.stdout)
-    os.makedirs(folder, exist_ok=True)
+    with refusing_failed_writes(f"--results-path {folder}"):
+        os.makedirs(folder, exist_ok=True)
     name = os.path.join(folder, f"generate-{cfg.dataset.gen_subset}.txt")
     return atomic_write(name, encoding="utf-8")
 

@@ -111,6 +111,10 @@ REFUSALS = {
         ["--path", "{cut}", "--results-path", "{raw}/results"],
         ["--results-path {raw}/results", "{raw} is no folder"],
     ),
+    "results in a folder that can't be made": (
+        ["--path", "{cut}", "--results-path", "{folder}/" + "x" * 300],
+        ["--results-path {folder}/xxx", "can't be written"],
+    ),
     "unknown arch": (["--path", "{cut}", "--arch", "srp_new"], ["srp_new", "srp_demo_de_en"]),
     "other arch": (
         ["--path", "{cut}", "--arch", "srp_multi30k_de_en"],
