@@ -12,6 +12,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
+from . import run_length
 from .checkpoint_utils import damage, previous_checkpoint, read_config, unsafe
 from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
@@ -23,12 +24,6 @@ from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_not_shrinking, check_widths, take_layernorm
-from .run_length import (
-    check_has_updates,
-    check_last_cut,
-    check_pruning_ends,
-    updates_in_epochs,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +135,7 @@ class SRPTrainer(Trainer):
         steps = 0
         if stage.plan.decreasing:
             last = stage.last_epoch()
-            steps = updates_in_epochs(self.cfg, self._epoch_itr, epoch, last)
+            steps = run_length.updates_in_epochs(self.cfg, self._epoch_itr, epoch, last)
         logger.info(f"scoring channels by {self.task.cfg.importance}")
         with self._as_written():
             scores = self.task.score(
@@ -169,13 +164,13 @@ class SRPTrainer(Trainer):
         iterator, stage = self._epoch_itr, self.stage
         if iterator.iterations_in_epoch:
             return  # resumed within an epoch, at whose start this was asked
-        check_has_updates(self.cfg, iterator, epoch)
+        run_length.check_has_updates(self.cfg, iterator, epoch)
         run = self.cfg, iterator, epoch, self.get_num_updates()
         if self.weight_pruning is not None:
-            check_pruning_ends(self.weight_pruning, *run)
+            run_length.check_pruning_ends(self.weight_pruning, *run)
         # with shards later epochs have other numbers of updates
         if stage is not None and not stage.done and not self.task.has_sharded_data("train"):
-            check_last_cut(stage.plan, *run)
+            run_length.check_last_cut(stage.plan, *run)
 
     def train_step(self, samples, raise_oom=False):
         # of a share that ends with an empty batch fairseq forgets the number of tokens
