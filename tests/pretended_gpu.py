@@ -10,6 +10,7 @@ import contextlib
 from typing import Any, Optional
 
 import torch
+from fairseq.logging import metrics
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
@@ -251,3 +252,4 @@ def pretended_gpu(monkeypatch):
                 yield
         finally:
             torch.__future__.set_swap_module_params_on_conversion(before)
+            metrics.reset()  # they hold tensors of it, which later checkpoints would hold too

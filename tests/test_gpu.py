@@ -11,6 +11,7 @@ import re
 import pytest
 import torch
 from conftest import RUN, TINY, run_training
+from fairseq.logging import metrics
 from fairseq_cli import train as fairseq_train
 
 from pretended_gpu import CUDA, pretended_gpu
@@ -77,6 +78,14 @@ def test_two_devices_do_not_mix(monkeypatch):
         with torch.autocast("cuda"):
             assert layer(x.cuda()).dtype == torch.float16
     assert not torch.cuda.is_available()
+
+
+@pytest.mark.skipif(REAL, reason="there is a real GPU")
+def test_nothing_of_it_is_left(monkeypatch):
+    """fairseq's metrics are the process's, and every checkpoint holds them."""
+    with pretended_gpu(monkeypatch):
+        metrics.log_scalar("loss", torch.ones((), device="cuda"))
+    torch.save(metrics.state_dict(), io.BytesIO())
 
 
 # -- training -----------------------------------------------------------------------------
