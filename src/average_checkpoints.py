@@ -25,6 +25,7 @@ if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
     sys.exit(importlib.import_module(f"{FOLDER.name}.average_checkpoints").main())
 
+import argparse  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
 from typing import Any, Dict, List, Mapping, Optional  # noqa: E402
@@ -34,8 +35,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, add_trust, check_output_file  # noqa: E402
-from .cli import ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, check_output_file, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import STRUCTURE, read_model_config  # noqa: E402
 
@@ -323,21 +323,27 @@ def get_parser() -> ArgumentParser:
     return parser
 
 
+def run(args: argparse.Namespace) -> None:
+    """Average, write, report.
+
+    Raises:
+        UserError: a mistake in an option or file; nothing is written.
+    """
+    paths = chosen_inputs(args)
+    state = average_checkpoints(paths, args.trust_checkpoint)
+    with atomic_write(args.output, "wb") as stream:
+        torch.save(state, stream)
+    updates = sorted(state["averaged"]["num_updates"])
+    print(
+        f"averaged {len(paths)} checkpoints, {updates[0]} to {updates[-1]} updates "
+        f"({', '.join(paths)}) into {args.output}"
+    )
+
+
 def main(arguments: Optional[List[str]] = None) -> None:
     """The command line tool.
 
     Args:
         arguments: instead of the process's own.
     """
-    set_up_logging(sys.stderr)
-    args = get_parser().parse_args(arguments)
-    with ending_quietly(f"{args.output} is as it was"):
-        paths = chosen_inputs(args)
-        state = average_checkpoints(paths, args.trust_checkpoint)
-        with atomic_write(args.output, "wb") as stream:
-            torch.save(state, stream)
-        updates = sorted(state["averaged"]["num_updates"])
-        print(
-            f"averaged {len(paths)} checkpoints, {updates[0]} to {updates[-1]} updates "
-            f"({', '.join(paths)}) into {args.output}"
-        )
+    run_writer(get_parser(), run, arguments)

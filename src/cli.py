@@ -136,6 +136,23 @@ def set_up_logging(stream=sys.stdout) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
 
 
+def run_writer(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    arguments: Optional[List[str]] = None,
+) -> None:
+    """A command line tool that leaves ``--output`` as it was unless it comes to its end.
+
+    Args:
+        run: the tool, of the parsed options.
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = parser.parse_args(arguments)
+    with ending_quietly(f"{args.output} is as it was"):
+        run(args)
+
+
 def fairseq_parser(make: Callable):
     """A parser of fairseq's, with this plug-in's task as the default.
 

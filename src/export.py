@@ -51,7 +51,7 @@ from .checkpoint_utils import (  # noqa: E402
     refusing_failed_writes,
     replace_durably,
 )
-from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .ctranslate2_check import (  # noqa: E402
     Pair,
     check_same,
@@ -359,7 +359,4 @@ def main(arguments: Optional[List[str]] = None) -> None:
     Args:
         arguments: instead of the process's own.
     """
-    set_up_logging(sys.stderr)
-    args = get_parser().parse_args(arguments)
-    with ending_quietly(f"{args.output} is as it was"):
-        run(args)
+    run_writer(get_parser(), run, arguments)

@@ -37,8 +37,7 @@ from .cli import (  # noqa: E402
     ArgumentParser,
     add_trust,
     check_output_file,
-    ending_quietly,
-    set_up_logging,
+    run_writer,
 )
 from .errors import UserError  # noqa: E402
 from .flops_counter import load_model  # noqa: E402
@@ -101,7 +100,4 @@ def main(arguments: Optional[List[str]] = None) -> None:
     Args:
         arguments: instead of the process's own.
     """
-    set_up_logging(sys.stderr)
-    args = get_parser().parse_args(arguments)
-    with ending_quietly(f"{args.output} is as it was"):
-        run(args)
+    run_writer(get_parser(), run, arguments)

@@ -34,8 +34,7 @@ from .cli import (  # noqa: E402
     ArgumentParser,
     add_trust,
     check_output_file,
-    ending_quietly,
-    set_up_logging,
+    run_writer,
 )
 
 
@@ -84,7 +83,4 @@ def main(arguments: Optional[List[str]] = None) -> None:
     Args:
         arguments: instead of the process's own.
     """
-    set_up_logging(sys.stderr)
-    args = get_parser().parse_args(arguments)
-    with ending_quietly(f"{args.output} is as it was"):
-        run(args)
+    run_writer(get_parser(), run, arguments)
