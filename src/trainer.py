@@ -13,6 +13,7 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from . import run_length
+from .best_validation import forget_best, forget_plateau
 from .checkpoint_utils import damage, previous_checkpoint, read_config, unsafe
 from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
@@ -26,21 +27,6 @@ from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_not_shrinking, check_widths, take_layernorm
 
 logger = logging.getLogger(__name__)
-
-
-def forget_best() -> None:
-    """Forget the best validation so far, which fairseq keeps on functions.
-
-    A new run in the same process, or a model that was just cut, competes with
-    its own results only.
-    """
-    for function in (
-        fairseq_checkpoints.save_checkpoint,
-        fairseq_cli.train.should_stop_early,
-    ):
-        for name in ("best", "num_runs"):
-            if hasattr(function, name):
-                delattr(function, name)
 
 
 def _says_why(error: Exception) -> bool:
@@ -242,13 +228,17 @@ class SRPTrainer(Trainer):
         outdated = pruning is not None and pruning.begin_validation()
         if stage is not None and not stage.done or outdated:
             # a half-pruned model is no candidate for best, nor a reason to stop
-            forget_best()
+            self._forget_best()
         half = stage is not None and not stage.done or pruning and not pruning.finished
         with open_dict(self.cfg):  # fairseq would keep the half-pruned ones for good
             self.cfg.checkpoint.keep_best_checkpoints = 0 if half else self._keep_best
         super().begin_valid_epoch(epoch)
         if hasattr(self.task, "expect_validation"):
             self.task.expect_validation()
+
+    def _forget_best(self) -> None:
+        forget_best()
+        forget_plateau(self.lr_scheduler)
 
     def _cut(self) -> None:
         count = ParameterCount(self.get_model())
@@ -258,7 +248,7 @@ class SRPTrainer(Trainer):
         cuts = self.stage.cut()
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         self._wrap_again()
-        forget_best()
+        self._forget_best()
         count = ParameterCount(self.get_model())
         after, original = count(count.current), count(count.original)
         logger.info(

@@ -274,6 +274,22 @@ def test_best_checkpoint_is_cut_although_earlier_epochs_were_better(
     assert parameters(best) == int(rows[-1]["parameters"]) < int(rows[0]["parameters"])
 
 
+def test_shrinking_is_no_plateau(data, base, tmp_path):
+    """While channels shrink the loss rises, and the learning rate stays."""
+    trainer = run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True, period=3)]
+        + ["--save-dir", tmp_path, "--lr", "1e-6", "--max-epoch", "3"]
+        + ["--lr-scheduler", "reduce_lr_on_plateau"]
+    )
+    with open(tmp_path / "results.csv", newline="") as stream:
+        losses = [float(row["valid_loss"]) for row in csv.DictReader(stream)]
+    assert losses[0] < losses[1] < losses[2]
+    assert trainer.get_lr() == pytest.approx(1e-6)
+    # from the cut on it is what it is elsewhere
+    trainer.lr_step(4, losses[2] + 1)
+    assert trainer.get_lr() == pytest.approx(1e-7)
+
+
 def test_no_half_shrunk_model_is_kept_as_best(data, base, tmp_path):
     run_training(
         [data, *TINY, *RUN, *stage_options(base, srp=True, period=2, warming_up=1)]

@@ -1,0 +1,32 @@
+"""What fairseq remembers of the best validation so far, and when it must not."""
+
+import fairseq_cli.train
+from fairseq import checkpoint_utils as fairseq_checkpoints
+from fairseq.optim.lr_scheduler import FairseqLRScheduler
+from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
+
+
+def forget_best() -> None:
+    """Forget the best validation so far, which fairseq keeps on functions.
+
+    A new run in the same process, or a model that was just cut, competes with
+    its own results only.
+    """
+    for function in (
+        fairseq_checkpoints.save_checkpoint,
+        fairseq_cli.train.should_stop_early,
+    ):
+        for name in ("best", "num_runs"):
+            if hasattr(function, name):
+                delattr(function, name)
+
+
+def forget_plateau(scheduler: FairseqLRScheduler) -> None:
+    """Let ``reduce_lr_on_plateau`` take the next validation for its best so far.
+
+    While channels shrink the loss rises: the learning rate would fall at every
+    validation, and after the cut until the uncut model's loss is reached again.
+    Other schedules are left alone.
+    """
+    if isinstance(scheduler, ReduceLROnPlateauLRSchedule):
+        scheduler.load_state_dict({"best": scheduler.lr_scheduler.mode_worse})
