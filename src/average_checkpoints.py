@@ -49,6 +49,11 @@ KEPT_EXTRA_STATE = ("train_iterator", "SRPTranslationTask")
 State = Dict[str, Any]
 
 
+def checkpoints(number: int) -> str:
+    """The number in words for messages."""
+    return f"{number} checkpoint{'' if number == 1 else 's'}"
+
+
 def last_checkpoints(
     folder: str, number: int, by_updates: bool, upper_bound: Optional[int] = None
 ) -> List[str]:
@@ -76,7 +81,7 @@ def last_checkpoints(
         if len(names) > 6:
             names[3:-2] = ["..."]
         raise UserError(
-            f"--num-{unit}-checkpoints {number}: {folder} has {len(found)} checkpoints "
+            f"--num-{unit}-checkpoints {number}: {folder} has {checkpoints(len(found))} "
             f"{form}{limit} ({', '.join(names) or 'none'}); ask for at most that many, "
             "or train "
             + ("with --save-interval-updates" if by_updates else "without --no-epoch-checkpoints")
@@ -335,7 +340,7 @@ def run(args: argparse.Namespace) -> None:
         torch.save(state, stream)
     updates = sorted(state["averaged"]["num_updates"])
     print(
-        f"averaged {len(paths)} checkpoints, {updates[0]} to {updates[-1]} updates "
+        f"averaged {checkpoints(len(paths))}, {updates[0]} to {updates[-1]} updates "
         f"({', '.join(paths)}) into {args.output}"
     )
 

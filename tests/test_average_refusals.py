@@ -106,6 +106,11 @@ REFUSALS = {
         + ["--checkpoint-upper-bound", "2"],
         ["has 2", "up to epoch 2"],
     ),
+    "one": (
+        [*("--inputs", "{pruned}", "--num-epoch-checkpoints", "2")]
+        + ["--checkpoint-upper-bound", "1"],
+        ["{pruned} has 1 checkpoint checkpoint<epoch>.pt up to epoch 1"],
+    ),
     "no updates": (
         ["--inputs", "{folder}", "--num-update-checkpoints", "2"],
         ["--num-update-checkpoints 2", "has 0", "--save-interval-updates"],
