@@ -1,6 +1,7 @@
 """Checkpoints that appear complete or not at all, and are read without pickle."""
 
 import argparse
+import fcntl
 import functools
 import glob
 import io
@@ -12,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import numpy as np
 import torch
@@ -140,6 +141,24 @@ def atomic_write(path: str, mode: str = "w", **kwargs):
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+@contextmanager
+def sole_process(folder: str, occupied: Callable[[], BaseException]) -> Iterator[None]:
+    """Keep other processes from working in the same folder meanwhile.
+
+    Processes that are started inside hold the lock too. So if this one is killed while
+    they go on, the same command does not start them a second time.
+
+    Args:
+        occupied: makes the exception to raise if another process is at work there.
+    """
+    with open(os.path.join(folder, "lock"), "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise occupied() from None
+        yield
 
 
 class DurablePathManager(PathManager):

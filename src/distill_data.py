@@ -27,13 +27,11 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(f"{FOLDER.name}.distill_data").main())
 
 import argparse  # noqa: E402
-import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
 from typing import Dict, Iterator, List, Optional  # noqa: E402
 
 import torch  # noqa: E402
@@ -43,13 +41,19 @@ from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from . import cli, ctranslate2_engine, generate  # noqa: E402
-from .checkpoint_utils import atomic_write, refusing_failed_writes  # noqa: E402
+from .checkpoint_utils import (  # noqa: E402
+    atomic_write,
+    fsync,
+    refusing_failed_writes,
+    replace_durably,
+    sole_process,
+)
 from .errors import UserError  # noqa: E402
 from .search_checks import model_overrides  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-TRANSLATIONS, SETTINGS, LOCK = "translations.txt", "settings", "lock"
+TRANSLATIONS, SETTINGS = "translations.txt", "settings"
 _NOT_COPIED = (".part", ".log")
 # Options of the task that decide what is translated, and how.
 _DECIDING = (
@@ -164,24 +168,6 @@ def settings(args, cfg) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def one_process(folder: str, output: str) -> Iterator[None]:
-    """Keep other processes from writing to the same folder meanwhile.
-
-    Raises:
-        UserError: there is one already.
-    """
-    with open(os.path.join(folder, LOCK), "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--output {output}: another process is making it; wait for it, or give "
-                "another name"
-            ) from None
-        yield
-
-
 def read_translations(path: str) -> Dict[int, List[int]]:
     """Translations of an interrupted run, by sentence; a last line cut short is left out."""
     found: Dict[int, List[int]] = {}
@@ -195,7 +181,7 @@ def read_translations(path: str) -> Dict[int, List[int]]:
     return found
 
 
-def batches(args, cfg, loaded, done: Dict[int, List[int]]) -> Iterator[dict]:
+def batches(cfg, loaded, done: Dict[int, List[int]]) -> Iterator[dict]:
     """Batches of what is still to be translated, by length."""
     dataset = loaded.task.dataset(cfg.dataset.gen_subset)
     left_out = {*done, *loaded.skipped}
@@ -245,7 +231,7 @@ def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
         stream.seek(0, os.SEEK_END)
         with ctranslate2_engine.translating(type(task), engine, sys.stdout):
             generator = task.build_generator(models, cfg.generation)
-            for sample in batches(args, cfg, loaded, found):
+            for sample in batches(cfg, loaded, found):
                 if use_cuda:
                     sample = utils.move_to_cuda(sample)
                 hypotheses = task.inference_step(generator, models, sample)
@@ -313,7 +299,14 @@ def run(args, cfg) -> None:
     folder = args.output.rstrip("/") + ".part"
     with refusing_failed_writes(folder):
         os.makedirs(folder, exist_ok=True)
-    with one_process(folder, args.output):
+
+    def occupied() -> UserError:
+        return UserError(
+            f"--output {args.output}: another process is making it; wait for it, or give "
+            "another name"
+        )
+
+    with sole_process(folder, occupied):
         make(args, cfg, loaded, folder)
 
 

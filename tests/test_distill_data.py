@@ -18,6 +18,7 @@ from generate_helpers import (
 )
 
 from src import distill_data, generate
+from src.checkpoint_utils import sole_process
 from src.errors import UserError
 
 PAIRS = 23
@@ -208,7 +209,7 @@ def test_one_process_at_a_time(data, checkpoints, tmp_path):
     """Two would overwrite each other's lines."""
     output, part = tmp_path / "new", tmp_path / "new.part"
     part.mkdir()
-    with distill_data.one_process(str(part), str(output)):
+    with sole_process(str(part), RuntimeError):
         with pytest.raises(UserError, match="--output .*another process is making it"):
             distill(data, checkpoints.dense, output)
     assert not (part / "translations.txt").exists()

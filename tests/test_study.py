@@ -19,6 +19,7 @@ import tables  # noqa: E402
 import translation_speed  # noqa: E402
 from grid import GridError, flags, read_grid  # noqa: E402
 from src.bleu import detokenizer  # noqa: E402
+from src.checkpoint_utils import sole_process  # noqa: E402
 
 GRID = """
 data: DATA
@@ -439,7 +440,8 @@ def test_one_training_at_a_time_in_a_folder(grid_file, tmp_path):
     grid = read_grid(grid_file)
     model = grid.models[0]
     model.work = tmp_path
-    with runner.alone(model.folder):
+    model.folder.mkdir()
+    with sole_process(str(model.folder), RuntimeError):
         with pytest.raises(RuntimeError, match="another process is making it"):
             runner.make(grid, model)
     assert not (model.folder / "train.log").exists()

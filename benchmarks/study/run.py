@@ -16,7 +16,6 @@ grid.py describes the file.
 
 import argparse
 import csv
-import fcntl
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -29,16 +28,15 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Container, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Container, Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 from grid import DISTILL, Grid, GridError, Model, command, flags, read_grid  # noqa: E402
 
-DONE, REPORT, LOCK = "result.json", "report.json", "lock"
+DONE, REPORT = "result.json", "report.json"
 # What a row takes over from the report that generate.py writes.
 REPORTED = (
     *("bleu", "bleu_signature", "parameters", "uncut_parameters", "nonzero_parameters"),
@@ -218,28 +216,6 @@ def validation(model: Model, updates: Optional[int]) -> Dict[str, float]:
     }
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """While inside, no other process makes the model of this folder.
-
-    The tools that run meanwhile hold the lock too: when this process is killed they go on,
-    and the same command must not start them a second time beside themselves.
-
-    Raises:
-        RuntimeError: another process is at it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"another process is making it in {folder}, maybe one of a run that was "
-                "killed; wait for its end, or end it"
-            ) from None
-        yield
-
-
 def facts_of(model: Model) -> Dict[str, Any]:
     """What a row has from the grid alone; a key does not depend on it, but for the seed."""
     return {
@@ -261,7 +237,16 @@ def make(grid: Grid, model: Model) -> Dict[str, Any]:
     """
     import torch  # here, so that mistakes in a grid are told at once
 
-    with alone(model.folder):
+    from src.checkpoint_utils import sole_process
+
+    def occupied() -> RuntimeError:
+        return RuntimeError(
+            f"another process is making it in {model.folder}, maybe one of a run that was "
+            "killed; wait for its end, or end it"
+        )
+
+    model.folder.mkdir(parents=True, exist_ok=True)
+    with sole_process(str(model.folder), occupied):
         result = finished(model)  # then its translation is another than the grid's
         if result is None:
             result = {
