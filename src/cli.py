@@ -224,15 +224,18 @@ def missing_part(message: str) -> Optional[str]:
 def show_help(parser, training: bool = False) -> None:
     """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out.
 
-    Ours are shown with their defaults, but for those of a model, which --arch decides.
+    Ours are shown with their defaults, except a model's, which depend on --arch. Tools
+    that translate accept the task's options for training, but don't show them.
     """
     from .criterions.srp import SRPCriterion
     from .models.srp_base import SRPModel
     from .optim.srp_adam import SRPAdam
+    from .task_options import FOR_TRANSLATION
     from .tasks.srp_translation import SRPTranslationTask
 
     theirs = list(parser._action_groups)
-    parts = {"pruning and translation (--task SRPtranslation)": SRPTranslationTask}
+    what = "pruning and translation" if training else "translation"
+    parts = {f"{what} (--task SRPtranslation)": SRPTranslationTask}
     if training:
         parts["model (--arch srp, srp_iwslt_de_en, srp_multi30k_de_en, srp_demo_de_en)"] = SRPModel
         parts["loss and distillation (--criterion srp)"] = SRPCriterion
@@ -241,6 +244,9 @@ def show_help(parser, training: bool = False) -> None:
         part.add_args(parser.add_argument_group(title))
     ours = [group for group in parser._action_groups if group not in theirs]
     for action in (action for group in ours for action in group._group_actions):
+        if not training and action.dest not in FOR_TRANSLATION:
+            action.help = argparse.SUPPRESS
+            continue
         unsaid = action.help and "default" not in action.help
         if unsaid and not isinstance(action.default, (bool, type(None))):
             action.help += " (default: %(default)s)"

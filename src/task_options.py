@@ -8,6 +8,12 @@ from fairseq.tasks.translation import TranslationConfig
 
 from .connectivity.importance import IMPORTANCE, NORMS
 
+# Options that mean something while translating; the others are for training.
+FOR_TRANSLATION = (
+    *("data", "source_lang", "target_lang", "left_pad_source", "left_pad_target"),
+    *("max_source_positions", "max_target_positions", "truncate_source"),
+    *("num_batch_buckets", "adapter_path", "sparse_inference", "cpu_bf16", "fairseq_search"),
+)
 ADAPTER_CHOICES = ChoiceEnum(["splora", "splopa"])
 
 

@@ -68,6 +68,8 @@ def test_help_of_translation(script):
     text = run([sys.executable, "src/" + script, "--help"])
     for option in ("--adapter-path", "--cpu-bf16", "--sparse-inference", "--source-lang", "--beam"):
         assert option in text
+    for option in ("--compression-rate", "--teacher-model", "--adapter-rank", "--eval-bleu"):
+        assert option not in text  # for training
 
 
 def test_a_python_without_the_libraries_is_told_in_one_line():
