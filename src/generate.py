@@ -176,6 +176,7 @@ def load(args, cfg) -> Loaded:
     for path, state in zip(paths, states):
         search_checks.check_overrides(overrides, state["cfg"], path)
         checkpoint_utils.overwrite_args_by_name(state["cfg"], overrides)
+    checks.truncate_for_models(cfg, states)
     task = checks.set_up_task(cfg)
     search_checks.check_task(cfg, task)
     search_checks.check_language_model(cfg, task, args.trust_checkpoint)

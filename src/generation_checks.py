@@ -109,6 +109,17 @@ def set_up_task(cfg):
     return task
 
 
+def truncate_for_models(cfg, states: List[Dict[str, Any]]) -> None:
+    """Let ``--truncate-source`` cut at the models' limit where the task's is larger.
+
+    Args:
+        states: of the checkpoints to translate with.
+    """
+    if getattr(cfg.task, "truncate_source", False):
+        limits = [read_model_config(state).max_source_positions for state in states]
+        cfg.task.max_source_positions = min(cfg.task.max_source_positions, *limits)
+
+
 def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
     """Compare a checkpoint with the data and with what --arch promises.
 

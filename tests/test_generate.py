@@ -198,6 +198,15 @@ def test_overrides_of_the_model_count_for_lengths(corpus, checkpoints, capsys):
     assert "the limit is 8" in capsys.readouterr().err
 
 
+def test_sources_are_truncated_at_the_models_limit(corpus, checkpoints):
+    options = ["--truncate-source", "--model-overrides", "{'max_source_positions': 8}"]
+    output = translate(corpus, checkpoints.cut, *options)
+    told = translate(corpus, checkpoints.cut, *options, "--max-source-positions", "8")
+    assert sentence_lines(output) == sentence_lines(told)
+    lengths = [len(line.split("\t")[1].split()) for line in sentence_lines(output, "S")]
+    assert max(lengths) == 7  # and the end of sentence
+
+
 # -- report ----------------------------------------------------------------------------------
 
 
