@@ -40,7 +40,7 @@ from .cli import (  # noqa: E402
     run_writer,
 )
 from .errors import UserError  # noqa: E402
-from .flops_counter import load_model  # noqa: E402
+from .flops_counter import model_of  # noqa: E402
 from .pretrained import check_not_shrinking  # noqa: E402
 
 
@@ -69,7 +69,7 @@ def run(args) -> None:
     """
     check_output_file(args.output, args.path)
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
-    model = load_model(args.path, args.trust_checkpoint)
+    model = model_of(state, f"--path {args.path}")
     layers = adapted_layers(model)
     if not layers:
         raise UserError(

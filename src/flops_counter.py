@@ -155,13 +155,24 @@ def load_model(path: str, trust: bool = False) -> nn.Module:
     Raises:
         UserError: missing, damaged, unsafe, or of another kind of model.
     """
-    state = load_checkpoint(path, "CHECKPOINT", trust)
+    return model_of(load_checkpoint(path, "CHECKPOINT", trust), f"CHECKPOINT {path}")
+
+
+def model_of(state: Dict[str, Any], what: str) -> nn.Module:
+    """The model of a checkpoint's state, in evaluation mode.
+
+    Args:
+        what: option and file of the checkpoint, for messages.
+
+    Raises:
+        UserError: it is another kind of model.
+    """
     try:
         model = models.build_model(srp_arguments(state), _Dictionaries(state))
         model.load_state_dict(state["model"], strict=True)
     except (KeyError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"CHECKPOINT {path}: its weights are not those of an SRP model or fairseq "
+            f"{what}: its weights are not those of an SRP model or fairseq "
             f"Transformer ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from None
     return model.eval()

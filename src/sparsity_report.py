@@ -41,7 +41,7 @@ from torch import nn  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
 from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .flops_counter import load_model  # noqa: E402
+from .flops_counter import model_of  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
 from .sparsity.patterns import parse_pattern  # noqa: E402
 from .sparsity.picture import draw_density  # noqa: E402
@@ -96,7 +96,7 @@ def read_model(path: str, trust: bool = False) -> nn.Module:
         for name, value in load_checkpoint(path, "--path", trust)["model"].items()
         if torch.is_tensor(value)
     }
-    model = load_model(path, trust)
+    model = model_of(state, f"--path {path}")
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(stored[name])
     return model

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from generate_helpers import checkpoints, corpus, make_trainer, quiet_logging, save
-from src import sparse_checkpoint
+from src import export_adapters, sparse_checkpoint
 from src import sparsity_report as tool
+from src.errors import UserError
 from src.flops_counter import load_model
 from src.sparsity import report
 from src.sparsity.errors import SparsityError
@@ -311,6 +312,16 @@ def test_refused_in_one_line(arguments, parts, stock, tmp_path, monkeypatch, cap
     for part in parts:
         assert (stock if part == "GOOD" else part) in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", [tool, export_adapters])
+def test_weights_that_do_not_fit_name_the_option(module, stock, tmp_path):
+    state = torch.load(stock)
+    del state["model"]["encoder.layers.0.fc1.weight"]
+    path = str(tmp_path / "lacking.pt")
+    torch.save(state, path)
+    with pytest.raises(UserError, match=f"^--path {path}: its weights are not those"):
+        module.main(["--path", path, "--output", str(tmp_path / "out")])
 
 
 def test_help_teaches_the_patterns(capsys):
