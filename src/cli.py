@@ -91,6 +91,19 @@ def check_output_folder(path: str, option: str) -> None:
         raise UserError(f"{option} {path}: the folder {there} can't be written to")
 
 
+def make_output_folder(path: str, option: str) -> None:
+    """Make a folder where it isn't there yet.
+
+    Raises:
+        UserError: names the option, the path and why it can't be made.
+    """
+    check_output_folder(path, option)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:  # whatever its folder's permissions say
+        raise UserError(f"{option} {path}: can't be made ({error.strerror})") from None
+
+
 @contextmanager
 def ending_quietly(interrupted: str):
     """End without a traceback when interrupted, or when the output can't be written.
@@ -301,11 +314,7 @@ def check_training(args, given: Collection[str]) -> None:
             "needs the updates after which the rate is zero, those of all epochs"
         )
     check_seed(args.seed)
-    check_output_folder(args.save_dir, "--save-dir")
-    try:
-        os.makedirs(args.save_dir, exist_ok=True)
-    except OSError as error:  # whatever its folder's permissions say
-        raise UserError(f"--save-dir {args.save_dir}: {error.strerror}") from None
+    make_output_folder(args.save_dir, "--save-dir")
     if args.log_file is not None:  # may lie in that folder
         check_output_file(args.log_file, option="--log-file")
 

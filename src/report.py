@@ -25,8 +25,8 @@ from typing import Any, Dict, List, Optional  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from .checkpoint_utils import atomic_write  # noqa: E402
-from .cli import ArgumentParser, check_output_folder  # noqa: E402
-from .cli import ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, ending_quietly  # noqa: E402
+from .cli import make_output_folder, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .picture import draw  # noqa: E402
 
@@ -234,8 +234,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     folders = find_runs(args.runs)
     output = args.output or folders[0].resolve().parent
     runs = read_runs(folders)
-    check_output_folder(str(output), "--output")
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(str(output), "--output")
     numbers, notes = table(runs), conditions(runs)
     with ending_quietly("the report is not complete"):
         write(output, numbers, notes, runs)

@@ -39,7 +39,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, add_trust, check_output_folder  # noqa: E402
+from .cli import ending_quietly, make_output_folder, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import model_of  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
@@ -91,10 +92,9 @@ def read_model(path: str, trust: bool = False) -> nn.Module:
     Raises:
         UserError: missing, damaged, unsafe, or of another kind of model.
     """
+    state = load_checkpoint(path, "--path", trust)
     stored = {
-        name: value.dtype
-        for name, value in load_checkpoint(path, "--path", trust)["model"].items()
-        if torch.is_tensor(value)
+        name: value.dtype for name, value in state["model"].items() if torch.is_tensor(value)
     }
     model = model_of(state, f"--path {path}")
     for name, parameter in model.named_parameters():
@@ -121,10 +121,6 @@ def main(arguments: Optional[List[str]] = None) -> None:
     set_up_logging(sys.stderr)
     args = get_parser().parse_args(arguments)
     output = args.output or Path(args.path).resolve().parent
-    for folder in (output, *output.parents):
-        if folder.exists() and not folder.is_dir():
-            whose = "" if folder == output else f"{folder} "
-            raise UserError(f"--output {output}: {whose}is a file; give a folder")
     for expression in args.names or ():
         try:
             re.compile(expression)
@@ -137,17 +133,18 @@ def main(arguments: Optional[List[str]] = None) -> None:
             parse_pattern(args.pattern)
         except SparsityError as error:
             raise UserError(f"--{str(error)}") from None
-    model = read_model(args.path, args.trust_checkpoint)
-    try:
-        report = sparsity_report(
-            model, args.pattern, args.names, types=args.layer_types
-        )
-    except SparsityError as error:
-        about_names = str(error).startswith("names:")
-        where = "--" if about_names else f"--path {args.path}: "
-        raise UserError(f"{where}{error}") from None
-    output.mkdir(parents=True, exist_ok=True)
     with ending_quietly("the report is not complete"):
+        model = read_model(args.path, args.trust_checkpoint)
+        check_output_folder(str(output), "--output")
+        try:
+            report = sparsity_report(
+                model, args.pattern, args.names, types=args.layer_types
+            )
+        except SparsityError as error:
+            about_names = str(error).startswith("names:")
+            where = "--" if about_names else f"--path {args.path}: "
+            raise UserError(f"{where}{error}") from None
+        make_output_folder(str(output), "--output")
         write(output, report)
         print(readable(report).to_string(index=False))
         print("\n".join(notes(report)))

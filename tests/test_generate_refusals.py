@@ -22,6 +22,7 @@ from generate_helpers import (
     write_data,
 )
 from src import cli, export_adapters, export_sparse, flops_counter, generate
+from src import sparsity_report as report_on_sparsity
 from src.errors import UserError
 
 
@@ -323,13 +324,14 @@ def test_a_closed_pipe_ends_it_quietly(monkeypatch):
     assert stopped.value.code == 141
 
 
-@pytest.mark.parametrize("tool", [export_adapters, export_sparse, flops_counter])
+@pytest.mark.parametrize(
+    "tool", [export_adapters, export_sparse, flops_counter, report_on_sparsity]
+)
 def test_an_interruption_ends_other_tools_quietly(tool, tmp_path, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    for name in ("load_checkpoint", "load_model"):
-        monkeypatch.setattr(tool, name, stop, raising=False)
+    monkeypatch.setattr(tool, "load_checkpoint", stop)
     command = ["--path", "model.pt", "--output", str(tmp_path / "out")]
     command = ["model.pt"] if tool is flops_counter else command
     with pytest.raises(SystemExit) as stopped, quiet_logging():

@@ -151,6 +151,10 @@ def test_the_output_is_checked_first(tmp_path, capsys):
         call([run, "--output", run / "report.json" / "new"])
     assert stopped.value.code == 2
     assert f"{run / 'report.json'} is no folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        call([run, "--output", tmp_path / ("x" * 300)])
+    assert stopped.value.code == 2
+    assert "can't be made (File name too long)" in capsys.readouterr().err
 
 
 def test_a_report_of_an_earlier_checkpoint_is_said_to_be_one(runs, capsys):
