@@ -68,7 +68,7 @@ from .ctranslate2_model import (  # noqa: E402
 )
 from .data_checks import load_set, set_up  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .pretrained import check_dictionaries  # noqa: E402
+from .pretrained import check_dictionaries, check_finite  # noqa: E402
 from .vocabulary_map import VocabularyMap  # noqa: E402
 
 MODEL = "model.bin"
@@ -301,6 +301,7 @@ def run(args) -> None:
     task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
     dictionaries = task.source_dictionary, task.target_dictionary
     check_dictionaries(state, *dictionaries, what)
+    check_finite(state["model"].items(), what)
     (model,), _ = checkpoint_utils.load_model_ensemble(
         [args.path], task=task, state=state
     )

@@ -325,6 +325,7 @@ REFUSALS = {
     "no checkpoint": (["--path", "no.pt"], ["--path no.pt", "no such file"]),
     "damaged": (["--path", "{damaged}"], ["--path", "truncated"]),
     "gated": (["--path", "{gated}"], ["stage that is not finished", "after the cut"]),
+    "nan": (["--path", "{nan}"], ["--path", "decoder.layers.0.fc1.weight holds NaN"]),
     "no subset": (["--check-subset", "dev"], ["--check-subset dev", "no such set"]),
     "damaged subset": (["data={short}"], ["--check-subset", "de-en.en.idx is truncated"]),
     "damaged dictionary": (["data={latin}"], ["dict.*.txt", "can't be read"]),
@@ -345,7 +346,11 @@ def test_refused_in_one_line(case, corpus, checkpoints, tmp_path, capsys, monkey
         "gated": checkpoints.gated,
         "damaged": damaged(checkpoints, tmp_path),
         "other": other_data(tmp_path / "other"),
+        "nan": str(tmp_path / "nan.pt"),
     }
+    state = torch.load(checkpoints.cut)
+    state["model"]["decoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, places["nan"])
     for name, file, content in (
         ("short", "valid.de-en.en.idx", b"MMIDIDX"),
         ("latin", "dict.de.txt", b"\xe4 5\n"),
