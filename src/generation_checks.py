@@ -56,6 +56,8 @@ def check_options(args, cfg) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
+        if value is not None and not args.report:
+            raise UserError(f"{option} {value}: needs --report, which has the FLOPs")
     if "," in cfg.dataset.gen_subset:
         raise UserError(
             f"--gen-subset {cfg.dataset.gen_subset}: translate one set after the other, each "

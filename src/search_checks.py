@@ -95,6 +95,9 @@ def check_search(cfg) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
+    workers = cfg.dataset.num_workers
+    if workers < 0:
+        raise UserError(f"--num-workers {workers}: must be at least 0")
     for option, value in (
         ("--lenpen", search.lenpen),
         ("--unkpen", search.unkpen),

@@ -131,6 +131,10 @@ REFUSALS = {
     ),
     "beam": (["--path", "{cut}", "--beam", "0"], ["--beam 0", "at least 1"]),
     "length": (["--path", "{cut}", "--flops-source-length", "0"], ["at least 1"]),
+    "length without report": (
+        ["--path", "{cut}", "--flops-target-length", "9"],
+        ["--flops-target-length 9: needs --report"],
+    ),
     "max tokens": (["--path", "{cut}", "--max-tokens", "5"], ["--max-tokens 5", "raise it"]),
     "shards": (
         ["--path", "{cut}", "--distributed-world-size", "2"],
@@ -161,6 +165,7 @@ REFUSALS = {
 # Options of the search that are refused before anything is read.
 for _options, _message in {
     "--nbest 0": "--nbest 0: must be at least 1",
+    "--num-workers -1": "--num-workers -1: must be at least 0",
     "--batch-size 0": "--batch-size 0: must be at least 1",
     "--required-batch-size-multiple 0": "--required-batch-size-multiple 0: must be",
     "--temperature 0": "--temperature 0: must be above 0",
