@@ -276,7 +276,9 @@ def write_data(args, cfg, loaded, found: Dict[int, List[int]], folder: str) -> i
         for number in distilled:
             builder.add_item(torch.tensor(found[number]) if side else texts[number])
         builder.finalize(f"{path}.idx")
-    os.replace(part, args.output.rstrip("/"))
+    for name in os.listdir(part):
+        fsync(os.path.join(part, name))
+    replace_durably(part, args.output.rstrip("/"))
     return len(own) + len(distilled)
 
 
