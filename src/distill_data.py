@@ -290,8 +290,6 @@ def run(args, cfg) -> None:
     """
     check(args, cfg)
     loaded = generate.load(args, cfg)
-    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
-        cfg.dataset.max_tokens = 12000  # as fairseq-generate
     dataset = loaded.task.dataset(cfg.dataset.gen_subset)
     if dataset.tgt is None and not args.without_original:
         raise UserError(

@@ -261,7 +261,10 @@ def configure(args):
     """
     if args.tokenizer == "moses" and None in (args.source_lang, args.target_lang):
         raise UserError("--tokenizer moses: needs --source-lang and --target-lang")
-    return convert_namespace_to_omegaconf(args)
+    cfg = convert_namespace_to_omegaconf(args)
+    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+        cfg.dataset.max_tokens = 12000  # as fairseq-generate does later
+    return cfg
 
 
 def _usual_detok(cfg) -> str:

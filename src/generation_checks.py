@@ -180,8 +180,6 @@ def check_lengths(cfg, task, models) -> List[int]:
         raise UserError(f"--gen-subset {subset}: all its sentences are too long")
     search_checks.check_lengths(cfg, models)
     max_tokens = cfg.dataset.max_tokens
-    if max_tokens is None and cfg.dataset.batch_size is None:
-        max_tokens = 12000  # fairseq's default
     longest = max(kept.tolist(), key=dataset.num_tokens)
     if max_tokens and dataset.num_tokens(longest) > max_tokens:
         raise UserError(
