@@ -16,7 +16,7 @@ import sys
 from typing import Callable, Dict
 
 import torch
-from common import arguments, check, interleave, ratios, report
+from common import arguments, check, interleave, ratios, report, tensor_peak
 from torch import nn
 
 SETTINGS = {
@@ -24,21 +24,6 @@ SETTINGS = {
     "SPLoRA r=32": ("SPLoRA", {"rank": 32}),
     "SPLoPA N=64": ("SPLoPA", {"num_prototypes": 64}),
 }
-
-
-def peak_memory(step: Callable[[], None]) -> int:
-    """Bytes that a step allocates at most beyond what is there before it."""
-    step()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    now = most = 0
-    events = profile.profiler.kineto_results.events()
-    events = [event for event in events if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def layers(shape) -> Dict[str, nn.Module]:
@@ -101,7 +86,9 @@ def main():
         constant = x.detach()
         both = layers(shape)
         training = {name: training_step(layer, x) for name, layer in both.items()}
-        memory = {name: peak_memory(step) for name, step in training.items()}
+        for step in training.values():
+            step()  # what the first call alone allocates is not counted
+        memory = {name: tensor_peak(step) for name, step in training.items()}
         times = interleave(training, args.rounds)
         trained = {row["variant"]: row for row in ratios(times, "linear")}
         inference = {name: inference_step(layer, constant) for name, layer in both.items()}

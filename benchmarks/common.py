@@ -84,6 +84,23 @@ def build_trainer(data: str, extra: List[str]):
     return SRPTrainer(cfg, task, model, criterion)
 
 
+def tensor_peak(step: Callable[[], None]) -> int:
+    """Bytes that the tensors allocated in a call of ``step`` take at once, at most."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        step()
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    present = peak = 0
+    for _, size in sorted(events):
+        present += size
+        peak = max(peak, present)
+    return peak
+
+
 def interleave(
     variants: Dict[str, Callable[[], None]], rounds: int, warmup: int = 2
 ) -> Dict[str, List[float]]:
@@ -119,14 +136,10 @@ def ratios(times: Dict[str, List[float]], base: str) -> List[Dict]:
 
 
 def machine() -> Dict:
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        for line in open("/proc/cpuinfo"):
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
+    from src.evaluation import processor
+
     return {
-        "cpu": model,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),

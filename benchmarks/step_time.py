@@ -25,6 +25,7 @@ from common import (
     report,
     synthetic_batch,
     temporary_data,
+    tensor_peak,
 )
 
 SHAPES = {
@@ -74,23 +75,6 @@ def shrinking(trainer) -> None:
             return False
 
     trainer._epoch_itr = Endless()
-
-
-def tensor_peak(step) -> int:
-    """Bytes that the tensors allocated in a call of ``step`` take at once, at most."""
-    cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        step()
-    events = [
-        (event.start_ns(), event.nbytes())
-        for event in profile.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    present = peak = 0
-    for _, size in sorted(events):
-        present += size
-        peak = max(peak, present)
-    return peak
 
 
 def work(connection, data: str, options: list, shrinks: bool, args) -> None:

@@ -69,15 +69,20 @@ def speed(steps: Sequence[Step]) -> Dict[str, Any]:
     }
 
 
-def machine() -> Dict[str, Any]:
-    """What the time was measured on."""
-    model = platform.processor() or platform.machine()
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            names = [line for line in stream if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
+            for line in stream:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> Dict[str, Any]:
+    """What the time was measured on."""
     return {
-        "machine": model,
+        "machine": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
