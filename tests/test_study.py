@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -433,6 +434,9 @@ def test_lines_end_with_newlines_alone(tmp_path):
     (tmp_path / "generate-test.txt").write_text("D-0\t-1\ta\x85b\u2028c\n", encoding="utf-8")
     moses = detokenizer("moses", "en")
     assert tables.hypotheses(tmp_path) == [moses("a\x85b\u2028c")]
+    (tmp_path / "raw.en").write_bytes("a\x85b\r\n\n".encode())
+    grid = SimpleNamespace(reference=tmp_path / "raw.en")
+    assert tables.references(grid) == ["a\x85b\r", ""]  # the last one is empty
 
 
 def test_one_training_at_a_time_in_a_folder(grid_file, tmp_path):

@@ -60,7 +60,9 @@ def hypotheses(folder: Path) -> Optional[List[str]]:
 def references(grid: Grid) -> Optional[List[str]]:
     if grid.reference is None:
         return None
-    return grid.reference.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    # lines end with \n only, and the last ones may be empty
+    text = grid.reference.read_bytes().decode("utf-8")
+    return text.removesuffix("\n").split("\n")
 
 
 def p_value(first: Path, second: Path, truth: List[str], lowercase: bool) -> Optional[float]:
