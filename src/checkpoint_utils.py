@@ -98,7 +98,7 @@ def refusing_failed_writes(path: str):
 
 
 class _File(io.FileIO):
-    """A file that remembers why it could not be written: torch.save says something else."""
+    """A file that remembers why it could not be written, which torch.save doesn't say."""
 
     failure: Optional[OSError] = None
 
@@ -174,7 +174,7 @@ class DurablePathManager(PathManager):
 
 
 def _saving_durably(save: Callable) -> Callable:
-    """fairseq's writer of checkpoints, for local files: it would try a full disk thrice."""
+    """fairseq's writer of checkpoints, without its three attempts where the disk is full."""
 
     @functools.wraps(save)
     def write(state, path, async_write=False):

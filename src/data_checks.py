@@ -63,7 +63,9 @@ def check_buckets(cfg: SRPTranslationConfig) -> None:
 
 
 def check_subsets(cfg: SRPTranslationConfig, run) -> None:
-    """Refuse validation sets in the data that fairseq would not let lie unused.
+    """Refuse more validation sets in the data unless an option says what to do with them.
+
+    fairseq refuses them too, with a traceback.
 
     Raises:
         UserError: names them and the options that say what to do with them.
@@ -72,7 +74,7 @@ def check_subsets(cfg: SRPTranslationConfig, run) -> None:
     if any(getattr(run, name, False) for name in names):
         return
     found = {name.split(".")[0] for name in data_utils._find_extra_valid_paths(cfg.data)}
-    if found:  # fairseq doesn't see those that --valid-subset names either
+    if found:  # as in fairseq, also those that --valid-subset names
         raise UserError(
             f"data {cfg.data}: has more validation sets, {', '.join(sorted(found))}; add "
             "--combine-valid-subsets to make one of all, or --ignore-unused-valid-subsets to "
@@ -181,5 +183,5 @@ def _sentences(path: str, option: str) -> Optional[int]:
     lengths = np.frombuffer(content, np.int32, sentences, start)
     needed = int(lengths.sum(dtype=np.int64)) * np.dtype(_code_to_dtype[code]).itemsize
     if (lengths < 0).any() or size != needed:
-        refuse(data, f"has {size} bytes, its index speaks of {needed}")
+        refuse(data, f"has {size} bytes, but its index says {needed}")
     return sentences

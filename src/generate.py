@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="expect weighted layer normalization; a cut model keeps its own kind",
     )
-    cli.add_trust(group, "--path")
+    cli.add_trust(group, "--path and --lm-path")
     ctranslate2_engine.add_options(parser)
     group = parser.add_argument_group("BLEU and report")
     group.add_argument(

@@ -19,13 +19,13 @@ from .pretrained import (
 )
 from .task_checks import check_precision, check_sparse_inference
 
-# What an --arch stands for; the README's commands name nothing else of the model.
+# What an --arch stands for; the README's commands give no other option of the model.
 DIMENSIONS = tuple(
     f"{side}_{name}"
     for side in ("encoder", "decoder")
     for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads")
 )
-# With these options of the model, the command line means the task's of the same name.
+# The task has options of the same names; on the command line they are the task's.
 _OF_THE_TASK = ("max_source_positions", "max_target_positions")
 
 

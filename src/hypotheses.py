@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64  # scores among which one maximum is kept
-# Finished sentences leave the batch when they are this share of it: 1/8. To leave takes
-# copies of all keys and values.
+# Finished sentences leave the batch when they are this share of it, 1/8: whenever some
+# leave, all keys and values are copied.
 _DEAD_SHARE = 8
 
 
@@ -85,7 +85,7 @@ class Hypotheses:
     def _end(
         self, sentences: np.ndarray, tokens: np.ndarray, cumulative: np.ndarray
     ) -> None:
-        """Add finished hypotheses of sentences that have none too many.
+        """Add finished hypotheses to the sentences that don't have ``beam`` of them yet.
 
         Shapes:
             sentences ``[M]``, tokens ``[M, T]``, cumulative scores ``[M, T+1]``, the

@@ -1,12 +1,12 @@
-"""Keeping freed memory in the process, between training steps, but not ever more of it."""
+"""Freed memory stays in the process between training steps, without growing for ever."""
 
 import ctypes
 import os
 import sys
 from typing import Optional
 
-# What oneDNN prepares for a shape is kept twice, by oneDNN and by PyTorch's layer above it:
-# by default for 1024 shapes each, some 0.3 MB every time.
+# What oneDNN prepares for a shape is cached twice, by oneDNN and by PyTorch's layer above
+# it: by default for 1024 shapes each, at about 0.3 MB a shape.
 _KEPT_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 16, "LRU_CACHE_CAPACITY": 16}
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -14,12 +14,12 @@ _LARGEST_IN_HEAP = 32 << 20
 
 
 def limit_kept_shapes() -> None:
-    """Let oneDNN keep what it has prepared for a step's products, not for all shapes ever.
+    """Let oneDNN cache what it prepares for a few shapes only, instead of a thousand.
 
-    The layers of a step repeat a few shapes; batches of real data have other ones every
-    time, and what was prepared for them came to lie among a step's activations. For
-    training only: a search has many more shapes, and takes the same ones again and again.
-    The environment has the last word. Call ahead of the first product.
+    The layers of a step share a few shapes, but every batch of real data brings new ones,
+    and what is cached for them comes to lie between a step's activations. For training
+    only: a search has many more shapes, and uses the same ones again and again. Variables
+    that are set in the environment stay as they are. Call it before the first product.
     """
     for name, count in _KEPT_SHAPES.items():
         os.environ.setdefault(name, str(count))
@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
 
     glibc gives the activations of a step back to the system when they are freed, and
     the system zeroes and maps every page again in the next one: a tenth of a step's
-    time on a CPU. The peak stays the same, within the pieces that no longer fit.
+    time on a CPU. The peak stays the same, but for fragmentation.
 
     Returns:
         Whether the C library took the settings; others than glibc have none.
@@ -46,7 +46,7 @@ def keep_freed_memory() -> bool:
 
 
 def resident() -> Optional[int]:
-    """Bytes of this process that are in memory, where the system tells."""
+    """Bytes of this process that are in memory; None where the system doesn't tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -57,17 +57,17 @@ def resident() -> Optional[int]:
 class HeapKeeper:
     """Keeps freed memory, and gives it back when steps leave more and more of it.
 
-    Small blocks that outlive a step come to lie between its activations, those of the next
-    step fit no longer, and the heap grows: much with what oneDNN keeps, see
-    :func:`limit_kept_shapes`, little without. Giving the pages in between back costs the
-    next step what :func:`keep_freed_memory` saves, so it is done when the process is
-    larger than a step needs, by ``growth``.
+    Small blocks that outlive a step come to lie between its activations; the next step's
+    no longer fit in the gaps, and the heap grows: much with what oneDNN caches, see
+    :func:`limit_kept_shapes`, little without. Giving free pages back costs the next step
+    what :func:`keep_freed_memory` saves, so it is done only when the process is ``growth``
+    times as large as a step needs.
     """
 
     def __init__(self, growth: float = 1.5):
         self.growth = growth
         self.active = keep_freed_memory() and resident() is not None
-        self._needed = 0  # most after a step that began with a trimmed heap
+        self._needed = 0  # most memory after a step that began with a trimmed heap
         self._trimmed = True
 
     def after_step(self) -> bool:

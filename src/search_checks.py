@@ -1,4 +1,4 @@
-"""What is refused of fairseq's options of the search, which would end in tracebacks."""
+"""Options of fairseq's search that are refused because they would end in tracebacks."""
 
 import argparse
 import ast
@@ -35,14 +35,14 @@ def model_overrides(text: str) -> Dict[str, Any]:
 
 
 def check_overrides(overrides: Dict[str, Any], cfg: DictConfig, path: str) -> None:
-    """Refuse what no option of a checkpoint is called, which fairseq would pass over.
+    """Refuse names that no option of a checkpoint has; fairseq would ignore them.
 
     Args:
         cfg: the options that the checkpoint was made with.
         path: its file, for messages.
 
     Raises:
-        UserError: names the option, and those whose names are like it.
+        UserError: names the option, and others with similar names.
     """
     known = _option_names(cfg)
     for name, value in overrides.items():
@@ -50,12 +50,12 @@ def check_overrides(overrides: Dict[str, Any], cfg: DictConfig, path: str) -> No
             check_overrides(value, cfg[name], path)
         elif name not in known:
             near = difflib.get_close_matches(str(name), known)
-            valid = f"like it are {', '.join(near)}" if near else "leave it out"
+            valid = f"similar names are {', '.join(near)}" if near else "leave it out"
             raise UserError(f"--model-overrides {name}: {path} has no such option; {valid}")
 
 
 def _part(cfg: DictConfig, name: str) -> Any:
-    """What stands under a name; None, too, where omegaconf misses a value."""
+    """The value of a name; None also where omegaconf has no value for it."""
     return cfg[name] if name in cfg else None
 
 

@@ -52,7 +52,7 @@ class WeightPruning:
         except SparsityError as error:
             raise UserError(f"--sparsity-config {error}") from None
         self.sparsity = 0.0  # share of the pruners' weights that is removed
-        self._validated = False  # whether a model that is pruned to the end was
+        self._validated = False  # whether there was a validation after the last pruning
 
     @property
     def steps(self) -> int:
@@ -65,9 +65,10 @@ class WeightPruning:
         return self.pruning.finished
 
     def begin_validation(self) -> bool:
-        """Whether results so far are of other models than the validation to begin is of.
+        """Whether the validation that begins is of another model than the results so far.
 
-        They are up to the first validation of the model that is pruned to the end.
+        It is, up to and including the first validation after the last pruning: sparsity
+        has changed since.
         """
         validated, self._validated = self._validated, self.finished
         return not (validated and self.finished)
@@ -76,7 +77,7 @@ class WeightPruning:
         """Refuse a training that ends before the last pruning.
 
         Args:
-            left: updates to come; those of a dense run before don't count as steps.
+            left: updates to come; updates of an earlier dense run are no pruning steps.
             option: what ends the training after them.
 
         Raises:
@@ -97,7 +98,7 @@ class WeightPruning:
 
     @contextmanager
     def _noticing(self, optimizer: FairseqOptimizer):
-        """Where something is pruned inside, the optimizer forgets it too."""
+        """Log what is pruned inside, and zero the optimizer's memory of it."""
         before = [pruner.pruned_at for pruner in self.pruning.pruners]
         try:
             yield

@@ -192,8 +192,8 @@ for _options, _message in {
     "--scoring bert_score": "--scoring bert_score: can't be set up",
     "--model-overrides {{'encoder_embed_dim':64}}": "{cut}: its weights don't fit its options",
     "--model-overrides {{'max_target_position':9}}": "--model-overrides max_target_position: "
-    "{cut} has no such option; like it are max_target_positions, max_source_positions",
-    "--model-overrides {{'encoder-embed-dim':64}}": "like it are encoder_embed_dim, ",
+    "{cut} has no such option; similar names are max_target_positions, max_source_positions",
+    "--model-overrides {{'encoder-embed-dim':64}}": "similar names are encoder_embed_dim, ",
     "--model-overrides {{'zzzzz':64}}": "--model-overrides zzzzz: {cut} has no such option",
     "--model-overrides {{'model':{{'dropout':0}}}}": "--model-overrides model: {cut} has no",
     "--model-overrides {{'task':{{'langs':0}}}}": "--model-overrides langs: {cut} has no such",

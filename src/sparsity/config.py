@@ -296,7 +296,7 @@ def load_config(source: Union[str, os.PathLike, Mapping, PruningConfig]) -> Prun
     except (ValueError, RecursionError) as error:
         raise SparsityError(f"{path}: {error}") from None
     if not isinstance(content, Mapping):
-        raise SparsityError(f"{path}: holds no settings; see docs for an example")
+        raise SparsityError(f"{path}: holds no settings; docs/sparsity.md has an example")
     try:
         return _read(content, path)
     except SparsityError as error:

@@ -242,7 +242,7 @@ class SemiStructured:
 
 @functools.cache
 def _told() -> None:
-    """Have torch say, once and unheard, that compressed tensors are new."""
+    """Trigger torch's warning that compressed tensors are new, which comes once, unseen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one = torch.ones(1, 1)

@@ -45,7 +45,7 @@ def sparsity_report(
     """Element sparsity, block sparsity and sizes of every prunable layer and in all.
 
     Args:
-        model: any model; see :func:`.magnitude.prunable_layers` for what is prunable.
+        model: any model; see :func:`.prunable.prunable_layers` for what is prunable.
         pattern: of the blocks, such as ``4x1`` or ``2:4``, for all layers, or one for
             each of some layers by their names. None counts no blocks.
         names: regular expressions; only prunable layers whose name one of them is
