@@ -21,13 +21,17 @@ def check_data(cfg: SRPTranslationConfig) -> None:
     """Refuse a data folder without dictionaries, before any work.
 
     Raises:
-        UserError: names the folder or file.
+        UserError: names the option, folder or file.
     """
     if cfg.upsample_primary < 1 and cfg.upsample_primary != -1:
         raise UserError(
             f"--upsample-primary {cfg.upsample_primary}: must be at least 1, how often an "
             "epoch has the first part of the training data"
         )
+    for side in ("source", "target"):
+        positions = getattr(cfg, f"max_{side}_positions")
+        if positions < 1:  # --truncate-source would leave the last token out
+            raise UserError(f"--max-{side}-positions {positions}: must be at least 1")
     for folder in utils.split_paths(cfg.data or ""):
         if not os.path.isdir(folder):
             raise UserError(

@@ -165,6 +165,7 @@ REFUSALS = {
 # Options of the search that are refused before anything is read.
 for _options, _message in {
     "--nbest 0": "--nbest 0: must be at least 1",
+    "--truncate-source --max-source-positions 0": "--max-source-positions 0: must be at",
     "--num-workers -1": "--num-workers -1: must be at least 0",
     "--batch-size 0": "--batch-size 0: must be at least 1",
     "--required-batch-size-multiple 0": "--required-batch-size-multiple 0: must be",
