@@ -25,13 +25,9 @@ from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_not_shrinking, check_widths, take_layernorm
+from .training_errors import EXPLAINED, check_norm, named, refusing_divergence
 
 logger = logging.getLogger(__name__)
-
-
-def _says_why(error: Exception) -> bool:
-    """Whether an error is one by which fairseq says in words what a user did wrong."""
-    return type(error) in (Exception, AssertionError) and bool(error.args)
 
 
 class SRPTrainer(Trainer):
@@ -74,15 +70,8 @@ class SRPTrainer(Trainer):
     # -- the stage --------------------------------------------------------------
 
     def get_train_iterator(self, *args, **kwargs):
-        try:
+        with named(f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}"):
             self._epoch_itr = super().get_train_iterator(*args, **kwargs)
-        except Exception as error:
-            if not _says_why(error):  # as fairseq's do for data without a batch
-                raise
-            raise UserError(
-                f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}: "
-                f"{' '.join(str(error).split())}"
-            ) from None
         if self.cfg.dataset.curriculum:
             # a loader that is used again keeps the order of its first epoch
             self._epoch_itr.reuse_dataloader = False
@@ -209,7 +198,11 @@ class SRPTrainer(Trainer):
                 self.stage.freezer.mask_gradients()
         if self.weight_pruning is not None:
             self.weight_pruning.before_step(self.optimizer)
-        return super().clip_grad_norm(clip_norm)
+        with refusing_divergence():
+            norm = super().clip_grad_norm(clip_norm)
+        if not self.cfg.common.amp:  # which skips such an update
+            check_norm(norm, self.get_num_updates() + 1, self.get_lr())
+        return norm
 
     def _optimizer_freezes(self) -> bool:
         """Let the optimizer see to frozen weights, if nothing else touches weights."""
@@ -267,7 +260,10 @@ class SRPTrainer(Trainer):
             self.model  # makes it
 
     def _build_optimizer(self):
-        super()._build_optimizer()
+        names = self.cfg.optimizer._name, self.cfg.lr_scheduler._name
+        what = "--optimizer {}, --lr-scheduler {}".format(*names)
+        with named(what, kinds=(*EXPLAINED, ValueError, ImportError, ZeroDivisionError)):
+            super()._build_optimizer()
         if isinstance(self._optimizer, AMPOptimizer):
             unscale_once(self._optimizer, self.cfg.common, self.device.type)
 
@@ -310,20 +306,14 @@ class SRPTrainer(Trainer):
             with open_dict(self.cfg):
                 self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
         try:
-            extra_state = super().load_checkpoint(
-                filename, reset_optimizer, *args, **kwargs
-            )
+            with named(f"checkpoint {filename}", self._other_start(filename)):
+                extra_state = super().load_checkpoint(
+                    filename, reset_optimizer, *args, **kwargs
+                )
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"checkpoint {filename}: {unsafe(error)}; if you trust its origin, start anew "
                 "with its weights: --pretrained-model, --trust-checkpoint, another --save-dir"
-            ) from None
-        except Exception as error:
-            if not _says_why(error):  # as fairseq's do for another model or optimizer
-                raise
-            raise UserError(
-                f"checkpoint {filename}: {error}. It goes on where a run in this folder "
-                "ended; give another --save-dir to start anew"
             ) from None
         if extra_state is not None and isinstance(self.get_model(), SRPModel):
             self._check_same_run(extra_state, filename)
@@ -337,6 +327,18 @@ class SRPTrainer(Trainer):
             if "weight_pruning" in state:
                 self.weight_pruning.load_state_dict(state["weight_pruning"])
         return extra_state
+
+    def _other_start(self, filename) -> str:
+        """What to do about a checkpoint of another model or optimizer."""
+        checkpoint = self.cfg.checkpoint
+        for option in ("finetune_from_model", "restore_file"):
+            if getattr(checkpoint, option) == filename:
+                option = option.replace("_", "-")
+                return f"Give the options of its run, or --{option} another checkpoint"
+        return (
+            "It goes on where a run in this folder ended; give another --save-dir to "
+            "start anew"
+        )
 
     def _check_same_run(self, extra_state, filename) -> None:
         """Refuse to go on from a checkpoint of a run that did something else."""
@@ -355,15 +357,8 @@ class SRPTrainer(Trainer):
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would
         # be of fewer sentences than there are
-        try:
-            with self._batch_size_multiple(1):
-                return super().get_valid_iterator(subset, disable_iterator_cache)
-        except Exception as error:
-            if not _says_why(error):  # as fairseq's does for a sentence too long
-                raise
-            raise UserError(
-                f"--valid-subset {subset}: {' '.join(str(error).split())}"
-            ) from None
+        with named(f"--valid-subset {subset}"), self._batch_size_multiple(1):
+            return super().get_valid_iterator(subset, disable_iterator_cache)
 
     @contextmanager
     def _batch_size_multiple(self, multiple: int):

@@ -158,6 +158,8 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--finetune-from-model", "no.pt"], ["--finetune-from-model no.pt", "no such file"]),
         (["--finetune-from-model", "x", "--reset-meters"], ["leave out --reset-meters"]),
         (["--finetune-from-model", "x", "--restore-file", "y"], ["leave out --restore-file"]),
+        (["--lr", "1e30", "--max-update", "9"], ["--lr: ", "of update 2", "diverged"]),
+        (["--lr-scheduler", "tri_stage"], ["--lr-scheduler tri_stage: please specify steps"]),
         (["--max-source-positions", "5"], ["--valid-subset valid", "invalid", "(5, 1024)"]),
         (["--best-checkpoint-metric", "bleu"], ["bleu", "needs --eval-bleu"]),
         (["--best-checkpoint-metric", "bleu", "--eval-bleu"], ["bleu", "add --maximize-best"]),
@@ -447,6 +449,22 @@ def test_another_run_in_the_same_folder(capsys, data, base, tmp_path, options, w
         run_training([data, *TINY, *RUN, *options, "--max-epoch", "9", "--save-dir", tmp_path])
     assert capsys.readouterr().err.count("error: ") == 1
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
+
+
+@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file"])
+def test_starting_from_another_model(capsys, data, base, tmp_path, option):
+    command = [data, *TINY, *RUN, "--encoder-layers", "1", option, base]
+    words = "Cannot load model parameters", f"match. Give the options of its run, or {option}"
+    refused(capsys, command, tmp_path, *words)
+
+
+def test_a_loss_that_cannot_be_scaled_further_down(capsys, data, tmp_path, monkeypatch):
+    def least_scale(*args):
+        raise FloatingPointError("Minimum loss scale reached (0.0001).")
+
+    monkeypatch.setattr("fairseq.trainer.Trainer.clip_grad_norm", least_scale)
+    command = [data, *TINY, *RUN, "--max-update", "1"]
+    refused(capsys, command, tmp_path, "--fp16: Minimum loss scale reached")
 
 
 @pytest.mark.parametrize("option", ["decoder-ffn-embed-dim", "encoder-embed-dim"])
