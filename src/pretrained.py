@@ -229,8 +229,10 @@ def check_finite(weights: Iterable[Tuple[str, Tensor]], what: str) -> None:
             )
 
 
-def check_finetuning_start(run: argparse.Namespace) -> None:
-    """Refuse a ``--finetune-from-model`` at which fairseq ends in a traceback.
+def check_start(run: argparse.Namespace) -> None:
+    """Refuse checkpoints of fairseq's own options that a run can't begin with.
+
+    At some fairseq ends in a traceback, and without a ``--restore-file`` it starts anew.
 
     Args:
         run: all options of the run, as fairseq gives them to a model.
@@ -238,17 +240,27 @@ def check_finetuning_start(run: argparse.Namespace) -> None:
     Raises:
         UserError: names the option, the file and what to do.
     """
+    file = getattr(run, "restore_file", DEFAULT_RESTORE_FILE)
     path = getattr(run, "finetune_from_model", None)
     if not path:
+        named = file.replace(".pt", f"{getattr(run, 'checkpoint_suffix', '')}.pt")
+        sharded = getattr(run, "use_sharded_state", False)  # into files of other names
+        if not (file == DEFAULT_RESTORE_FILE or sharded or os.path.isfile(named)):
+            raise UserError(f"--restore-file {file}: no such file; give a checkpoint (.pt)")
         return
     resets = ("optimizer", "lr_scheduler", "meters", "dataloader")
     given = [f"reset_{x}" for x in resets if getattr(run, f"reset_{x}", False)]
-    if getattr(run, "restore_file", DEFAULT_RESTORE_FILE) != DEFAULT_RESTORE_FILE:
+    if file != DEFAULT_RESTORE_FILE:
         given.append("restore_file")
     if given:
         raise UserError(
             f"--finetune-from-model {path}: starts anew by itself; leave out "
             + ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        )
+    if getattr(run, "pretrained_model", None):
+        raise UserError(
+            f"--finetune-from-model {path}: would replace the weights of --pretrained-model "
+            f"{run.pretrained_model}; leave one of them out"
         )
     # a run that is there already goes on without it
     there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))

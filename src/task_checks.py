@@ -13,7 +13,7 @@ from .connectivity.stage import StagePlan
 from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
-from .pretrained import check_finetuning_start
+from .pretrained import check_start
 from .task_options import SRPTranslationConfig
 from .validation_checks import check_validation
 
@@ -247,7 +247,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     """
     check_validation(cfg, run)
     check_subsets(cfg, run)
-    check_finetuning_start(run)
+    check_start(run)
     for name in EMBEDDING_FILES:
         path = getattr(run, name, None)
         if path and not os.path.isfile(path):
@@ -323,11 +323,6 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         raise UserError(
             "--optimizer adafactor: what it remembers of rows and columns can't be cut "
             "with them; use srp_adam, adam, adamax, adagrad, adadelta, nag or sgd"
-        )
-    if getattr(run, "finetune_from_model", None):
-        raise UserError(
-            f"--finetune-from-model {run.finetune_from_model}: pruning starts from "
-            "--pretrained-model; leave it out"
         )
     if cfg.srp and len(utils.split_paths(cfg.data)) > 1:
         raise UserError(

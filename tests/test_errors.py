@@ -19,7 +19,7 @@ from conftest import ROOT, RUN, TINY, run_training, write_corpus
 from src.checkpoint_utils import load_checkpoint
 from src import cli, generate
 from src.errors import UserError
-from src.pretrained import check_finetuning_start
+from src.pretrained import check_start
 from src.trainer import SRPTrainer
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
@@ -158,6 +158,8 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--finetune-from-model", "no.pt"], ["--finetune-from-model no.pt", "no such file"]),
         (["--finetune-from-model", "x", "--reset-meters"], ["leave out --reset-meters"]),
         (["--finetune-from-model", "x", "--restore-file", "y"], ["leave out --restore-file"]),
+        (["--finetune-from-model", "x", "--pretrained-model", "y"], ["x: would replace", "y;"]),
+        (["--restore-file", "no.pt"], ["--restore-file no.pt", "no such file"]),
         (["--lr", "1e30", "--max-update", "9"], ["--lr: ", "of update 2", "diverged"]),
         (["--lr-scheduler", "tri_stage"], ["--lr-scheduler tri_stage: please specify steps"]),
         (["--max-source-positions", "5"], ["--valid-subset valid", "invalid", "(5, 1024)"]),
@@ -271,9 +273,9 @@ def test_seeds_that_numpy_does_not_take(tmp_path, seed):
 def test_what_a_run_began_with_may_be_gone_when_it_goes_on(tmp_path):
     run = argparse.Namespace(finetune_from_model="gone.pt", save_dir=str(tmp_path))
     with pytest.raises(UserError):
-        check_finetuning_start(run)
+        check_start(run)
     (tmp_path / "checkpoint_last.pt").write_text("")
-    check_finetuning_start(run)
+    check_start(run)
 
 
 @pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--amp"])
