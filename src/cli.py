@@ -313,6 +313,11 @@ def check_training(args, given: Collection[str]) -> None:
             f"--total-num-update {args.total_num_update}: --lr-scheduler polynomial_decay "
             "needs the updates after which the rate is zero, those of all epochs"
         )
+    if args.lr_scheduler == "inverse_sqrt" and args.warmup_updates < 1:
+        raise UserError(
+            f"--warmup-updates {args.warmup_updates}: must be at least 1 for --lr-scheduler "
+            "inverse_sqrt, whose rate falls from there on"
+        )
     check_seed(args.seed)
     make_output_folder(args.save_dir, "--save-dir")
     if args.log_file is not None:  # may lie in that folder

@@ -782,6 +782,15 @@ def test_the_updates_of_a_schedule_come_as_text(data, tmp_path, text, valid):
         cli.check_training(args, {"--lr"})
 
 
+def test_a_schedule_that_falls_from_the_end_of_its_warmup(data, tmp_path):
+    command = [data, *TINY, *RUN, "--lr-scheduler", "inverse_sqrt", "--save-dir", str(tmp_path)]
+    for updates, valid in (("0", False), ("1", True)):
+        parser = fairseq_options.get_training_parser("SRPtranslation")
+        args = cli.parse(parser, [*command, "--warmup-updates", updates])
+        with nullcontext() if valid else pytest.raises(UserError, match="--warmup-updates 0"):
+            cli.check_training(args, {"--lr"})
+
+
 def refused_script(script, *arguments, words):
     done = run_script(script, *arguments)
     assert done.returncode == 2
