@@ -177,7 +177,7 @@ def check_adapter_options(cfg: SRPTranslationConfig) -> None:
         )
     rank = cfg.adapter_rank
     if rank is not None:
-        whole = rank >= 1 and rank == int(rank)
+        whole = rank >= 1 and rank % 1 == 0  # inf % 1 is NaN
         if not (whole or (cfg.adapter == "splora" and 0 < rank < 1)):
             raise UserError(
                 f"--adapter-rank {rank:g}: must be a whole number of at least 1"

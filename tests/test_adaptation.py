@@ -295,6 +295,7 @@ def test_adapters_of_the_checkpoint_are_fused_before_it_is_pruned(
         (["--adapter", "splora", "--adapter-block-size", "8"], "needs --adapter splopa"),
         (["--adapter-path", "adapters.pt"], "--adapter-path: is for translation"),
         (["--adapter", "splora", "--adapter-rank", "2.5"], "whole number"),
+        (["--adapter", "splora", "--adapter-rank", "inf"], "whole number"),
         (["--adapter", "splopa", "--adapter-rank", "0.5"], "whole number"),
         (["--adapter", "splora", "--adapter-rank", "500"], "--adapter splora: .*rank 500"),
         (["--adapter", "splopa", "--adapter-prototypes", "0"], "--adapter-prototypes 0"),
