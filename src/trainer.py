@@ -1,7 +1,6 @@
 """fairseq's trainer with a pruning stage in its loop."""
 
 import logging
-import pickle
 import sys
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,7 +13,7 @@ from omegaconf import open_dict
 
 from . import run_length
 from .best_validation import forget_best, forget_plateau
-from .checkpoint_utils import damage, previous_checkpoint, read_config, unsafe
+from .checkpoint_utils import damage, previous_checkpoint, read_config
 from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
@@ -25,7 +24,13 @@ from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_not_shrinking, check_widths, take_layernorm
-from .training_errors import EXPLAINED, check_norm, named, refusing_divergence
+from .training_errors import (
+    EXPLAINED,
+    check_norm,
+    named,
+    refusing_checkpoint,
+    refusing_divergence,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -305,16 +310,10 @@ class SRPTrainer(Trainer):
             # fairseq sends it from one to all, as a pickle that torch no longer opens
             with open_dict(self.cfg):
                 self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
-        try:
-            with named(f"checkpoint {filename}", self._other_start(filename)):
-                extra_state = super().load_checkpoint(
-                    filename, reset_optimizer, *args, **kwargs
-                )
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"checkpoint {filename}: {unsafe(error)}; if you trust its origin, start anew "
-                "with its weights: --pretrained-model, --trust-checkpoint, another --save-dir"
-            ) from None
+        with refusing_checkpoint(filename, self.cfg):
+            extra_state = super().load_checkpoint(
+                filename, reset_optimizer, *args, **kwargs
+            )
         if extra_state is not None and isinstance(self.get_model(), SRPModel):
             self._check_same_run(extra_state, filename)
             with open_dict(self.cfg):
@@ -327,18 +326,6 @@ class SRPTrainer(Trainer):
             if "weight_pruning" in state:
                 self.weight_pruning.load_state_dict(state["weight_pruning"])
         return extra_state
-
-    def _other_start(self, filename) -> str:
-        """What to do about a checkpoint of another model or optimizer."""
-        checkpoint = self.cfg.checkpoint
-        for option in ("finetune_from_model", "restore_file"):
-            if getattr(checkpoint, option) == filename:
-                option = option.replace("_", "-")
-                return f"Give the options of its run, or --{option} another checkpoint"
-        return (
-            "It goes on where a run in this folder ended; give another --save-dir to "
-            "start anew"
-        )
 
     def _check_same_run(self, extra_state, filename) -> None:
         """Refuse to go on from a checkpoint of a run that did something else."""

@@ -1,11 +1,13 @@
 """Errors of fairseq's training that a user can mend, said in one line."""
 
+import pickle
 from contextlib import contextmanager
 from typing import Tuple, Type
 
 import torch
 from torch import Tensor
 
+from .checkpoint_utils import unsafe
 from .errors import UserError
 
 # What fairseq raises, with words, for data without a batch, a sentence that is too long, a
@@ -33,6 +35,40 @@ def named(what: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAI
             raise
         text = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{what}: {text}{todo and f'. {todo}'}") from None
+
+
+@contextmanager
+def refusing_checkpoint(path: str, cfg):
+    """Load a checkpoint that fairseq may refuse.
+
+    Args:
+        cfg: all options of the run.
+
+    Raises:
+        UserError: of another model or optimizer, with objects that could run code, or
+            without the average that --store-ema goes on with.
+    """
+    todo = "It goes on where a run in this folder ended; give another --save-dir to start anew"
+    for option in ("finetune_from_model", "restore_file"):
+        if getattr(cfg.checkpoint, option) == path:
+            option = option.replace("_", "-")
+            todo = f"Give the options of its run, or --{option} another checkpoint"
+    try:
+        with named(f"checkpoint {path}", todo):
+            yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path}: {unsafe(error)}; if you trust its origin, start anew "
+            "with its weights: --pretrained-model, --trust-checkpoint, another --save-dir"
+        ) from None
+    except KeyError as error:
+        if not (cfg.ema.store_ema and error.args == ("model",)):
+            raise
+        # fairseq would begin the average with weights that it has let go by then
+        raise UserError(
+            f"--store-ema: checkpoint {path} has no average of weights to go on with; leave "
+            "it out, or start anew: --pretrained-model, another --save-dir"
+        ) from None
 
 
 @contextmanager

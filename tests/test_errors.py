@@ -460,6 +460,11 @@ def test_starting_from_another_model(capsys, data, base, tmp_path, option):
     refused(capsys, command, tmp_path, *words)
 
 
+def test_an_average_that_nothing_was_kept_of(capsys, data, base, tmp_path):
+    command = [data, *TINY, *RUN, "--store-ema", "--finetune-from-model", base]
+    refused(capsys, command, tmp_path, f"--store-ema: checkpoint {base}", "--pretrained-model")
+
+
 def test_a_loss_that_cannot_be_scaled_further_down(capsys, data, tmp_path, monkeypatch):
     def least_scale(*args):
         raise FloatingPointError("Minimum loss scale reached (0.0001).")
