@@ -2,7 +2,11 @@
 
 import json
 
+from fairseq.data.data_utils import post_process
 from fairseq.data.encoders import TOKENIZER_REGISTRY
+from fairseq.dataclass.configs import GenerationConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError
 from .task_options import SRPTranslationConfig
@@ -59,8 +63,37 @@ def check_validation(cfg: SRPTranslationConfig, run) -> None:
                 f"--{name.replace('_', '-')} {value}: a JSON object is expected, as "
                 """'{"beam": 5}'"""
             )
+    _check_search(cfg.eval_bleu_args)
+    try:
+        post_process("", cfg.eval_bleu_remove_bpe)
+    except NotImplementedError:
+        raise UserError(
+            f"--eval-bleu-remove-bpe {cfg.eval_bleu_remove_bpe}: fairseq doesn't know it; "
+            "leave its value out for subword-nmt, or give sentencepiece, wordpiece or letter"
+        ) from None
     detok = str(cfg.eval_bleu_detok)
     if detok not in TOKENIZER_REGISTRY:
         raise UserError(
             f"--eval-bleu-detok {detok}: must be one of {', '.join(TOKENIZER_REGISTRY)}"
         )
+
+
+def _check_search(text: str) -> None:
+    """Refuse options of a search that it does not have, or values of another type.
+
+    Args:
+        text: a JSON object.
+
+    Raises:
+        UserError: names the option, and what is wrong with its value.
+    """
+    option = f"--eval-bleu-args {text}"
+    try:
+        search = OmegaConf.merge(OmegaConf.structured(GenerationConfig), json.loads(text))
+    except OmegaConfBaseException as error:
+        problem = str(error).partition("\n")[0]
+        raise UserError(
+            f"{option}: {problem}; give options of fairseq-generate, with _ for -"
+        ) from None
+    if search.beam < 1:
+        raise UserError(f"{option}: the beam must be at least 1")

@@ -174,6 +174,10 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--skip-remainder-batch", "--update-freq", "99"], ["--skip-remainder", "freq 99"]),
         (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
+        (["--eval-bleu", "--eval-bleu-args", '{"beem": 1}'], ["beem", "not in", "fairseq-gen"]),
+        (["--eval-bleu", "--eval-bleu-args", '{"beam": "x"}'], ["Integer", "fairseq-gen"]),
+        (["--eval-bleu", "--eval-bleu-args", '{"beam": 0}'], ["the beam must be at least 1"]),
+        (["--eval-bleu", "--eval-bleu-remove-bpe", "nosuch"], ["-remove-bpe nosuch", "know"]),
         (["--eval-bleu", "--eval-bleu-detok", "nosuch"], ["nosuch", "moses"]),
         (["--user-dir", "/nosuch"], ["--user-dir", "/nosuch"]),
         (
