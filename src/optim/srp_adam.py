@@ -112,17 +112,19 @@ class SRPAdam(FairseqOptimizer):
     def optimizer_config(self):
         lr = self.cfg.lr
         lr = lr[0] if isinstance(lr, Collection) else lr
-        for option, value in (
-            ("--lr", lr),
-            ("--adam-eps", self.cfg.adam_eps),
-            ("--weight-decay", self.cfg.weight_decay),
-        ):
+        for option, value in (("--lr", lr), ("--weight-decay", self.cfg.weight_decay)):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{option} {value:g}: must be a number of at least 0")
+        epsilon = self.cfg.adam_eps
+        if not (math.isfinite(epsilon) and epsilon > 0):
+            raise UserError(
+                f"--adam-eps {epsilon:g}: must be a number above 0; with 0, weights without "
+                "a gradient become NaN"
+            )
         return {
             "lr": lr,
             "betas": parse_betas(self.cfg.adam_betas),
-            "eps": self.cfg.adam_eps,
+            "eps": epsilon,
             "weight_decay": self.cfg.weight_decay,
         }
 
