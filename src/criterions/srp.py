@@ -115,6 +115,8 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--label-smoothing {label_smoothing:g}: must be in [0, 1)")
+        if ignore_prefix_size < 0:
+            raise UserError(f"--ignore-prefix-size {ignore_prefix_size}: must be at least 0")
         for flag, value in (("--prob-kd", prob_kd), ("--attn-kd", attn_kd)):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{flag} {value}: must be a number of at least 0")
