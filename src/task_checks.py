@@ -92,6 +92,12 @@ def check_unused(cfg: SRPTranslationConfig) -> None:
             f"--decreasing {cfg.decreasing}: needs --srp; without, channels are cut right away"
         )
     if cfg.compression_rate < 1:
+        period = cfg.pruning_period
+        if period != 1 and cfg.pruning_iter == 1 and not cfg.srp:
+            raise UserError(
+                f"--pruning-period {period}: needs --srp or a --pruning-iter above 1; "
+                "without, channels are cut right away"
+            )
         return
     # --scoring-batches and --scoring-tokens may stand among what several runs share
     for name in (

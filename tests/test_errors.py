@@ -302,6 +302,12 @@ def test_memory_efficient_half_precision(capsys, data, tmp_path):
     refused(capsys, command, tmp_path, flag, "needs a GPU")
 
 
+def test_a_period_of_one_shot(capsys, prune, tmp_path):
+    command = [o for o in prune if o != "--srp"]
+    words = "--pruning-period 2: needs --srp or a --pruning-iter above 1"
+    refused(capsys, [*command, "--pruning-period", "2"], tmp_path, words)
+
+
 def test_pruning_nothing(capsys, data, tmp_path):
     refused(capsys, [data, *TINY, *RUN, *PRUNE], tmp_path, "--pretrained-model")
 
