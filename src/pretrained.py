@@ -212,7 +212,7 @@ def check_not_shrinking(model: nn.Module, what: str) -> None:
 
 
 def check_finite(weights: Iterable[Tuple[str, Tensor]], what: str) -> None:
-    """Refuse weights that are no numbers, from which only such scores can come.
+    """Refuse weights that hold NaN or infinity, with which every score is NaN.
 
     Args:
         weights: with their names.

@@ -119,8 +119,8 @@ class SRPTranslationConfig(TranslationConfig):
     scoring_tokens: int = field(
         default=256,
         metadata={
-            "help": "tokens in a scoring batch, by the longer side of each pair; small batches tell channels apart "
-            "better, since gradients of many sentences cancel"
+            "help": "tokens in a scoring batch, by the longer side of each pair; small batches "
+            "tell channels apart better, since gradients of many sentences cancel"
         },
     )
     teacher_model: Optional[str] = field(

@@ -76,7 +76,7 @@ class Freezer:
     def live_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """L2 norm of the gradients of live weights of some of :attr:`parameters`.
 
-        NaN if any of a gradient is not finite, as the masked gradient's is.
+        Not finite if any element of a gradient is not, frozen or live: 0 · ∞ is NaN.
         """
         norms, of_rows, live_rows = [], [], []
         for parameter in parameters:

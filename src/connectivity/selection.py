@@ -32,8 +32,8 @@ def _share_out(
 ) -> List[int]:
     """How many items each owner keeps when those of all owners are ranked together.
 
-    The least important go, whoever owns them, until the items cost no more than
-    ``budget``.
+    The least important go, whoever owns them, until the cost of the rest is as near to
+    ``budget`` as this order of removal allows.
 
     Args:
         scores: importance of each owner's items.

@@ -27,8 +27,8 @@ class SRPMultiheadAttention(MultiheadAttention):
 
     ``qk`` are the query and key channels, ``vo`` the value channels and the
     output projection's inputs, each spread evenly over the heads. A head whose
-    channels are all cut is gone. The scale stays that of the uncut head, and the projections are called as modules, so
-    that wrapped ones (adapters) are not bypassed.
+    channels are all cut is gone. The scale stays that of the uncut head, and the
+    projections are called as modules, so that wrapped ones (adapters) are not bypassed.
 
     Args:
         query: residual channels that queries read and outputs are added to.
