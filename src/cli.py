@@ -149,6 +149,24 @@ def set_up_logging(stream=sys.stdout) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
 
 
+def log_to_file(path: Optional[str]) -> None:
+    """Write log lines to this file too, as ``--log-file`` asks for; None writes none.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    if path is None:
+        return
+    check_output_file(path, option="--log-file")
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:  # whatever its folder's permissions say
+        raise UserError(f"--log-file {path}: can't be written ({error.strerror})") from None
+    root = logging.getLogger()
+    handler.setFormatter(root.handlers[0].formatter)
+    root.addHandler(handler)
+
+
 def run_writer(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], None],

@@ -345,5 +345,6 @@ def main(arguments: Optional[List[str]] = None) -> None:
     cli.set_up_logging(sys.stderr)
     args = cli.parse(get_parser(), arguments)
     cfg = generate.configure(args)
+    cli.log_to_file(args.log_file)
     with cli.ending_quietly("the same command goes on"):
         run(args, cfg)

@@ -286,5 +286,6 @@ def main(arguments: Optional[List[str]] = None) -> None:
     args = cli.parse(get_parser(), arguments)
     args.command = shlex.join(["python", sys.argv[0], *arguments])
     cfg = configure(args)
+    cli.log_to_file(args.log_file)
     with cli.ending_quietly("nothing was reported"):
         run(args, cfg)

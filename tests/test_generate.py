@@ -262,6 +262,14 @@ def test_results_path_and_ensembles(corpus, checkpoints, tmp_path):
     assert score_of(written) == score_of(printed)
 
 
+def test_log_file_has_the_lines_of_the_log(corpus, checkpoints, tmp_path):
+    log = tmp_path / "log"
+    printed = translate(corpus, checkpoints.cut, "--log-file", str(log))
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert any(re.fullmatch(r"[-\d: ]+ \| INFO \| \S+ \| .*", line) for line in lines)
+    assert sentence_lines(printed)
+
+
 # -- the README's command ----------------------------------------------------------------------
 
 

@@ -183,6 +183,7 @@ for _options, _message in {
     "--print-step": "--print-step: is for models that refine",
     "--retain-iter-history": "--retain-iter-history: is for models that refine",
     "--num-batch-buckets 2": "--num-batch-buckets 2: fairseq's code for it calls what numpy",
+    "--log-file {folder}/none/log": "--log-file {folder}/none/log: there is no folder",
     "--seed -1": "--seed -1: must be from 0 to 4294967295",
     "--lenpen nan": "--lenpen nan: must be a finite number",
     "--max-len-a inf": "--max-len-a inf: must be a finite number",
