@@ -112,6 +112,20 @@ def write(output: Path, report: pd.DataFrame) -> None:
         draw_density(report, stream)
 
 
+def check_types(model: nn.Module, types: List[str]) -> None:
+    """Refuse classes of which the model has no layer, such as mistyped ones.
+
+    Raises:
+        UserError: names the option, the class, and those of the model's layers.
+    """
+    layers = [m for m in model.modules() if m._parameters.get("weight") is not None]
+    known = {above.__name__ for layer in layers for above in type(layer).__mro__}
+    for name in types:
+        if name not in known:
+            have = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+            raise UserError(f"--layer-types {name}: the model's layers are {have}")
+
+
 def main(arguments: Optional[List[str]] = None) -> None:
     """The command line tool.
 
@@ -136,6 +150,8 @@ def main(arguments: Optional[List[str]] = None) -> None:
     with ending_quietly("the report is not complete"):
         model = read_model(args.path, args.trust_checkpoint)
         check_output_folder(str(output), "--output")
+        if args.layer_types != list(PRUNABLE):
+            check_types(model, args.layer_types)
         try:
             report = sparsity_report(
                 model, args.pattern, args.names, types=args.layer_types

@@ -294,6 +294,10 @@ def test_a_sparse_file_gives_the_same_report(stock, tmp_path):
         (["--path", "GOOD", "--pattern", "4y1"], ["--pattern", "'4y1'", "4x1", "2:4"]),
         (["--path", "GOOD", "--names", "("], ["--names (", "regular expression"]),
         (["--path", "GOOD", "--names", "fc3"], ["--names: 'fc3'", "such as encoder."]),
+        (
+            ["--path", "GOOD", "--layer-types", "Linear", "Liner"],
+            ["--layer-types Liner: ", "Embedding, ", "Linear"],
+        ),
         (["--path", "GOOD", "--output", __file__], ["--output", "is no folder"]),
         (["--path", "GOOD", "--output", "x" * 300], ["--output xxx", "can't be made"]),
         (
