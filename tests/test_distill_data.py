@@ -161,6 +161,7 @@ def test_a_model_trains_on_it(data, checkpoints, tmp_path):
         (["--truncate-source"], "--truncate-source: would change the sentences"),
         (["--num-batch-buckets", "2"], "--num-batch-buckets: would change the sentences"),
         (["--beam", "0"], "--beam 0"),
+        (["--log-file", "/nope/log"], "--log-file /nope/log: there is no folder /nope"),
     ],
 )
 def test_refused(data, checkpoints, tmp_path, options, words):
