@@ -120,6 +120,7 @@ def main():
     from fairseq.dataclass.configs import GenerationConfig
 
     import src  # noqa: F401
+    from src.connectivity.groups import channel_groups
     from src.vocabulary_map import CANDIDATES, learn
 
     search = GenerationConfig(beam=args.beam)
@@ -131,6 +132,12 @@ def main():
         (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
             [path], arg_overrides=overrides
         )
+        groups = channel_groups(model).values()
+        if number == 0 and any(group.width < group.original_width for group in groups):
+            parser.error(
+                f"{path}: is cut, and fairseq's transformer can't hold it; give the uncut one "
+                "first"
+            )
         if batches is None:
             batches = batches_of(task, args.subset, args.sentences, args.batch_size)
             if WITH_MAP in engines:

@@ -41,8 +41,10 @@ def check_has_updates(cfg, iterator, epoch: int) -> None:
     """
     if updates_in_epochs(cfg, iterator, epoch, epoch) < 1:
         frequencies = ",".join(map(str, cfg.optimization.update_freq))
+        skip = cfg.optimization.skip_remainder_batch
+        option = "--skip-remainder-batch" if skip else "--grouped-shuffling"
         raise UserError(
-            f"--skip-remainder-batch: epoch {epoch} has {len(iterator)} batches, too few for "
+            f"{option}: epoch {epoch} has {len(iterator)} batches, too few for "
             f"an update with --update-freq {frequencies}; leave it out, or make smaller batches"
         )
 

@@ -137,6 +137,8 @@ def check_search(cfg) -> None:
     asked = [option for option, given in strategies.items() if given]
     if len(asked) > 1:
         raise UserError(f"{' '.join(asked)}: exclude each other; give one of them")
+    if search.lm_weight and search.lm_path is None:
+        raise UserError(f"--lm-weight {search.lm_weight:g}: needs --lm-path")
     groups = search.diverse_beam_groups
     if groups > 0 and search.beam % groups:
         raise UserError(

@@ -52,8 +52,10 @@ class SRPTrainer(Trainer):
         if self._compiled:
             compile_layers(self.get_model())
         self._epoch_itr = None
-        self._keep_best = cfg.checkpoint.keep_best_checkpoints
         optimization = cfg.optimization
+        self._keep_best = cfg.checkpoint.keep_best_checkpoints
+        self._stop_min_lr = optimization.stop_min_lr
+        self._validate_interval = cfg.dataset.validate_interval
         # without a limit of its own, a pruning run ends with the last cut
         self._ends_with_cut = (
             self.stage is not None
@@ -63,6 +65,7 @@ class SRPTrainer(Trainer):
         if self._ends_with_cut:
             with open_dict(cfg):
                 optimization.max_epoch = self.stage.plan.epochs
+        self._defer()
 
     @property
     def stage(self):
@@ -71,6 +74,22 @@ class SRPTrainer(Trainer):
     @property
     def weight_pruning(self):
         return getattr(self.task, "weight_pruning", None)
+
+    @property
+    def _half_pruned(self) -> bool:
+        stage, pruning = self.stage, self.weight_pruning
+        return bool(stage and not stage.done or pruning and not pruning.finished)
+
+    def _defer(self) -> None:
+        """Let options wait for the pruning's end that are about what is left in the end.
+
+        fairseq would keep half-pruned models for good, and a low rate would end the
+        training with one.
+        """
+        half = self._half_pruned
+        with open_dict(self.cfg):
+            self.cfg.checkpoint.keep_best_checkpoints = 0 if half else self._keep_best
+            self.cfg.optimization.stop_min_lr = -1 if half else self._stop_min_lr
 
     # -- the stage --------------------------------------------------------------
 
@@ -84,6 +103,8 @@ class SRPTrainer(Trainer):
 
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
+        with open_dict(self.cfg):
+            self.cfg.dataset.validate_interval = self._validate_interval
         self._check_limits(epoch)
         stage = self.stage
         if stage is None:
@@ -227,12 +248,14 @@ class SRPTrainer(Trainer):
         if stage is not None and not stage.done or outdated:
             # a half-pruned model is no candidate for best, nor a reason to stop
             self._forget_best()
-        half = stage is not None and not stage.done or pruning and not pruning.finished
-        with open_dict(self.cfg):  # fairseq would keep the half-pruned ones for good
-            self.cfg.checkpoint.keep_best_checkpoints = 0 if half else self._keep_best
+        self._defer()
         super().begin_valid_epoch(epoch)
         if hasattr(self.task, "expect_validation"):
             self.task.expect_validation()
+
+    def lr_step(self, epoch, val_loss=None):
+        self._defer()
+        return super().lr_step(epoch, val_loss)
 
     def _forget_best(self) -> None:
         forget_best()
@@ -247,6 +270,9 @@ class SRPTrainer(Trainer):
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         self._wrap_again()
         self._forget_best()
+        if self.stage.done:  # what is best so far is a half-shrunk model
+            with open_dict(self.cfg):
+                self.cfg.dataset.validate_interval = 1
         count = ParameterCount(self.get_model())
         after, original = count(count.current), count(count.original)
         logger.info(
@@ -325,6 +351,7 @@ class SRPTrainer(Trainer):
             state = extra_state.get(type(self.task).__name__, {})
             if "weight_pruning" in state:
                 self.weight_pruning.load_state_dict(state["weight_pruning"])
+        self._defer()
         return extra_state
 
     def _check_same_run(self, extra_state, filename) -> None:

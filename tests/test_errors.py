@@ -149,6 +149,7 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--adam-eps", "0"], ["--adam-eps 0", "above 0"]),
         (["--ignore-prefix-size", "-1"], ["--ignore-prefix-size -1", "at least 0"]),
         (["--lr", "-1"], ["--lr -1", "at least 0"]),
+        (["--decoder-layers", "0"], ["--decoder-layers 0", "at least 1"]),
         (["--encoder-attention-heads", "0"], ["--encoder-attention-heads 0", "at least 1"]),
         (["--share-all-embeddings"], ["--share-all-embeddings", "44", "40", "--joined"]),
         (

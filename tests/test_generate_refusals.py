@@ -172,6 +172,7 @@ for _options, _message in {
     "--temperature 0": "--temperature 0: must be above 0",
     "--max-len-a 0 --max-len-b 0": "--max-len-b 0: leaves no room",
     "--max-len-a 0 --min-len 300": "leaves no room for the 300 tokens of --min-len",
+    "--lm-weight 0.3": "--lm-weight 0.3: needs --lm-path",
     "--sampling-topk 3": "--sampling-topk 3: needs --sampling",
     "--sampling-topp 0.5": "--sampling-topp 0.5: needs --sampling",
     "--sampling --nbest 2 --match-source-len": "--sampling --match-source-len: exclude",

@@ -301,6 +301,38 @@ def test_no_half_shrunk_model_is_kept_as_best(data, base, tmp_path):
     assert kept and {parameters(state) for state in kept} == {small}
 
 
+def test_the_cut_model_is_validated_whatever_the_interval(data, base, tmp_path):
+    """Or what is kept as the best would be a half-shrunk model."""
+    run_training(
+        [data, *TINY, *RUN, *stage_options(base, srp=True, period=3)]
+        + ["--save-dir", tmp_path, "--validate-interval", "2", "--max-epoch", "5"]
+    )
+    with open(tmp_path / "results.csv", newline="") as stream:
+        rows = [row["num_updates"] for row in csv.DictReader(stream)]
+    assert rows == ["8", "12", "16"]  # epochs of four
+    best = weights(tmp_path, "checkpoint_best.pt")
+    assert parameters(best) == parameters(weights(tmp_path))
+
+
+def test_no_rate_ends_the_training_ahead_of_the_cut(data, base, tmp_path):
+    """Nor where it is gone on with; after the cut one does."""
+
+    def killed_in_third_epoch(trainer, epoch):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        begin(trainer, epoch)
+
+    command = [data, *TINY, *RUN, *stage_options(base, srp=True, period=3), "--max-epoch", "5"]
+    command += ["--save-dir", tmp_path, "--lr", "1e-6", "--stop-min-lr", "1e-5"]
+    begin = SRPTrainer.begin_epoch
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SRPTrainer, "begin_epoch", killed_in_third_epoch)
+        run_training(command)
+    trainer = run_training(command)
+    assert trainer.stage.done
+    assert trainer.get_num_updates() == 12
+
+
 def test_two_runs_in_one_process_do_not_share_their_best(data, base, tmp_path):
     for name, lr in (("good", "1e-3"), ("bad", "1e-9")):
         run_training(

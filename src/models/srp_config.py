@@ -56,6 +56,9 @@ def check_config(cfg: SRPConfig) -> None:
                 f"leave it at {valid}"
             )
     for side in ("encoder", "decoder"):
+        layers = getattr(cfg, f"{side}_layers")
+        if layers < 1:
+            raise UserError(f"--{side}-layers {layers}: must be at least 1")
         width = getattr(cfg, f"{side}_embed_dim")
         heads = getattr(cfg, f"{side}_attention_heads")
         if heads < 1:
