@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import Callable, Collection, List, Optional
+from typing import Callable, Collection, List, Optional, Sequence
 
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -184,6 +184,22 @@ def run_writer(
         run(args)
 
 
+def _with_own_folder(arguments: Sequence[str]) -> List[str]:
+    """Arguments with this folder as ``--user-dir`` under its own name, where it is none.
+
+    fairseq takes a link to it for another plug-in, which registers the same parts.
+    """
+    found: List[str] = []
+    for argument in arguments:
+        split = argument.startswith("--user-dir=")
+        found += argument.split("=", 1) if split else [argument]
+    named = [i for i, a in enumerate(found[:-1]) if a == "--user-dir"]
+    for i in named:
+        if os.path.realpath(found[i + 1]) == os.path.realpath(PACKAGE):
+            found[i + 1] = PACKAGE
+    return found if named else [*found, "--user-dir", PACKAGE]
+
+
 def fairseq_parser(make: Callable):
     """A parser of fairseq's, with this plug-in's task as the default.
 
@@ -193,10 +209,13 @@ def fairseq_parser(make: Callable):
     Raises:
         UserError: there is no such folder.
     """
+    given, sys.argv = sys.argv, [sys.argv[0], *_with_own_folder(sys.argv[1:])]
     try:
         return make(default_task="SRPtranslation")
     except FileNotFoundError as error:
         raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
+    finally:
+        sys.argv = given
 
 
 def parse(parser, arguments: Optional[List[str]] = None):
@@ -218,12 +237,7 @@ def parse(parser, arguments: Optional[List[str]] = None):
     if {"-h", "--help"} & set(arguments):
         show_help(parser)
         sys.exit(0)
-    named = [i for i, a in enumerate(arguments[:-1]) if a == "--user-dir"]
-    for i in named:
-        if os.path.realpath(arguments[i + 1]) == os.path.realpath(PACKAGE):
-            arguments[i + 1] = PACKAGE  # fairseq compares names, and this may be a link
-    if not named and not any(a.startswith("--user-dir=") for a in arguments):
-        arguments += ["--user-dir", PACKAGE]
+    arguments = _with_own_folder(arguments)
     try:
         return options.parse_args_and_arch(parser, input_args=arguments)
     except FileNotFoundError as error:  # fairseq's import of the folder

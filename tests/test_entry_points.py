@@ -48,9 +48,12 @@ def test_entry_points_equal_fairseq_train(data, base, tmp_path, stage):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_from_the_scripts_folder_with_workers(data, tmp_path):
-    """Paths as the SRP README prints them, and data loaded by worker processes."""
-    command = [sys.executable, "../src/train.py", data, "--user-dir", "../src"]
+@pytest.mark.parametrize("user_dir", [["--user-dir", "../src"], ["--user-dir={link}"]])
+def test_from_the_scripts_folder_with_workers(data, tmp_path, user_dir):
+    """Paths as the SRP README prints them or of a link, data loaded by worker processes."""
+    (tmp_path / "plugin").symlink_to(ROOT / "src")
+    user_dir = [part.format(link=tmp_path / "plugin") for part in user_dir]
+    command = [sys.executable, "../src/train.py", data, *user_dir]
     command += [*TINY, *RUN, "--max-epoch", "1", "--num-workers", "2"]
     run([*command, "--save-dir", tmp_path], cwd=ROOT / "scripts")
     assert (tmp_path / "checkpoint_last.pt").exists()
