@@ -22,6 +22,7 @@ from src.sparsity.layers import (
     to_sparse,
 )
 from src.sparsity.layouts import LAYOUTS
+from src.sparsity.magnitude import masks, prune_by_pct
 from src.sparsity.optim import SGD
 
 CPU = tuple(name for name in LAYOUTS if name != "semi_structured")
@@ -488,6 +489,40 @@ def test_held_zeros_stay_zero_with_any_optimizer(optimizer):
     model(torch.randn(4, 1, 12, 12, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
     assert held.count_nonzero() > before["classifier.0.weight"].count_nonzero()
+
+
+def test_held_zeros_stay_zero_after_momentum_of_before():
+    torch.manual_seed(1)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def step():
+        optimizer.zero_grad()
+        model(torch.randn(4, 1, 12, 12)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    prune_by_pct(model, 0.5)
+    found = masks(model)
+    for module in model.modules():
+        if hasattr(module, "hold_zeros"):
+            module.hold_zeros()
+    readers = (
+        lambda: masks(model),
+        lambda: {k: v != 0 for k, v in model.state_dict().items() if k in found},
+        lambda: {k: v != 0 for k, v in to_dense(to_sparse(model)).state_dict().items()},
+        lambda: masks(prune_by_pct(model, 0)),
+    )
+    for read in readers:
+        step()
+        kept = read()
+        assert all(torch.equal(kept[name], found[name]) for name in found)
+    # zeros of a state dict are the ones held from then on
+    other = {k: v.flip(0) for k, v in model.state_dict().items()}
+    model.load_state_dict(other)
+    step()
+    state = model.state_dict()
+    assert all(torch.equal(state[k] != 0, other[k] != 0) for k in found)
 
 
 SETTINGS = [

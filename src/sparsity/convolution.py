@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .errors import SparsityError
 from .products import compressed
-from .stored import StoredWeight
+from .stored import StoredWeight, zero_held
 from .timing import choose_among
 
 CONVOLUTIONS = ("dense", "smaller", "csr")
@@ -195,6 +195,7 @@ class SparseConv2d(StoredWeight):
     @classmethod
     def from_dense(cls, conv: nn.Conv2d) -> "SparseConv2d":
         """Of the weights of ``conv`` that are not zero; ``conv`` stays as it is."""
+        zero_held(conv)
         new = cls(**_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype)
         new.store(conv.weight, conv.bias)
         return new.train(conv.training)

@@ -20,7 +20,7 @@ from .convolution import SparseConv2d
 from .errors import SparsityError
 from .layouts import LAYOUTS, ByRows
 from .products import DenseFactory, check_width
-from .stored import SparseProduct, StoredWeight
+from .stored import SparseProduct, StoredWeight, zero_held
 from .timing import choose_among
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,30 @@ class _Prunable:
     def hold_zeros(self, hold: bool = True) -> None:
         """Keep the weights that are zero now at zero, whatever the optimizer.
 
-        They get no gradient and are read as zero. Call it again after further pruning
-        and after loading a state dict.
+        They get no gradient and are read as zero. Call it again after further pruning.
+        After loading a state dict its zeros are held.
 
         Args:
             hold: False lets them grow again.
         """
+        self.zero_held()
         self.mask = self.weight.detach() != 0 if hold else None
+
+    @torch.no_grad()
+    def zero_held(self) -> None:
+        """Zero the held weights, which an optimizer's older momentum may have moved."""
+        if self.mask is not None:
+            self.weight.masked_fill_(~self.mask, 0)
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        self.zero_held()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.zero_held()
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.mask is not None:
+            self.mask = self.weight.detach() != 0
 
     def _held(self) -> Tensor:
         return self.weight if self.mask is None else self.weight * self.mask
@@ -100,6 +117,7 @@ class SparseLinear(StoredWeight):
     @classmethod
     def from_dense(cls, linear: nn.Linear) -> "SparseLinear":
         """Of the weights of ``linear`` that are not zero; ``linear`` stays as it is."""
+        zero_held(linear)
         weight = linear.weight
         sizes = linear.in_features, linear.out_features, linear.bias is not None
         new = cls(*sizes, weight.device, weight.dtype)

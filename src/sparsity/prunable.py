@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
-from .stored import StoredWeight
+from .stored import StoredWeight, zero_held
 
 PRUNABLE = ("Linear", "Conv2d")
 
@@ -59,6 +59,7 @@ def _prunable_layers(model: nn.Module, types: Sequence[str]) -> Layers:
             )
         if weight.is_meta or isinstance(weight, nn.UninitializedParameter):
             raise SparsityError(f"{where}: its weight has no values yet; load them first")
+        zero_held(module)
         if id(weight) not in seen:
             seen.add(id(weight))
             layers[name] = module

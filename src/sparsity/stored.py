@@ -128,6 +128,13 @@ def _stamp(tensor: Optional[Tensor]) -> Optional[Tuple[int, int]]:
     return tensor.data_ptr(), tensor._version
 
 
+def zero_held(layer: nn.Module) -> None:
+    """Zero what a layer holds at zero, as ``DenseLinear`` does, in its weight itself."""
+    settle = getattr(layer, "zero_held", None)
+    if settle is not None:
+        settle()
+
+
 class StoredWeight(nn.Module):
     """A layer whose weight is stored as values and indices, with what all such share.
 
