@@ -17,6 +17,7 @@ from src.errors import UserError
 from src.flops_counter import load_model
 from src.sparsity import report
 from src.sparsity.errors import SparsityError
+from src.sparsity.layers import to_sparse
 from src.sparsity.magnitude import prune_by_pct, random_prune_by_pct
 from src.sparsity.prunable import prunable_layers
 from src.sparsity.patterns import parse_pattern
@@ -71,6 +72,19 @@ def test_other_layers_can_be_prunable_and_share_with_them():
     assert table["block_sparsity"][0] == 2 / 11
     with pytest.raises(SparsityError, match="has no layer of Conv3d"):
         sparsity_report(model, types=["Conv3d"])
+
+
+@pytest.mark.parametrize("stored", [[0], [0, 1]])
+def test_layers_that_store_values_count_as_the_dense_ones(stored):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4, bias=False))
+    prune_by_pct(model, 0.75)
+    table = sparsity_report(model, "1x1")
+    for number in stored:
+        model[number] = to_sparse(model[number])
+    random = torch.get_rng_state()
+    pd.testing.assert_frame_equal(sparsity_report(model, "1x1"), table)
+    assert torch.equal(torch.get_rng_state(), random)  # a report in a training changes none
 
 
 def blocks_by_hand(matrix, text):

@@ -202,9 +202,8 @@ class SparseConv2d(StoredWeight):
 
     def to_dense(self) -> nn.Conv2d:
         """An ``nn.Conv2d`` with exactly these weights."""
-        conv = nn.Conv2d(
-            **_arguments(self), device=self.values.device, dtype=self.values.dtype
-        )
+        given = {"device": self.values.device, "dtype": self.values.dtype}
+        conv = nn.utils.skip_init(nn.Conv2d, **_arguments(self), **given)  # draws nothing
         return self.give(conv)
 
     def force(self, layout: Optional[str]) -> None:

@@ -127,7 +127,8 @@ class SparseLinear(StoredWeight):
     def to_dense(self) -> nn.Linear:
         """An ``nn.Linear`` with exactly these weights."""
         sizes = self.in_features, self.out_features, self.bias is not None
-        return self.give(nn.Linear(*sizes, self.values.device, self.values.dtype))
+        given = {"device": self.values.device, "dtype": self.values.dtype}
+        return self.give(nn.utils.skip_init(nn.Linear, *sizes, **given))  # draws nothing
 
     def force(self, layout: Optional[str]) -> None:
         """Use one layout in evaluation, unmeasured, or (None) the fastest.

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
+from .layers import to_dense
 from .patterns import Pattern, parse_pattern
 from .prunable import PRUNABLE, Layers, prunable_layers
+from .stored import StoredWeight
 
 OVER_PRUNABLE, OVER_ALL = "over prunable weights", "over all weights"
 MISSING = "–"
@@ -44,6 +46,8 @@ def sparsity_report(
 ) -> pd.DataFrame:
     """Element sparsity, block sparsity and sizes of every prunable layer and in all.
 
+    Layers that store their values only count as the dense ones that they stand for.
+
     Args:
         model: any model; see :func:`.prunable.prunable_layers` for what is prunable.
         pattern: of the blocks, such as ``4x1`` or ``2:4``, for all layers, or one for
@@ -64,6 +68,8 @@ def sparsity_report(
         SparsityError: nothing prunable, a name that is found in no layer, or no such
             pattern.
     """
+    if any(isinstance(module, StoredWeight) for module in model.modules()):
+        model = to_dense(model)
     layers = _selected(prunable_layers(model, types), names)
     patterns = _patterns(pattern, layers)
     parameters = list(model.parameters())
