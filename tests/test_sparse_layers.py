@@ -534,6 +534,21 @@ SETTINGS = [
 ]
 
 
+def test_sgd_goes_on_from_a_state_of_torchs():
+    layer = linear(0.3)
+    theirs = torch.optim.SGD(layer.parameters(), lr=0.02, momentum=0.9)
+    layer(torch.randn(3, 24, dtype=torch.float64)).sum().backward()
+    theirs.step()
+    prune_by_pct(layer, 0.5)
+    kept = masks(layer)["weight"]
+    ours = SGD(layer.parameters(), lr=1)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["lr"] == 0.02 and ours.param_groups[0]["momentum"] == 0.9
+    for optimizer in (ours, pickle.loads(pickle.dumps(ours))):
+        optimizer.step()
+    assert torch.equal(masks(layer)["weight"], kept)
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
 def test_sgd_equals_that_of_torch_with_masked_gradients(settings, kind):

@@ -57,6 +57,12 @@ class SGD(torch.optim.Optimizer):
             raise SparsityError("nesterov = True: needs a momentum above 0")
         super().add_param_group(param_group)
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state of torch.optim.SGD lacks keep_zeros
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
     @torch.no_grad()
     def step(self, closure: Optional[Callable[[], Tensor]] = None) -> Optional[Tensor]:
         """One update of all parameters that have a gradient.
