@@ -637,3 +637,19 @@ def test_forced_layouts_are_checked():
     layer.force("semi_structured")
     with pytest.raises(SparsityError, match="CUDA only"):
         layer(torch.ones(1, 2))
+
+
+def test_a_layer_that_was_compiled_alone_is_replaced_for_its_wrapper_too():
+    model = nn.Sequential(torch.compile(linear(0.3), backend="eager"), nn.ReLU())
+    x = torch.randn(3, 24, dtype=torch.float64)
+    sparse = to_sparse(model)
+    sparse(x).sum().backward()
+    assert all(p.grad is not None for p in sparse.parameters())
+    torch.testing.assert_close(to_dense(sparse)(x), model(x))
+
+
+def test_a_weight_without_values_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta"))
+    with pytest.raises(SparsityError, match="layer 1: its weight has no values yet"):
+        to_sparse(model, inplace=True)
+    assert type(model[0]) is nn.Linear

@@ -244,8 +244,9 @@ def to_sparse(
         The model, or the new layer where the model is a layer itself.
 
     Raises:
-        SparsityError: a class in ``layers`` that is neither, no ``rows``, or a name in
-            ``images`` that no convolution of the model has.
+        SparsityError: a class in ``layers`` that is neither, no ``rows``, a name in
+            ``images`` that no convolution of the model has, or a weight on the meta
+            device.
     """
     classes, rows = _classes(layers), _numbers(rows)
     _check_images(images or {}, model)
@@ -265,6 +266,11 @@ def to_sparse(
         if reason is not None:
             kept.append(f"{name or 'the model'} ({reason})")
             continue
+        if module.weight.is_meta:
+            raise SparsityError(
+                f"layer {name or type(module).__name__}: its weight has no values yet; load "
+                "them first"
+            )
         new = classes[type(module)].from_dense(module)
         if not trainable:
             new.requires_grad_(False)
@@ -367,4 +373,6 @@ def _replace(model: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
         for name, child in parent._modules.items():
             if id(child) in replaced:
                 parent._modules[name] = replaced[id(child)]
+                if name == "_orig_mod":  # torch.compile's wrapper calls what it wrapped
+                    parent.__setstate__(parent.__getstate__())
     return replaced.get(id(model), model)
