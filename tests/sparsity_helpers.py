@@ -1,5 +1,7 @@
 """Networks to prune, and their training."""
 
+import importlib
+
 import torch
 from torch import nn
 
@@ -115,3 +117,16 @@ class Bert(nn.Module):
             x = x + block["output_dense"](block["norm"](block["intermediate"](x)).relu())
         logits = self.classifier(torch.tanh(self.pooler(x[:, 0])))
         return nn.functional.cross_entropy(logits, labels)
+
+
+def replicas(model, monkeypatch):
+    """Two copies of a model as DataParallel makes them on two GPUs, here on the CPU."""
+
+    def broadcast(tensors, devices, detach=False):
+        tensors = [tensor.detach() if detach else tensor for tensor in tensors]
+        return [[tensor.clone() for tensor in tensors] for _ in devices]
+
+    # the package's attribute of this name is the function
+    module = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(module, "_broadcast_coalesced_reshape", broadcast)
+    return module.replicate(model, [0, 1], detach=not torch.is_grad_enabled())

@@ -10,6 +10,7 @@ from torch import nn
 
 from src import adapters
 from src.adapters import SPLoRA
+from sparsity_helpers import replicas
 from test_adapter_layers import METHODS, both, linear, stir
 from test_adapters import values
 
@@ -365,3 +366,24 @@ def test_compiled_layers_keep_nothing(method, monkeypatch):
         layer.sources()[0].add_(1)
         expected = F.linear(x, layer.to_module().weight, layer.bias)
         assert (layer(x) - expected).abs().max() < 1e-13
+
+
+@both
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_replicas_of_data_parallel_compute_and_learn_the_same(
+    method, training, learning, monkeypatch
+):
+    torch.manual_seed(1)
+    layer = nn.TransformerEncoderLayer(12, 3, 18, dropout=0.0, dtype=torch.float64)
+    model, x = stir(METHODS[method](layer)), torch.randn(5, 2, 12, dtype=torch.float64)
+    model.train(training)
+    with torch.set_grad_enabled(learning):
+        expected = model(x)
+        for replica in replicas(model, monkeypatch):
+            result = replica(x)
+            torch.testing.assert_close(result, expected)
+            if learning:
+                result.square().sum().backward(retain_graph=True)
+    if learning:
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -217,6 +217,8 @@ class AdaptedLayer(AdapterModule):
         """Whether this forward pass is inference."""
         if self.training or torch.compiler.is_compiling():
             return False
+        if getattr(self, "_is_replica", False):  # of DataParallel, gone after this pass
+            return False
         if not torch.is_grad_enabled():
             return True
         bases = {id(attribute(self, part.weight)) for part in parts(self)}

@@ -232,7 +232,8 @@ class StoredWeight(nn.Module):
 
     def is_constant(self, x: Tensor) -> bool:
         """Whether a product prepared ahead may be used: evaluating, without gradients."""
-        if self.training:
+        # a replica of DataParallel lives for one pass, and has tensors but no parameters
+        if self.training or getattr(self, "_is_replica", False):
             return False
         if not torch.is_grad_enabled():
             return True
@@ -259,6 +260,11 @@ class StoredWeight(nn.Module):
         result = super()._apply(function, recurse)
         self.forget()
         return result
+
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        replica._pattern = replica._transposed = None  # of the first device
+        return replica
 
     def __getstate__(self):
         state = self.__dict__.copy()
