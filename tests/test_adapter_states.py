@@ -294,6 +294,17 @@ class TestParameterRead:
         fresh = network()
         adapters.load_adapter_state_dict(fresh, net.state_dict())
         assert torch.equal(outputs(fresh), expected)
+        learned = [p for _, p in nn.Module.named_parameters(net) if p.requires_grad]
+        for parameter in learned:
+            parameter.grad = torch.ones_like(parameter)
+        name, masks = "blocks.1.up", {"in_features_mask": torch.arange(8) < 5}
+        if method == "SPLoPA":
+            masks = {"mask": torch.arange(9).view(3, 3) < 4}
+        adapters.configure_parameter_read(net, masks={name: masks})
+        net.zero_grad(set_to_none=False)
+        assert all(not p.grad.any() for p in learned)
+        net.zero_grad()
+        assert all(p.grad is None for p in learned)
         net.float()
         assert net.head.weight.dtype == torch.float32
         adapters.fuse(net)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .errors import AdapterError
 
 # What configure_parameter_read() replaces on an instance.
-READERS = ("named_parameters", "state_dict")
+READERS = ("named_parameters", "state_dict", "zero_grad")
 
 _HALF = (torch.float16, torch.bfloat16)
 

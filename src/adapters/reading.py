@@ -21,7 +21,8 @@ def configure_parameter_read(
 
     They show the adapters and biases for the kept inputs, outputs and blocks;
     ``state_dict()`` then is :func:`adapter_state_dict`. Nothing else changes:
-    forward passes, casting and ``load_state_dict()`` go on using everything.
+    forward passes, casting, ``zero_grad()`` and ``load_state_dict()`` go on using
+    everything.
     A network's ``parameters()`` obey the network's own configuration, not its
     layers'.
 
@@ -47,6 +48,7 @@ def configure_parameter_read(
     # parameters() calls named_parameters().
     network.named_parameters = partial(_named_parameters, *settings)
     network.state_dict = partial(_state_dict, *settings)
+    network.zero_grad = partial(_zero_grad, network)  # goes by parameters()
 
 
 def check_masks(network: nn.Module, masks: Masks) -> None:
@@ -180,3 +182,12 @@ def _state_dict(
     for name, value in _readers(network, masks, True).items():
         found[prefix + name] = value if keep_vars else value.detach()
     return found
+
+
+def _zero_grad(network: nn.Module, set_to_none: bool = True) -> None:
+    """``zero_grad()`` of all parameters: what masks show has no gradient of its own."""
+    for _, parameter in type(network).named_parameters(network):
+        if set_to_none:
+            parameter.grad = None
+        elif parameter.grad is not None:
+            parameter.grad.detach_().zero_()
