@@ -64,7 +64,7 @@ class TestSettings:
             with pytest.raises(AdapterError, match=f"{min(m, n)}"):
                 SPLoRA(nn.Linear(m, n), rank=rank)
 
-    @pytest.mark.parametrize("bad", [-1e-4, math.inf, math.nan])
+    @pytest.mark.parametrize("bad", [-1e-4, math.inf, math.nan, None, "1e-4", True])
     def test_init_range(self, bad):
         for method in (SPLoRA, SPLoPA):
             with pytest.raises(AdapterError, match="init_range"):
@@ -76,6 +76,8 @@ class TestSettings:
             dict(block_size=0),
             dict(block_size=(4, -1)),
             dict(block_size=(4, 4, 4)),
+            dict(block_size=2.5),
+            dict(block_size=None),
             dict(num_prototypes=0),
             dict(rank=0),
             dict(block_size=(4, 8), rank=5),
@@ -85,6 +87,17 @@ class TestSettings:
     def test_block_settings_that_are_none(self, options):
         with pytest.raises(AdapterError, match=list(options)[-1]):
             SPLoPA(nn.Linear(40, 32), **options)
+
+    @pytest.mark.parametrize("name, value", [
+        ("types", ["Linear"]), ("types", 3), ("include", 0), ("exclude", [0]),
+    ])  # fmt: skip
+    def test_choices_that_are_none(self, name, value):
+        net = nn.Sequential(nn.Linear(8, 8), nn.Conv1d(8, 8, 3))
+        assert list(adapters.adapted_layers(SPLoRA(net, rank=2, types=nn.Linear))) == ["0"]
+        with pytest.raises(AdapterError, match=name):
+            SPLoRA(net, rank=2, **{name: value})
+        with pytest.raises(AdapterError, match="a list is neither"):
+            SPLoRA([net])
 
     def test_even_kernels_have_no_centre(self):
         with pytest.raises(AdapterError, match="odd"):

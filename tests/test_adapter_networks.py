@@ -176,6 +176,7 @@ class TestLayersThatCannotBeAdapted:
         for change in (
             lambda layer: weight_norm(layer),
             lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+            lambda layer: prune.l1_unstructured(layer, "bias", 0.5),
             lambda layer: parametrizations.weight_norm(layer),
         ):
             net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

@@ -220,6 +220,8 @@ class TestStates:
     def test_unexpected_entry(self, method):
         state, _ = self.broken(method)
         self.refused({**state, "head.scale": torch.ones(1)}, "head.scale")
+        self.refused({**state, "head.rows": 3}, "head.rows, a int")
+        self.refused([state], "the state is a list")
         self.refused({}, "no adapter|holds none")
 
     def test_another_adapter(self, method):
@@ -269,6 +271,10 @@ class TestParameterRead:
         with pytest.raises(AdapterError, match="no adapter 'blocks.1.norm'"):
             adapters.configure_parameter_read(
                 net, masks={"blocks.1.norm": {name: mask}}
+            )
+        with pytest.raises(AdapterError, match="blocks.1.up.* found a list"):
+            adapters.configure_parameter_read(
+                net, masks={"blocks.1.up": {name: mask.tolist()}}
             )
         adapters.configure_parameter_read(net, adapter_weights_only=False)
         assert {n for n, _ in net.named_parameters()} >= {"bias", "embed.weight"}

@@ -5,6 +5,7 @@ Hedegaard et al., *Structured Pruning Adapters* (arXiv 2211.10155), section 3.1.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Dict, List, Mapping, Optional, Union
 
 import torch
@@ -67,7 +68,8 @@ class LowRankSettings:
 
 def check_init_range(init_range: float) -> None:
     """Raises AdapterError unless ``init_range`` is a finite number from 0 on."""
-    if not (0 <= init_range < math.inf):
+    number = isinstance(init_range, Real) and not isinstance(init_range, bool)
+    if not number or not 0 <= init_range < math.inf:
         raise AdapterError(f"init_range {init_range!r}: expected a number of at least 0")
 
 

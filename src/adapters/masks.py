@@ -52,6 +52,8 @@ def check_mask(
             raise AdapterError(f"{path}: no such mask; valid are {', '.join(sizes)}")
         if mask is None:
             continue
+        if not isinstance(mask, Tensor):
+            raise AdapterError(f"{path}: found a {type(mask).__name__}, expected a tensor")
         if mask.dtype != torch.bool:
             raise AdapterError(f"{path}: found type {mask.dtype}, expected torch.bool")
         expect_shape(mask, sizes[name], path)

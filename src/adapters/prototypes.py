@@ -38,7 +38,7 @@ class BlockSettings:
 
     def __post_init__(self):
         size = self.block_size
-        pair = (size, size) if isinstance(size, int) else tuple(size)
+        pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         if len(pair) != 2 or not all(map(_positive, pair)):
             raise AdapterError(
                 f"block_size {size!r}: expected an integer of at least 1, or two"

@@ -1,7 +1,7 @@
 """Which layers of a network are adapted, and whether they can be."""
 
 from fnmatch import fnmatchcase
-from typing import Dict, List, Optional, Sequence, Type, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Type, Union
 
 from torch import nn
 
@@ -49,8 +49,26 @@ def adapted_class(kind: str, plain: Type[nn.Module]) -> Optional[Type[AdaptedLay
     return CLASSES[kind].get(plain)
 
 
-def _patterns(patterns: Patterns) -> List[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns or [])
+def _patterns(option: str, patterns: Patterns) -> List[str]:
+    found = _several(patterns, str)
+    if found is None:
+        raise AdapterError(f"{option} {patterns!r}: expected a name, a pattern or several")
+    return found
+
+
+def _several(value: Any, kind: type) -> Optional[list]:
+    """A list of one, of several or (of None) of no values; None if one is of no ``kind``."""
+    if value is None or isinstance(value, kind):
+        return [] if value is None else [value]
+    found = list(value) if isinstance(value, Iterable) else [value]
+    return found if all(isinstance(v, kind) for v in found) else None
+
+
+def _types(types: Optional[Sequence[Type[nn.Module]]], applicable: tuple) -> tuple:
+    found = _several(types, type)
+    if found is None:
+        raise AdapterError(f"types {types!r}: expected classes, as [torch.nn.Linear]")
+    return tuple(found) or applicable
 
 
 def select(
@@ -63,11 +81,15 @@ def select(
     """The layers to adapt by name, each once.
 
     Raises:
-        AdapterError: a pattern that matches nothing, or no layer is left.
+        AdapterError: a pattern that matches nothing, no layer is left, or an argument
+            that is none.
     """
     applicable = tuple(CLASSES[kind])
     adaptable = ", ".join(c.__name__ for c in applicable)
-    include, exclude = _patterns(include), _patterns(exclude)
+    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
+    types = _types(types, applicable)
+    if not isinstance(network, nn.Module):
+        raise AdapterError(f"a {type(network).__name__} is neither a layer nor a network")
     if isinstance(network, applicable) and (include or exclude):
         raise AdapterError("include and exclude name layers of a network; this is a layer")
     if isinstance(network, AdaptedLayer):
@@ -88,7 +110,7 @@ def select(
         for key, module in modules.items()
         if isinstance(module, applicable)
         and key not in inside
-        and isinstance(module, tuple(types or applicable))
+        and isinstance(module, types)
     }
     for option, patterns, among in (
         ("include", include, candidates),
@@ -134,6 +156,9 @@ def check(
                     )
                 if not weight.is_floating_point():
                     raise AdapterError(f"its {part.weight} is of type {weight.dtype}")
+                bias = attribute(layer, part.bias)
+                if bias is not None and not isinstance(bias, nn.Parameter):
+                    raise AdapterError(f"its {part.bias} is computed (pruning?)")
                 settings[name].check(part.weight_of(layer))
         except AdapterError as error:
             raise AdapterError(

@@ -83,6 +83,12 @@ def load_adapter_state_dict(
         AdapterError: an unknown layer, a shape that doesn't fit, a missing or
             unexpected entry. Nothing has changed then.
     """
+    if not isinstance(state, Mapping):
+        raise AdapterError(f"the state is a {type(state).__name__}, no dict of tensors")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise AdapterError(f"the state holds {name}, a {kind}, which isn't of an adapter")
     found = recognise(network, state)
     if not found.updates:
         raise AdapterError("the state holds no adapter")
