@@ -316,6 +316,24 @@ def test_targets_that_layers_cannot_reach_are_refused_when_the_model_is_set():
     assert pruning.config.pruners[0].target_sparsity == 0.5
 
 
+def test_a_model_that_is_set_again_keeps_its_masks():
+    settings = {"prune_type": "fisher", "target_sparsity": 0.5, "end_step": 3}
+    model = network()
+    pruning, optimizer = start(model, **settings), torch.optim.Adam(model.parameters())
+    train(model, pruning, optimizer, range(4))
+    masks = pruning.masks
+    pruning.model = nn.ModuleDict({"module": model})  # as DistributedDataParallel is
+    assert pruning.finished and {f"module.{name}" for name in masks} == set(pruning.masks)
+    train(model, pruning, optimizer, range(4, 6))
+    for name, mask in pruning.masks.items():
+        assert torch.equal(mask, masks[name.removeprefix("module.")])
+    with pytest.raises(SparsityError, match="model: training began with another"):
+        pruning.model = network()
+    assert pruning.sparsity > 0.4 and pruning.model["module"] is model
+    with pytest.raises(SparsityError, match="model: a list is none"):
+        pruning.model = [model]
+
+
 def test_masks_cover_all_layers_of_a_pruner_once_it_pruned():
     model = network()
     nn.init.constant_(model[4].weight, 9.0)

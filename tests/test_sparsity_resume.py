@@ -106,6 +106,9 @@ def test_states_of_other_runs_are_refused():
     [
         (lambda state: state.pop("step"), "has no 'step': it is damaged"),
         (lambda state: state.pop("pruners"), "has no 'pruners': it is damaged"),
+        (lambda state: state.update(step="6"), "state of pruning is damaged"),
+        (lambda state: state.update(pruners=None), "state of pruning is damaged"),
+        (lambda state: state["pruners"].append(state["pruners"].pop() and None), "pruner 2: "),
         (lambda state: state["pruners"][1].pop("masks"), "pruner 2: .*has no 'masks'"),
         (
             lambda state: state["pruners"][1]["masks"].update({"4": torch.ones(3, 3) > 0}),

@@ -62,16 +62,35 @@ class Pruning:
     def model(self) -> Optional[nn.Module]:
         """The model to prune. Setting it finds the layers and checks all targets.
 
+        Once training began it may be set again to the same model with something wrapped
+        around it: masks and scores stay.
+
         Raises:
-            SparsityError: a pruner matches no layer, two match the same, or a target
-                cannot be reached.
+            SparsityError: a pruner matches no layer, two match the same, a target
+                cannot be reached, or it is another model than that of the masks.
         """
         return self._model
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        self.pruners = self._build(model, self.config)
-        self._model = model
+        if not isinstance(model, nn.Module):
+            raise SparsityError(
+                f"model: a {type(model).__name__} is none; give a torch.nn.Module"
+            )
+        pruners = self._build(model, self.config)
+        if self._started:
+            for old, new in zip(self.pruners, pruners):
+                if not new.same_weights(old):
+                    raise SparsityError(
+                        "model: training began with another; make a new Pruning for this "
+                        "one, load_state_dict() gives it the masks"
+                    )
+                new.load_state_dict(old.state_dict())
+        self.pruners, self._model = pruners, model
+
+    @property
+    def _started(self) -> bool:
+        return self.step > 0 or any(p.masks or p.scores.state for p in self.pruners)
 
     def _build(self, model: nn.Module, config: PruningConfig) -> List[Pruner]:
         found = find_layers(model, config)
@@ -95,8 +114,7 @@ class Pruning:
         if self._model is None:
             self.config = config
             return
-        started = self.step > 0 or any(p.masks or p.scores.state for p in self.pruners)
-        if not started:
+        if not self._started:
             self.pruners = self._build(self._model, config)
         else:
             for old, new in zip(self.config.pruners, config.pruners):
@@ -252,16 +270,19 @@ class Pruning:
         if not isinstance(state, Mapping) or state.get("version") != VERSION:
             raise SparsityError("the checkpoint's state of pruning is of another version")
         check_keys(state, ("step", "pruners"))
-        if len(state["pruners"]) != len(self.pruners):
+        found = state["pruners"]
+        if not isinstance(state["step"], int) or not isinstance(found, (list, tuple)):
+            raise SparsityError("the checkpoint's state of pruning is damaged")
+        if len(found) != len(self.pruners):
             raise SparsityError(
-                f"pruners: the checkpoint was pruned with {len(state['pruners'])}, the "
+                f"pruners: the checkpoint was pruned with {len(found)}, the "
                 f"configuration has {len(self.pruners)}; use the same"
             )
-        pairs = list(enumerate(zip(self.pruners, state["pruners"]), 1))
+        pairs = list(enumerate(zip(self.pruners, found), 1))
         for action in (Pruner.check_state, Pruner.load_state_dict):
-            for number, (pruner, found) in pairs:
+            for number, (pruner, part) in pairs:
                 try:
-                    action(pruner, found)
+                    action(pruner, part)
                 except SparsityError as error:
                     raise SparsityError(self.config.label(number) + str(error)) from None
         self.step = state["step"]

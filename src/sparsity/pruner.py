@@ -21,7 +21,7 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def check_keys(state: Mapping[str, Any], keys: Sequence[str]) -> None:
     """Refuse a state that lacks one of ``keys``."""
     for key in keys:
-        if key not in state:
+        if not isinstance(state, Mapping) or key not in state:
             raise SparsityError(
                 f"the checkpoint's state of pruning has no {key!r}: it is damaged"
             )
@@ -147,6 +147,13 @@ class Pruner:
     def parameter_masks(self) -> Dict[str, Tensor]:
         """Its masks by parameter name."""
         return {self._layers[name].parameter: m for name, m in self.masks.items()}
+
+    def same_weights(self, other: "Pruner") -> bool:
+        """Whether the layers are those of ``other``, with the same parameters."""
+        ours, theirs = self._layers, other._layers
+        return ours.keys() == theirs.keys() and all(
+            layer.weight is theirs[name].weight for name, layer in ours.items()
+        )
 
     def uses_gradients_at(self, step: int) -> bool:
         """Whether its scores read the gradients of the step after ``step``."""
