@@ -93,10 +93,10 @@ def read_model(path: str, trust: bool = False) -> nn.Module:
         UserError: missing, damaged, unsafe, or of another kind of model.
     """
     state = load_checkpoint(path, "--path", trust)
+    model = model_of(state, f"--path {path}")  # which gives old weights their new names
     stored = {
         name: value.dtype for name, value in state["model"].items() if torch.is_tensor(value)
     }
-    model = model_of(state, f"--path {path}")
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(stored[name])
     return model

@@ -289,6 +289,20 @@ def test_tool_counts_bytes_in_the_precision_that_is_stored(stock, tmp_path):
     assert not list(tmp_path.glob("sparsity.*"))
 
 
+def test_tool_reads_weights_under_their_names_of_old(stock, tmp_path):
+    path = pruned(stock, 0.5, tmp_path / "new.pt")
+    call("--path", path)
+    expected = (tmp_path / "sparsity.csv").read_bytes()
+    state = torch.load(path)
+    for kind in ("weight", "bias"):  # of one matrix, as of fairseq before 0.9
+        name = "encoder.layers.0.self_attn.{}_proj." + kind
+        parts = [state["model"].pop(name.format(part)) for part in "qkv"]
+        state["model"][f"encoder.layers.0.self_attn.in_proj_{kind}"] = torch.cat(parts)
+    torch.save(state, tmp_path / "old.pt")
+    call("--path", tmp_path / "old.pt")
+    assert (tmp_path / "sparsity.csv").read_bytes() == expected
+
+
 def test_a_sparse_file_gives_the_same_report(stock, tmp_path):
     path = pruned(stock, 0.9, tmp_path / "pruned.pt")
     sparse_checkpoint.write(torch.load(path), str(tmp_path / "pruned.sparse"), "--path")
