@@ -743,3 +743,10 @@ def test_versions_and_doubles():
         load_bytes(sealed(header, buffers))
     with pytest.raises(SparsityError, match="bytes instead of"):
         load_bytes(to_bytes({"a": torch.ones(3)}) + b"more")
+
+
+@pytest.mark.parametrize("device", ["cup", "cpu:a", "cuda:99", 0.5])
+def test_a_device_that_is_none(device, tmp_path):
+    save_sparse(tmp_path / "file", {"a": torch.ones(3)})
+    with pytest.raises(SparsityError, match="device .*: can't be used: "):
+        load_sparse(tmp_path / "file", device=device)

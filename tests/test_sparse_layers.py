@@ -421,6 +421,14 @@ def test_numbers_of_rows_are_checked(rows):
             call()
 
 
+def test_one_class_is_as_good_as_a_list_and_no_model_is_refused():
+    sparse = to_sparse(net(0.3), layers=nn.Conv2d)
+    assert type(sparse.features[2]) is SparseConv2d
+    assert type(sparse.classifier[0]) is DenseLinear
+    with pytest.raises(SparsityError, match="model: a list is none"):
+        to_sparse([linear()])
+
+
 def test_images_of_no_convolution_are_refused():
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Linear(4, 4))
     for name in ("typo", "1"):

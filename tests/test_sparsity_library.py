@@ -383,6 +383,7 @@ def test_nan_is_refused_where_it_would_be_pruned_only():
     [
         (nn.Sequential(nn.ReLU(), nn.LayerNorm(3)), "model Sequential: has no layer of Linear, Conv2d"),
         (nn.Sequential(nn.LazyLinear(3)), "layer 0: its weight has no values yet"),
+        ([nn.Linear(3, 3)], "model: a list is none; give a torch.nn.Module"),
         (nn.Linear(3, 3, device="meta"), "layer Linear: its weight has no values yet"),
         (
             nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
@@ -419,6 +420,7 @@ def test_masks_of_another_model_are_refused():
         ({**masks(model), "other.weight": torch.ones(2).bool()}, "mask other.weight: the"),
         ({"linear.weight": torch.zeros(7, 5).bool()}, r"mask linear.weight: is torch.bool \(7"),
         ({"linear.weight": torch.zeros(5, 7)}, "mask linear.weight: is torch.float32"),
+        ({"linear.weight": [True]}, "mask linear.weight: a list is none"),
     ):
         with pytest.raises(SparsityError, match=message):
             apply_masks(model, kept)

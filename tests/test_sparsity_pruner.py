@@ -332,6 +332,9 @@ def test_a_model_that_is_set_again_keeps_its_masks():
     assert pruning.sparsity > 0.4 and pruning.model["module"] is model
     with pytest.raises(SparsityError, match="model: a list is none"):
         pruning.model = [model]
+    for seed in ("1", 1.5, None):
+        with pytest.raises(SparsityError, match="seed: .* is not valid; give an int"):
+            Pruning({"pruners": [{}]}, seed=seed)
 
 
 def test_masks_cover_all_layers_of_a_pruner_once_it_pruned():

@@ -189,6 +189,8 @@ def test_names_select_layers_and_the_last_row_is_over_all():
         (dict(names="("), r"names: '\(' is no regular expression"),
         (dict(pattern="4y1"), "pattern: '4y1' is unknown"),
         (dict(pattern={"linear": "4:2"}), "pattern: '4:2' would remove"),
+        (dict(pattern=4), "pattern: '4' is unknown"),
+        (dict(types="Liner"), "model Small: has no layer of Liner;"),
         (dict(pattern={"fc1": "4x1"}), "pattern: fc1 is none of the 3 layers"),
     ],
 )

@@ -1,5 +1,6 @@
 """Weight-level pruning inside any training loop: the Pytorch Pruner's hooks."""
 
+import numbers
 import os
 from typing import Any, Dict, List, Mapping, Optional, Union
 
@@ -10,6 +11,7 @@ from .config import PruningConfig, load_config
 from .errors import SparsityError
 from .matching import find_layers
 from .pruner import Pruner, check_keys
+from .stored import check_model
 
 VERSION = 1
 # what decides which weights belong together, and cannot change once some are gone
@@ -41,7 +43,7 @@ class Pruning:
         seed: decides what ``prune_type: random`` removes.
 
     Raises:
-        SparsityError: the configuration is not valid.
+        SparsityError: the configuration or the seed is not valid.
 
     Attributes:
         config: settings of all pruners.
@@ -53,6 +55,8 @@ class Pruning:
         self, config: Union[str, os.PathLike, Mapping, PruningConfig], seed: int = 1
     ):
         self.config = load_config(config)
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+            raise SparsityError(f"seed: {seed!r} is not valid; give an int")
         self.seed = int(seed)
         self.step = 0
         self.pruners: List[Pruner] = []
@@ -73,10 +77,7 @@ class Pruning:
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
-            raise SparsityError(
-                f"model: a {type(model).__name__} is none; give a torch.nn.Module"
-            )
+        check_model(model)
         pruners = self._build(model, self.config)
         if self._started:
             for old, new in zip(self.pruners, pruners):

@@ -20,7 +20,7 @@ from .convolution import SparseConv2d
 from .errors import SparsityError
 from .layouts import LAYOUTS, ByRows
 from .products import DenseFactory, check_width
-from .stored import SparseProduct, StoredWeight, zero_held
+from .stored import SparseProduct, StoredWeight, check_model, zero_held
 from .timing import choose_among
 
 logger = logging.getLogger(__name__)
@@ -248,6 +248,7 @@ def to_sparse(
             ``images`` that no convolution of the model has, or a weight on the meta
             device.
     """
+    check_model(model)
     classes, rows = _classes(layers), _numbers(rows)
     _check_images(images or {}, model)
     model = model if inplace else copy.deepcopy(model)
@@ -260,7 +261,7 @@ def to_sparse(
     if not trainable:
         model.eval()
     for name, module in model.named_modules():
-        if not isinstance(module, tuple(layers)):
+        if not isinstance(module, tuple(classes)):
             continue
         reason = _reason_to_keep(module, classes, owners)
         if reason is not None:
@@ -297,7 +298,7 @@ def to_dense(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 def _classes(layers: Sequence[type]) -> Dict[type, Type[StoredWeight]]:
     classes = {}
-    for given in layers:
+    for given in layers if isinstance(layers, (list, tuple)) else (layers,):
         bases = [b for b in _SPARSE if isinstance(given, type) and issubclass(given, b)]
         if not bases:
             raise SparsityError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
-from .stored import StoredWeight, zero_held
+from .stored import StoredWeight, check_model, zero_held
 
 PRUNABLE = ("Linear", "Conv2d")
 
@@ -35,6 +35,7 @@ def prunable_layers(model: nn.Module, types: Sequence[str] = PRUNABLE) -> Layers
         SparsityError: there are none, or a weight isn't held by its layer as a
             parameter with values (parametrized, lazy or on the meta device).
     """
+    check_model(model)
     layers = _prunable_layers(model, types)
     if not layers:
         raise SparsityError(
@@ -82,6 +83,7 @@ def calc_num_prunable_params(
     Returns:
         Remaining and all.
     """
+    check_model(model)
     stored = {n: m for n, m in model.named_modules() if isinstance(m, StoredWeight)}
     dense = _prunable_layers(model, PRUNABLE) if stored else prunable_layers(model)
     counts = []
@@ -135,6 +137,10 @@ def apply_masks(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
         if name not in parameters:
             raise SparsityError(
                 f"mask {name}: the model has no such parameter; take masks of this model"
+            )
+        if not isinstance(mask, Tensor):
+            raise SparsityError(
+                f"mask {name}: a {type(mask).__name__} is none; take masks of this model"
             )
         shapes = tuple(mask.shape), tuple(parameters[name].shape)
         if shapes[0] != shapes[1] or mask.dtype != torch.bool:

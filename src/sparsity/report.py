@@ -11,7 +11,7 @@ from .errors import SparsityError
 from .layers import to_dense
 from .patterns import Pattern, parse_pattern
 from .prunable import PRUNABLE, Layers, prunable_layers
-from .stored import StoredWeight
+from .stored import StoredWeight, check_model
 
 OVER_PRUNABLE, OVER_ALL = "over prunable weights", "over all weights"
 MISSING = "–"
@@ -68,8 +68,10 @@ def sparsity_report(
         SparsityError: nothing prunable, a name that is found in no layer, or no such
             pattern.
     """
+    check_model(model)
     if any(isinstance(module, StoredWeight) for module in model.modules()):
         model = to_dense(model)
+    types = [types] if isinstance(types, str) else types
     layers = _selected(prunable_layers(model, types), names)
     patterns = _patterns(pattern, layers)
     parameters = list(model.parameters())
@@ -174,7 +176,7 @@ def _patterns(
 ) -> Dict[str, Pattern]:
     if pattern is None:
         return {}
-    if isinstance(pattern, str):
+    if not isinstance(pattern, Mapping):
         return dict.fromkeys(layers, parse_pattern(pattern))
     unknown = [name for name in pattern if name not in layers]
     if unknown:

@@ -261,9 +261,14 @@ def load_sparse(path: str, device: Any = "cpu") -> Dict[str, Tensor]:
         device: where the tensors go.
 
     Raises:
-        SparsityError: missing, no sparse file, damaged, or larger than the memory.
+        SparsityError: missing, no sparse file, damaged, larger than the memory, or no
+            such device.
     """
-    device = torch.device(device)
+    try:
+        device = torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise SparsityError(f"device {device!r}: can't be used: {reason}") from None
     return _open(path, lambda source: _load(source, device))
 
 

@@ -128,6 +128,12 @@ def _stamp(tensor: Optional[Tensor]) -> Optional[Tuple[int, int]]:
     return tensor.data_ptr(), tensor._version
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no module."""
+    if not isinstance(model, nn.Module):
+        raise SparsityError(f"model: a {type(model).__name__} is none; give a torch.nn.Module")
+
+
 def zero_held(layer: nn.Module) -> None:
     """Zero what a layer holds at zero, as ``DenseLinear`` does, in its weight itself."""
     settle = getattr(layer, "zero_held", None)
