@@ -145,6 +145,20 @@ class TestSelection:
             METHODS[method](net)
 
 
+@both
+def test_frozen_weights_keep_no_gradient_of_before(method):
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(torch.randn(3, 8)).square().sum().backward()
+    METHODS[method](net, inplace=True)
+    before = copy.deepcopy(net)
+    optimizer.step()
+    frozen = [n for n, p in net.named_parameters() if not p.requires_grad]
+    assert frozen == ["0.weight", "1.weight", "1.bias"]
+    for name in frozen:
+        assert torch.equal(net.get_parameter(name), before.get_parameter(name))
+
+
 class TestLayersThatCannotBeAdapted:
     def check(self, net, message, method=SPLoRA, **options):
         before = snapshot(net)

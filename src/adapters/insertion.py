@@ -258,6 +258,7 @@ def freeze(network: nn.Module, train_others: bool) -> None:
     for parameter in network.parameters():
         if not train_others or id(parameter) in bases:
             parameter.requires_grad_(False)
+            parameter.grad = None  # of before; optimizers and clipping would use it
     for parameter in learned:
         if parameter is not None:
             parameter.requires_grad_(True)
