@@ -387,3 +387,21 @@ def test_replicas_of_data_parallel_compute_and_learn_the_same(
                 result.square().sum().backward(retain_graph=True)
     if learning:
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_functional_gradients_whatever_the_number_of_rows():
+    layer = stir(SPLoRA(linear(4, 64), rank=2))
+    learned = {n: p.detach() for n, p in layer.named_parameters() if p.requires_grad}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, x).square().sum()
+
+    x = torch.randn(5, 64, 4, dtype=torch.float64)
+    assert layer._merging_pays(x[0], layer.weight)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(learned, x)
+    for number in range(5):
+        layer.zero_grad()
+        layer(x[number]).square().sum().backward()
+        for name in learned:
+            expected = layer.get_parameter(name).grad
+            torch.testing.assert_close(each[name][number], expected)

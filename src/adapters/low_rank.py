@@ -210,11 +210,16 @@ class _MergedProduct(torch.autograd.Function):
     gradients of x take one product each, and no more memory than a plain layer's.
     """
 
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx, x, weight, bias, rows, cols, product):
-        ctx.save_for_backward(x, weight, rows, cols)
-        ctx.product = product
+    def forward(x, weight, bias, rows, cols, product):
         return product(x, torch.addmm(weight, cols, rows), bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, rows, cols, ctx.product = inputs
+        ctx.save_for_backward(x, weight, rows, cols)
 
     @staticmethod
     def backward(ctx, grad):
