@@ -219,7 +219,8 @@ def to_sparse(
 
     Layers whose weight is shared with another module stay dense (they would no longer
     be shared), so do layers with hooks, parametrizations or tensors besides weight and
-    bias, and classes derived from those in ``layers``. The log names them.
+    bias, and classes derived from those in ``layers``. The log names them. Parameters of
+    the others are new ones: make optimizers afterwards.
 
     In evaluation, values that are written to through ``.data`` (as of a moving average)
     are not noticed: write to them under ``torch.no_grad()``, or call ``eval()`` after it.
