@@ -99,6 +99,7 @@ class TestSelection:
             (dict(include="*norm"), "Linear"),
             (dict(exclude=["head", "haed"]), "exclude pattern 'haed'"),
             (dict(exclude="*"), "no layer to adapt"),
+            (dict(exclude="blocks"), r"'blocks' matches blocks, but .*exclude 'blocks\.\*'"),
             (dict(types=(nn.Conv2d,)), "no layer to adapt"),
         ],
     )
@@ -108,6 +109,13 @@ class TestSelection:
         with pytest.raises(AdapterError, match=message):
             METHODS[method](net, **options, inplace=inplace)
         assert unchanged(net, before)
+
+    def test_a_part_of_attention_is_not_left_out_alone(self, method):
+        net = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.Linear(8, 8)])
+        with pytest.raises(AdapterError, match="matches 0.out_proj, but .*exclude '0'"):
+            METHODS[method](net, exclude="*.out_proj")
+        adapted = METHODS[method](net, exclude=["*.out_proj", "0"])
+        assert list(adapters.adapted_layers(adapted)) == ["1"]
 
     def test_patterns_are_for_networks(self, method):
         with pytest.raises(AdapterError, match="this is a layer"):

@@ -81,8 +81,8 @@ def select(
     """The layers to adapt by name, each once.
 
     Raises:
-        AdapterError: a pattern that matches nothing, no layer is left, or an argument
-            that is none.
+        AdapterError: a pattern that matches nothing or leaves nothing out, no layer is
+            left, or an argument that is none.
     """
     applicable = tuple(CLASSES[kind])
     adaptable = ", ".join(c.__name__ for c in applicable)
@@ -135,7 +135,24 @@ def select(
         raise AdapterError(
             f"{type(network).__name__} has no layer to adapt; {kind} adapts {adaptable}"
         )
+    layers = [name for key in candidates for name in names[key]]
+    others = [name for key in modules if key not in candidates for name in names[key]]
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            _check_apart(pattern, [n for n in others if fnmatchcase(n, pattern)], selected)
     return selected
+
+
+def _check_apart(pattern: str, others: List[str], selected: Dict[str, nn.Module]) -> None:
+    """Refuse a pattern of modules around or inside of layers: it leaves none of them out."""
+    for other in others:
+        for name in selected:
+            if name.startswith(f"{other}.") or other.startswith(f"{name}."):
+                better = f"{other}.*" if name.startswith(f"{other}.") else name
+                raise AdapterError(
+                    f"exclude pattern {pattern!r} matches {other}, but {name} is adapted; "
+                    f"exclude {better!r}"
+                )
 
 
 def check(
