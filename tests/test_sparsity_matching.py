@@ -142,3 +142,13 @@ def test_weights_that_cannot_be_pruned_are_refused(layer, message):
         prune(nn.Sequential(layer()), {"prune_layer_type": types})
     both = nn.Sequential(layer(), nn.Linear(4, 4))
     assert owned(prune(both, {"prune_layer_type": types, "names": ["1"]})) == [["1"]]
+
+
+def test_the_log_names_expressions_that_are_found_nowhere(caplog):
+    model = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4)})
+    config = {"names": ["fc[12]", "fc3"], "exclude_names": "fc2", "not_to_prune_names": "out"}
+    prune(model, config)
+    assert [record.message for record in caplog.records] == [
+        "names: 'fc3' is found in no layer's name",
+        "not_to_prune_names: 'out' is found in no layer's name",
+    ]

@@ -1,5 +1,6 @@
 """Which layers of a model a pruner owns."""
 
+import logging
 import re
 from typing import Dict, Iterable, List, Optional, Tuple
 
@@ -8,6 +9,8 @@ from torch import nn
 from .config import PrunerSettings, PruningConfig
 from .errors import SparsityError
 from .pruner import Layer
+
+logger = logging.getLogger(__name__)
 
 WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel, of torch.compile
 
@@ -20,7 +23,8 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
     none), and none of ``exclude_names`` and ``not_to_prune_names`` is. A weight that
     several modules share counts once, and is left alone when one of them is excluded.
     Names are those in the model that DistributedDataParallel, torch.compile and the like
-    may have wrapped. Layers without weights are left out.
+    may have wrapped. Layers without weights are left out. The log names expressions that
+    are found in no name.
 
     Args:
         model: the model to prune.
@@ -71,7 +75,18 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
                 "not_to_prune_names or prune_layer_type"
             )
         found.append(layers)
+        _tell_idle(settings, config.label(number), modules)
     return found
+
+
+def _tell_idle(
+    settings: PrunerSettings, label: str, modules: Iterable[Tuple[str, nn.Module]]
+) -> None:
+    """Warn of expressions that decide nothing, as mistyped ones do."""
+    for key in ("names", "exclude_names", "not_to_prune_names"):
+        for text in getattr(settings, key):
+            if not any(re.search(text, name) for name, _ in modules):
+                logger.warning(f"{label}{key}: {text!r} is found in no layer's name")
 
 
 def _named_modules(model: nn.Module) -> List[Tuple[str, nn.Module]]:
