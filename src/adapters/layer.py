@@ -347,7 +347,8 @@ def fuse(network: nn.Module) -> nn.Module:
     """Add every update to its weight, in place; the layers become plain again.
 
     Weights stay the same parameters, so ties and references hold. Flags
-    ``requires_grad`` stay as they are.
+    ``requires_grad`` stay as they are. Give the whole network: shared prototypes inside
+    of a part are removed with its adapters, whichever layers outside still use them.
 
     Returns:
         ``network``.
