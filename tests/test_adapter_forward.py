@@ -405,3 +405,20 @@ def test_functional_gradients_whatever_the_number_of_rows():
         for name in learned:
             expected = layer.get_parameter(name).grad
             torch.testing.assert_close(each[name][number], expected)
+
+
+@both
+@pytest.mark.filterwarnings("ignore")
+def test_traced_and_exported_layers_compute_the_same(method):
+    layer = stir(METHODS[method](linear(4, 64))).eval()
+    if method == "SPLoPA":
+        layer.set_block_mask(torch.rand(layer.block_mask.shape) < 0.5)
+    x, other = torch.randn(2, 64, 4, dtype=torch.float64)
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            expected = layer(other)
+            traced = torch.jit.trace(layer, x)
+            exported = torch.export.export(layer, (x,)).module()
+            for made in (traced, exported):
+                torch.testing.assert_close(made(other), expected)
+            assert torch.equal(layer(other), expected)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import AdaptedLinear, AdapterModule, no_autocast
+from .layer import AdaptedLinear, AdapterModule, no_autocast, recording
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .prototypes import BlockSettings, PositionWeights, Prototypes, position_weights
 
@@ -155,7 +155,7 @@ class Block(AdapterModule):
 
         def compute():
             whole = torch.arange(ids.numel(), dtype=ids.dtype, device=ids.device)
-            return None if torch.equal(ids, whole) else ids.long()
+            return None if not recording() and torch.equal(ids, whole) else ids.long()
 
         return self.remember(name, [ids], compute)
 
@@ -165,7 +165,7 @@ class Block(AdapterModule):
         p, q = self.shared_prototypes.block_size
 
         def compute():
-            if self.block_mask.all():
+            if not recording() and self.block_mask.all():
                 return None
             return self.block_mask[
                 (self.row_ids.long() // p)[:, None], self.column_ids.long() // q

@@ -104,6 +104,11 @@ def no_autocast(device: torch.device):
     return nullcontext()
 
 
+def recording() -> bool:
+    """Whether a graph for use elsewhere is made: nothing in it may depend on memory."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 class AdapterModule(nn.Module):
     """A module with adapter parameters, which remembers what it computed from them."""
 
@@ -115,6 +120,8 @@ class AdapterModule(nn.Module):
         In-place changes through ``.data`` leave no trace; :meth:`train` and
         :meth:`eval` forget everything for their sake.
         """
+        if recording():
+            return compute()
         memory = self.__dict__.setdefault("_remembered", {})
         known = memory.get(name)
         if known is not None and _unchanged(known[0], sources):
@@ -215,7 +222,7 @@ class AdaptedLayer(AdapterModule):
 
     def fuses(self) -> bool:
         """Whether this forward pass is inference."""
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling() or recording():
             return False
         if getattr(self, "_is_replica", False):  # of DataParallel, gone after this pass
             return False

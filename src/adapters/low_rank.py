@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import AdaptedLayer, AdaptedLinear, AdapterModule, no_autocast, uniform
+from .layer import AdaptedLayer, AdaptedLinear, AdapterModule, no_autocast, recording
+from .layer import uniform
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 
 
@@ -265,6 +266,7 @@ class SPLoRALinear(LowRank, AdaptedLinear):
             and x.dtype == weight.dtype == self.rows.dtype
             and not torch.is_autocast_enabled(x.device.type)
             and not torch.compiler.is_compiling()
+            and not recording()
         )
 
     def extra_repr(self) -> str:
