@@ -679,3 +679,17 @@ def test_replicas_of_data_parallel_compute_and_learn_the_same(training, learning
                 result.sum().backward(retain_graph=True)
     if learning:
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("training", [True, False])
+def test_traced_and_exported_layers_compute_the_same(training):
+    model = to_sparse(net(0.3)).train(training)
+    x, other = torch.randn(2, 4, 1, 12, 12, dtype=torch.float64)
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            traced = torch.jit.trace(model, x)
+            exported = torch.export.export(model, (x,)).module()
+            expected = model(other)
+            for made in (traced, exported):
+                torch.testing.assert_close(made(other), expected)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .errors import SparsityError
 from .products import compressed
-from .stored import StoredWeight, zero_held
+from .stored import StoredWeight, recording, zero_held
 from .timing import choose_among
 
 CONVOLUTIONS = ("dense", "smaller", "csr")
@@ -232,6 +232,8 @@ class SparseConv2d(StoredWeight):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[B, C, H, W]`` or ``[C, H, W]``, as of ``nn.Conv2d``."""
+        if recording():
+            return self._geometry.dense(input, self.weight, self.bias)
         if torch.compiler.is_compiling():  # no graph holds layouts and what chooses them
             return torch.compiler.disable(self.forward)(input)
         if not self.is_constant(input) or torch.is_autocast_enabled(input.device.type):

@@ -20,7 +20,7 @@ from .convolution import SparseConv2d
 from .errors import SparsityError
 from .layouts import LAYOUTS, ByRows
 from .products import DenseFactory, check_width
-from .stored import SparseProduct, StoredWeight, check_model, zero_held
+from .stored import SparseProduct, StoredWeight, check_model, recording, zero_held
 from .timing import choose_among
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,8 @@ class SparseLinear(StoredWeight):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
+        if recording():
+            return F.linear(input, self.weight, self.bias)
         if torch.compiler.is_compiling():  # no graph holds layouts and what chooses them
             return torch.compiler.disable(self.forward)(input)
         if torch.is_autocast_enabled(input.device.type):

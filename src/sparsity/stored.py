@@ -33,7 +33,8 @@ class Pattern(NamedTuple):
     @classmethod
     def of(cls, shape: Tuple[int, int], crow: Tensor, column: Tensor) -> "Pattern":
         counts = crow.diff().long()
-        rows = torch.arange(shape[0], device=crow.device).repeat_interleave(counts)
+        rows = torch.arange(shape[0], device=crow.device)
+        rows = rows.repeat_interleave(counts, output_size=len(column))
         return cls(shape, crow, column, rows * shape[1] + column)
 
     def transposed(self) -> Tuple["Pattern", Tensor]:
@@ -128,6 +129,11 @@ def _stamp(tensor: Optional[Tensor]) -> Optional[Tuple[int, int]]:
     return tensor.data_ptr(), tensor._version
 
 
+def recording() -> bool:
+    """Whether a graph for use elsewhere is made, which is of the dense weight."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 def check_model(model: object) -> None:
     """Refuse what is no module."""
     if not isinstance(model, nn.Module):
@@ -207,10 +213,12 @@ class StoredWeight(nn.Module):
 
     @property
     def pattern(self) -> Pattern:
-        if self._pattern is None:
-            parts = self.matrix_shape, self.crow_indices, self.col_indices
-            self._pattern = Pattern.of(*parts)
-        return self._pattern
+        if self._pattern is not None and not recording():
+            return self._pattern
+        found = Pattern.of(self.matrix_shape, self.crow_indices, self.col_indices)
+        if not recording():
+            self._pattern = found
+        return found
 
     @property
     def weight(self) -> Tensor:
