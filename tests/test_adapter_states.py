@@ -282,6 +282,12 @@ class TestParameterRead:
         assert isinstance(next(net.parameters()), nn.Parameter)
         assert set(network().state_dict()) < set(net.state_dict())
 
+    def test_more_layers_are_adapted_and_frozen_while_less_is_shown(self, method):
+        net = METHODS[method](nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), include="0")
+        adapters.configure_parameter_read(net)
+        METHODS[method](net, include="1", inplace=True)
+        assert not net[0].weight.requires_grad and not net[1].weight.requires_grad
+
     def test_everything_else_goes_on_as_before(self, method):
         net = stir(METHODS[method](network()))
         expected = outputs(net)

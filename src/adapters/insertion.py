@@ -255,7 +255,8 @@ def freeze(network: nn.Module, train_others: bool) -> None:
             learned += [getattr(update, name) for name in update.adapter_names]
             for shared in update.shared_modules():
                 learned += shared.parameters()
-    for parameter in network.parameters():
+    # all of them, whatever configure_parameter_read() shows
+    for _, parameter in type(network).named_parameters(network):
         if not train_others or id(parameter) in bases:
             parameter.requires_grad_(False)
             parameter.grad = None  # of before; optimizers and clipping would use it

@@ -186,7 +186,8 @@ def _prototypes_for(path: str, size: Tuple[int, int], found: Found) -> str:
 
 
 def _refuse_unknown(network, entries, found: Found) -> None:
-    native = {n for n, _ in network.named_parameters(remove_duplicate=False)}
+    every = type(network).named_parameters(network, remove_duplicate=False)
+    native = {n for n, _ in every}
     native |= {n for n, _ in network.named_buffers(remove_duplicate=False)}
     names = {n for names in ENTRIES.values() for n in names}
     for key in entries:
