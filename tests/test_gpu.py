@@ -16,7 +16,8 @@ from fairseq_cli import train as fairseq_train
 
 from pretended_gpu import CUDA, pretended_gpu
 from src import generate
-from src.sparsity import prune_by_pct, to_sparse
+from src.adapters import SPLoPA, SPLoRA, adapter_state_dict, fuse, load_adapter_state_dict
+from src.sparsity import Pruning, prune_by_pct, to_sparse
 from src.trainer import SRPTrainer
 
 ON_GPU = [option for option in RUN if option != "--cpu"] + ["--scoring-batches", "2"]
@@ -277,3 +278,48 @@ def test_sparse_layers(monkeypatch):
         assert torch.allclose(host(sparse(x)), host(expected), atol=1e-5)
         sparse(x).sum().backward()
         assert all(p.grad.is_cuda for p in sparse.parameters())
+
+
+class OnTwoDevices(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+        self.first.to("cuda")
+
+    def forward(self, x):
+        return self.second(self.first(x.to("cuda")).cpu())
+
+
+@pytest.mark.parametrize("domain", ["global", "local"])
+def test_layers_on_two_devices_are_pruned_together(monkeypatch, domain):
+    settings = {"prune_type": "fisher", "target_sparsity": 0.5, "prune_domain": domain}
+    with on_gpu(monkeypatch):
+        model = OnTwoDevices()
+        pruning = Pruning({"pruners": [{**settings, "pattern": "2x4", "end_step": 1}]})
+        pruning.model = model
+        optimizer = torch.optim.Adam(model.parameters())
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(4, 16)).square().sum().backward()
+            pruning.on_before_optimizer_step()
+            optimizer.step()
+            pruning.on_after_optimizer_step(optimizer)
+        assert pruning.finished and pruning.sparsity == 0.5
+        zeros = sum(int((p == 0).sum()) for n, p in model.named_parameters() if "weight" in n)
+    assert zeros == 256
+
+
+def test_adapters_on_two_devices(monkeypatch):
+    with on_gpu(monkeypatch):
+        model, x = OnTwoDevices(), torch.randn(4, 16)
+        shared = SPLoPA(model, 4, 2, shared_pos_weights=True, init_range=0.1)
+        shared(x).sum().backward()
+        expected = shared(x)
+        torch.testing.assert_close(fuse(shared)(x), expected)
+        adapted, kept = SPLoRA(model, rank=2, init_range=0.1), torch.arange(16) < 5
+        masks = {"first": {"in_features_mask": kept, "out_features_mask": kept}}
+        state = adapter_state_dict(adapted, masks)
+        load_adapter_state_dict(model, state)
+        expected = host(adapted.first.rows)[:, :5]
+        assert torch.equal(host(model.first.rows)[:, :5], expected)

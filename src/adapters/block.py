@@ -132,7 +132,7 @@ class Block(AdapterModule):
 
     def _add_blocks(self, weight: Tensor) -> Tensor:
         """All blocks come from one product ``[R*C, N] @ [N, p*q]``."""
-        positions = self.positions
+        positions = self.positions.to(weight.device)  # shared ones may be on another
         grid = positions.shape[1:]
         p, q = self.shared_prototypes.block_size
         flat = self.shared_prototypes.flat().to(positions.device, positions.dtype)

@@ -193,14 +193,12 @@ class LowRank(AdapterModule):
         rows, cols = entries["rows"], entries["cols"]
         if "in_features_mask" in entries:
             kept = masks["in_features_mask"] = unpack(entries["in_features_mask"], m)
-            rows = rows.new_zeros(rows.shape[0], m).index_copy_(
-                1, kept.nonzero()[:, 0], rows
-            )
+            index = kept.nonzero()[:, 0].to(rows.device)  # masks may be on the CPU
+            rows = rows.new_zeros(rows.shape[0], m).index_copy_(1, index, rows)
         if "out_features_mask" in entries:
             kept = masks["out_features_mask"] = unpack(entries["out_features_mask"], n)
-            cols = cols.new_zeros(n, cols.shape[1]).index_copy_(
-                0, kept.nonzero()[:, 0], cols
-            )
+            index = kept.nonzero()[:, 0].to(cols.device)
+            cols = cols.new_zeros(n, cols.shape[1]).index_copy_(0, index, cols)
         return {"rows": rows, "cols": cols}, masks
 
 

@@ -65,11 +65,16 @@ def _round(number: float) -> int:
 
 
 def _allocate(scores, sizes, removed, elements, target, max_sparsity) -> List[Tensor]:
+    places = [block.device for block in removed]  # layers may be on several devices
+    scores = [score.to(scores[0].device) for score in scores]
+    removed = [block.to(scores[0].device) for block in removed]
     sizes = [_uniform(size.to(score.device)) for size, score in zip(sizes, scores)]
     gone = [_weight(block, size) for size, block in zip(sizes, removed)]
     budget = _round(target * sum(elements)) - sum(gone)
     if budget <= 0:
-        return [torch.zeros_like(block) for block in removed]
+        return [
+            torch.zeros_like(block, device=place) for block, place in zip(removed, places)
+        ]
     # what is gone or never goes comes last in every order
     barred = [
         block | (torch.as_tensor(size, device=block.device) == 0)
@@ -93,7 +98,7 @@ def _allocate(scores, sizes, removed, elements, target, max_sparsity) -> List[Te
         taken = sum(_weight(block, size) for size, block in zip(sizes, chosen))
         if budget - taken < largest:
             break
-    return chosen
+    return [block.to(place) for block, place in zip(chosen, places)]
 
 
 def _under_caps(scores, sizes, barred, left, budget, caps, rounding) -> List[Tensor]:
