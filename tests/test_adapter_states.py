@@ -272,6 +272,9 @@ class TestParameterRead:
             adapters.configure_parameter_read(
                 net, masks={"blocks.1.norm": {name: mask}}
             )
+        for wrong in ({"blocks.1.up": mask}, [mask]):
+            with pytest.raises(AdapterError, match="masks: expected dicts of masks"):
+                adapters.configure_parameter_read(net, masks=wrong)
         with pytest.raises(AdapterError, match="blocks.1.up.* found a list"):
             adapters.configure_parameter_read(
                 net, masks={"blocks.1.up": {name: mask.tolist()}}

@@ -628,6 +628,8 @@ def test_sgd_resumes_and_can_let_zeros_grow():
     "settings, message",
     [
         (dict(lr=-1), "lr = -1"),
+        (dict(lr="0.1"), "lr = 0.1: must be a number"),
+        (dict(momentum=None), "momentum = None"),
         (dict(momentum=-0.1), "momentum = -0.1"),
         (dict(weight_decay=float("nan")), "weight_decay = nan"),
         (dict(nesterov=True), "nesterov = True: needs a momentum"),

@@ -38,8 +38,9 @@ def configure_parameter_read(
     Raises:
         AdapterError: no adapter, an unknown layer, or a mask that doesn't fit.
     """
-    masks = dict(masks or {})
+    masks = {} if masks is None else masks
     check_masks(network, masks)
+    masks = dict(masks)
     reset_parameter_read(network)
     if not adapter_weights_only:
         list(_readers(network, masks, True).values())
@@ -53,9 +54,15 @@ def configure_parameter_read(
 
 def check_masks(network: nn.Module, masks: Masks) -> None:
     """Raises AdapterError if ``masks`` don't fit the network's adapters."""
-    layers = adapted_layers(network)
+    layers = adapted_layers(network) if isinstance(network, nn.Module) else {}
     if not layers:
         raise AdapterError(f"{type(network).__name__} has no adapter")
+    found = masks.values() if isinstance(masks, Mapping) else [masks]
+    if not all(mask is None or isinstance(mask, Mapping) for mask in found):
+        raise AdapterError(
+            "masks: expected dicts of masks by name of the layer, as "
+            "{'0': {'in_features_mask': mask}}"
+        )
     updates = {
         join(name, part): update
         for name, layer in layers.items()

@@ -16,6 +16,7 @@ Layouts:
     semi_structured: two weights of four consecutive inputs; CUDA only.
 """
 
+from numbers import Integral
 from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -78,6 +79,9 @@ class _Weight:
     def __init__(
         self, weight: Tensor, bias: Optional[Tensor], dense: Optional[DenseFactory]
     ):
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if not isinstance(tensor, Tensor) and (tensor is not None or name == "weight"):
+                raise SparsityError(f"{name}: must be a tensor, not a {type(tensor).__name__}")
         weight = weight.detach()
         if weight.dim() != 2 or weight.layout != torch.strided:
             raise SparsityError(
@@ -240,6 +244,8 @@ def fastest(
         SparsityError: an unknown candidate, or a single one that cannot hold the weight.
     """
     names = _known(candidates)
+    if not isinstance(rows, Integral):
+        raise SparsityError(f"rows: {rows!r} is not valid; give an int")
     if len(names) == 1:
         return Choice(names[0], prepare(weight, bias, names[0], dense), {})
     return _choose(_Weight(weight, bias, dense), rows, names, budget, margin)

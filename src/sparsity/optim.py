@@ -1,5 +1,6 @@
 """Stochastic gradient descent that updates stored weights only."""
 
+from numbers import Real
 from typing import Callable, Iterable, Optional
 
 import torch
@@ -51,8 +52,9 @@ class SGD(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict) -> None:
         given = {**self.defaults, **param_group}
         for name in ("lr", "momentum", "weight_decay"):
-            if not given[name] >= 0:
-                raise SparsityError(f"{name} = {given[name]}: must be 0 or more")
+            number = isinstance(given[name], (Real, Tensor))
+            if not number or not given[name] >= 0:
+                raise SparsityError(f"{name} = {given[name]}: must be a number of 0 or more")
         if given["nesterov"] and given["momentum"] == 0:
             raise SparsityError("nesterov = True: needs a momentum above 0")
         super().add_param_group(param_group)
