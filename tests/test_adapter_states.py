@@ -248,6 +248,23 @@ class TestStates:
         assert unchanged(net, before)
 
 
+def test_statistics_of_batch_normalization_are_saved():
+    torch.manual_seed(1)
+    base = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    trained = SPLoRA(base, rank=2)
+    x = torch.randn(2, 3, 9, 9)
+    trained(3 * x + 1)
+    state = adapters.adapter_state_dict(trained)
+    net = copy.deepcopy(base)
+    adapters.load_adapter_state_dict(net, state)
+    assert torch.equal(net.eval()(x), trained.eval()(x))
+    older = {name: value for name, value in state.items() if name[0] != "1"}
+    adapters.load_adapter_state_dict(copy.deepcopy(base), older)
+    state["1.running_mean"] = torch.zeros(7)
+    with pytest.raises(AdapterError, match=r"1.running_mean: found shape \(7,\)"):
+        adapters.load_adapter_state_dict(copy.deepcopy(base), state)
+
+
 @both
 class TestParameterRead:
     def test_masks_by_name(self, method):

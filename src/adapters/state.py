@@ -21,6 +21,8 @@ def adapter_state_dict(
 ) -> Dict[str, Tensor]:
     """What was learned: adapters, biases of adapted layers and bit-packed masks.
 
+    Also the running statistics of batch normalization, which change while its weights are
+    frozen. What else was trained (``train_others``), and other buffers, are not in it.
     Plain tensors only; ``torch.load(weights_only=True)`` reads them back.
 
     Args:
@@ -44,6 +46,7 @@ def adapter_state_dict(
     named = dict(type(network).named_parameters(network))
     shared = shared_names(network)
     found.update({name: p for name, p in named.items() if name in shared})
+    found.update(_statistics(network))
     held = {id(tensor) for tensor in named.values()}
     for name, layer in adapted_layers(network).items():
         for update in layer.updates().values():
@@ -59,6 +62,17 @@ def adapter_state_dict(
         if id(tensor) not in copies:
             copies[id(tensor)] = tensor.detach().clone()
     return {name: copies[id(tensor)] for name, tensor in found.items()}
+
+
+def _statistics(network: nn.Module) -> Dict[str, Tensor]:
+    """What batch normalization keeps of the inputs that it saw, by name."""
+    return {
+        join(name, key): value
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for key, value in module._buffers.items()
+        if value is not None and not nn.parameter.is_lazy(value)
+    }
 
 
 def _shared_parameters(update: nn.Module):
@@ -115,6 +129,11 @@ def load_adapter_state_dict(
     for path, (rows, cols) in found.prototypes.items():
         values.update({f"{path}.rows": rows, f"{path}.cols": cols})
     values.update({f"{path}.weights": w for path, w in found.positions.items()})
+    for key, value in _statistics(network).items():
+        if key in state:  # older states have none
+            expect_shape(state[key], value.shape, key)
+            found.used.add(key)
+            values[key] = state[key]
     unexpected = sorted(set(state) - found.used)
     if unexpected:
         raise AdapterError(f"the state holds {unexpected[0]}, which isn't of an adapter")
