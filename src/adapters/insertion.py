@@ -25,7 +25,8 @@ def SPLoRA(
     """Adapt a layer, or all layers of a network, with low-rank updates.
 
     Linear, Conv1d, Conv2d, Conv3d and MultiheadAttention are adapted. Their
-    weights are frozen; adapters and biases are trained.
+    weights are frozen; adapters and biases are trained. An adapter works where its layer
+    is called: a module that reads the layer's ``weight`` itself passes it by.
 
     Args:
         module: a layer or a network.
