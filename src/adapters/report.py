@@ -21,8 +21,9 @@ def report(network: nn.Module, masks: Optional[Masks] = None) -> List[Row]:
         Rows with ``name``, ``kind``, ``base`` (parameters of the layer, in the
         total row of the whole network, without adapters), ``adapter`` (learned
         adapter parameters), ``biases`` (learned), ``mask_bits``, ``bytes`` (of all
-        that is learned, and masks; without statistics of batch normalization), ``percent`` (adapter and biases of ``base``),
-        ``exceeds`` (more adapter parameters than weights adapted) and ``note``.
+        that is learned, and masks; without statistics of batch normalization),
+        ``percent`` (adapter and biases of ``base``), ``exceeds`` (more
+        adapter parameters than weights adapted) and ``note``.
 
     Raises:
         AdapterError: no adapter, or a mask that doesn't fit.
