@@ -1,5 +1,7 @@
 """What fairseq remembers of the best validation so far, and when it must not."""
 
+from typing import Any, Dict
+
 import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
@@ -19,6 +21,19 @@ def forget_best() -> None:
         for name in ("best", "num_runs"):
             if hasattr(function, name):
                 delattr(function, name)
+
+
+def patience_state() -> Dict[str, Any]:
+    """What ``--patience`` counts, for a checkpoint's extra state; fairseq leaves it out.
+
+    A resumed run would wait for as many validations anew.
+    """
+    return {"patience": dict(vars(fairseq_cli.train.should_stop_early))}
+
+
+def restore_patience(extra_state: Dict[str, Any]) -> None:
+    """Go on counting where the run of a checkpoint was; one without the count begins anew."""
+    vars(fairseq_cli.train.should_stop_early).update(extra_state.get("patience", {}))
 
 
 def forget_plateau(scheduler: FairseqLRScheduler) -> None:

@@ -12,7 +12,7 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from . import run_length
-from .best_validation import forget_best, forget_plateau
+from .best_validation import forget_best, forget_plateau, patience_state, restore_patience
 from .checkpoint_utils import damage, previous_checkpoint, read_config
 from .compilation import compile_layers, forget_compiled, uncompiled
 from .connectivity.budget import ParameterCount
@@ -23,10 +23,11 @@ from .models.srp_base import SRPModel
 from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
-from .pretrained import check_not_shrinking, check_widths, take_layernorm
+from .pretrained import check_widths, take_layernorm
 from .training_errors import (
     EXPLAINED,
     check_norm,
+    check_same_run,
     named,
     refusing_checkpoint,
     refusing_divergence,
@@ -341,10 +342,12 @@ class SRPTrainer(Trainer):
                 filename, reset_optimizer, *args, **kwargs
             )
         if extra_state is not None and isinstance(self.get_model(), SRPModel):
-            self._check_same_run(extra_state, filename)
+            check_same_run(self, extra_state, filename)
             with open_dict(self.cfg):
                 take_layernorm(self.get_model(), self.cfg.model, written_with, filename)
         self._wrap_again()
+        if extra_state is not None and not (reset_optimizer or kwargs.get("reset_meters")):
+            restore_patience(extra_state)
         if self.weight_pruning is not None and extra_state and not reset_optimizer:
             # with --reset-dataloader fairseq doesn't give the task its state, but the
             # optimizer goes on, and so do masks
@@ -354,19 +357,8 @@ class SRPTrainer(Trainer):
         self._defer()
         return extra_state
 
-    def _check_same_run(self, extra_state, filename) -> None:
-        """Refuse to go on from a checkpoint of a run that did something else."""
-        if self.stage is None:
-            check_not_shrinking(self.get_model(), f"checkpoint {filename}")
-            return
-        state = extra_state.get(type(self.task).__name__, {})
-        # with --reset-dataloader the stage begins with the weights that were loaded
-        if "stage" not in state and not self.cfg.checkpoint.reset_dataloader:
-            raise UserError(
-                f"checkpoint {filename}: its run prunes no channels, --compression-rate "
-                f"{self.stage.plan.compression_rate:g} can't go on with it; give another "
-                "--save-dir, and the model to prune as --pretrained-model"
-            )
+    def save_checkpoint(self, filename, extra_state):
+        return super().save_checkpoint(filename, {**extra_state, **patience_state()})
 
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would

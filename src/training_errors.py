@@ -2,13 +2,14 @@
 
 import pickle
 from contextlib import contextmanager
-from typing import Tuple, Type
+from typing import Any, Dict, Tuple, Type
 
 import torch
 from torch import Tensor
 
 from .checkpoint_utils import unsafe
 from .errors import UserError
+from .pretrained import check_not_shrinking
 
 # What fairseq raises, with words, for data without a batch, a sentence that is too long, a
 # checkpoint of another model or optimizer.
@@ -69,6 +70,30 @@ def refusing_checkpoint(path: str, cfg):
             f"--store-ema: checkpoint {path} has no average of weights to go on with; leave "
             "it out, or start anew: --pretrained-model, another --save-dir"
         ) from None
+
+
+def check_same_run(trainer, extra_state: Dict[str, Any], path: str) -> None:
+    """Refuse to go on from a checkpoint of a run that did something else.
+
+    Args:
+        trainer: of the run that goes on, with the checkpoint's weights.
+        extra_state: of the checkpoint.
+        path: its file.
+
+    Raises:
+        UserError: names the file and what to do.
+    """
+    if trainer.stage is None:
+        check_not_shrinking(trainer.get_model(), f"checkpoint {path}")
+        return
+    state = extra_state.get(type(trainer.task).__name__, {})
+    # with --reset-dataloader the stage begins with the weights that were loaded
+    if "stage" not in state and not trainer.cfg.checkpoint.reset_dataloader:
+        raise UserError(
+            f"checkpoint {path}: its run prunes no channels, --compression-rate "
+            f"{trainer.stage.plan.compression_rate:g} can't go on with it; give another "
+            "--save-dir, and the model to prune as --pretrained-model"
+        )
 
 
 @contextmanager

@@ -190,3 +190,17 @@ def test_file_appears_complete_or_not_at_all(tmp_path):
     with atomic_write(str(path)) as stream:
         stream.write("after")
     assert path.read_text() == "after"
+
+
+def test_patience_goes_on_counting(data, base, tmp_path):
+    run = [data, *TINY, *RUN, "--pretrained-model", base, "--no-epoch-checkpoints"]
+    run += ["--patience", "3", "--lr", "1e-30"]  # of which nothing gets better
+    for folder, parts in (("whole", "9"), ("parts", "39")):
+        for last in parts:
+            run_training([*run, "--save-dir", tmp_path / folder, "--max-epoch", last])
+    whole, parts = (
+        torch.load(tmp_path / folder / "checkpoint_last.pt")["extra_state"]
+        for folder in ("whole", "parts")
+    )
+    assert whole["train_iterator"]["epoch"] == parts["train_iterator"]["epoch"] == 5
+    assert whole["patience"] == parts["patience"]
