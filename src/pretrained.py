@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
@@ -18,6 +19,8 @@ from .modules.layer_norm import WeightedLayerNorm
 logger = logging.getLogger(__name__)
 
 DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # fairseq's, in --save-dir
+# What a run calls its checkpoints.
+_WRITTEN = re.compile(r"checkpoint(_last|_best|\d+|_\d+_\d+|\.best_.*)\.pt")
 
 # Options that decide which weights there are or what they compute.
 STRUCTURE = (
@@ -266,6 +269,30 @@ def check_start(run: argparse.Namespace) -> None:
     there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))
     if not (there or os.path.isfile(path)):
         raise UserError(f"--finetune-from-model {path}: no such file; give a checkpoint (.pt)")
+
+
+def check_not_overwritten(run: argparse.Namespace) -> None:
+    """Refuse a run that would write over the checkpoints that it begins with.
+
+    They are read again when it is resumed. And a ``checkpoint_last.pt`` beside them would
+    be gone on with in their place.
+
+    Args:
+        run: all options of the run, as fairseq gives them to a model.
+
+    Raises:
+        UserError: names the option, the file and what to do.
+    """
+    folder = os.path.realpath(getattr(run, "save_dir", None) or "checkpoints")
+    for name in ("pretrained_model", "teacher_model"):
+        path = getattr(run, name, None)
+        if not path or not _WRITTEN.fullmatch(os.path.basename(path)):
+            continue
+        if os.path.realpath(os.path.dirname(path)) == folder:
+            raise UserError(
+                f"--{name.replace('_', '-')} {path}: lies in --save-dir, where this run "
+                "would write over it; give another --save-dir"
+            )
 
 
 def check_structure(model, state: Dict[str, Any], path: str) -> None:

@@ -13,7 +13,7 @@ from .connectivity.stage import StagePlan
 from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
-from .pretrained import check_start
+from .pretrained import check_not_overwritten, check_start
 from .task_options import SRPTranslationConfig
 from .validation_checks import check_validation
 
@@ -254,6 +254,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     check_validation(cfg, run)
     check_subsets(cfg, run)
     check_start(run)
+    check_not_overwritten(run)
     for name in EMBEDDING_FILES:
         path = getattr(run, name, None)
         if path and not os.path.isfile(path):

@@ -495,6 +495,18 @@ def test_a_run_with_other_widths_in_the_same_folder(capsys, data, base, tmp_path
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
 
 
+@pytest.mark.parametrize("option", ["--pretrained-model", "--teacher-model"])
+@pytest.mark.parametrize("name", ["checkpoint_best.pt", "checkpoint3.pt"])
+def test_a_run_that_would_write_over_its_beginning(data, base, tmp_path, option, name):
+    shutil.copyfile(base, tmp_path / name)
+    command = [data, *TINY, *RUN, "--prob-kd", "1", "--pretrained-model", base]
+    command += [option, tmp_path / name, "--max-epoch", "1", "--save-dir"]
+    with pytest.raises(UserError, match=f"{option} .*{name}: lies in --save-dir"):
+        run_training([*command, tmp_path])
+    assert os.listdir(tmp_path) == [name]
+    run_training([*command, tmp_path / "out"])
+
+
 @pytest.fixture(scope="module")
 def stage_1(data, base, tmp_path_factory):
     """Checkpoint of a stage 1 that was stopped in its second epoch of two."""
