@@ -295,6 +295,28 @@ def check_not_overwritten(run: argparse.Namespace) -> None:
             )
 
 
+def warn_of_other_start(run, cfg: Optional[Dict[str, Any]], path: str) -> None:
+    """Say that a run goes on which began with another model than the one that is given.
+
+    Args:
+        run: all options of the run that goes on.
+        cfg: of its checkpoint, None if unknown.
+        path: its file.
+    """
+    mine = getattr(run.task, "pretrained_model", None)
+    task = (cfg or {}).get("task")
+    known = isinstance(task, dict) and run.checkpoint.restore_file == DEFAULT_RESTORE_FILE
+    if mine is None or not known:
+        return
+    its = task.get("pretrained_model")
+    if its is None or os.path.realpath(its) != os.path.realpath(mine):
+        logger.warning(
+            f"--pretrained-model {mine}: has no part in this run, which goes on from {path} "
+            f"and began with {its or 'no other model'}; to begin with it, give another "
+            "--save-dir"
+        )
+
+
 def check_structure(model, state: Dict[str, Any], path: str) -> None:
     """Compare a model built from the command line with a checkpoint to load.
 

@@ -23,7 +23,7 @@ from .models.srp_base import SRPModel
 from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
-from .pretrained import check_widths, take_layernorm
+from .pretrained import check_widths, take_layernorm, warn_of_other_start
 from .training_errors import (
     EXPLAINED,
     check_norm,
@@ -343,6 +343,7 @@ class SRPTrainer(Trainer):
             )
         if extra_state is not None and isinstance(self.get_model(), SRPModel):
             check_same_run(self, extra_state, filename)
+            warn_of_other_start(self.cfg, written_with, filename)
             with open_dict(self.cfg):
                 take_layernorm(self.get_model(), self.cfg.model, written_with, filename)
         self._wrap_again()

@@ -495,6 +495,17 @@ def test_a_run_with_other_widths_in_the_same_folder(capsys, data, base, tmp_path
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
 
 
+def test_a_model_that_a_run_did_not_begin_with(data, base, tmp_path, caplog):
+    other = shutil.copyfile(base, tmp_path / "other.pt")
+    command = [data, *TINY, *RUN, "--save-dir", tmp_path, "--max-epoch"]
+    for last, given in (("1", base), ("2", base), ("3", os.path.relpath(base))):
+        run_training([*command, last, "--pretrained-model", given])
+    assert "has no part" not in caplog.text
+    run_training([*command, "4", "--pretrained-model", other])
+    assert f"--pretrained-model {other}: has no part in this run" in caplog.text
+    assert f"checkpoint_last.pt and began with {os.path.relpath(base)}; to" in caplog.text
+
+
 @pytest.mark.parametrize("option", ["--pretrained-model", "--teacher-model"])
 @pytest.mark.parametrize("name", ["checkpoint_best.pt", "checkpoint3.pt"])
 def test_a_run_that_would_write_over_its_beginning(data, base, tmp_path, option, name):
