@@ -1,5 +1,6 @@
 """BLEU of a translated test set, of detokenized text, with sacreBLEU's signature."""
 
+import hashlib
 import io
 import logging
 import re
@@ -94,8 +95,8 @@ def corpus_bleu(
         tokenize: ``13a`` for detokenized text, ``none`` for tokens.
 
     Returns:
-        ``score`` in percent, sacreBLEU's ``signature``, and the ``line`` that
-        sacreBLEU prints.
+        ``score`` in percent, sacreBLEU's ``signature``, the ``line`` that sacreBLEU
+        prints, and the ``references_sha256``, by which figures of other texts are found.
     """
     metric = BLEU(lowercase=lowercase, tokenize=tokenize, force=tokenize == "none")
     result = metric.corpus_score(list(hypotheses), [list(references)])
@@ -104,6 +105,7 @@ def corpus_bleu(
         "score": result.score,
         "signature": signature,
         "line": result.format(signature=signature),
+        "references_sha256": hashlib.sha256("\n".join(references).encode()).hexdigest(),
     }
 
 
@@ -157,9 +159,10 @@ def score(
 
 
 def report(scores: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
-    """``bleu`` (None without references), ``bleu_signature``, and the same tokenized."""
+    """``bleu`` (None without references), what it is of, and the same tokenized."""
     facts: Dict[str, Any] = {"bleu": None}
     for name, result in scores.items():
         facts[name] = round(result["score"], 4)
-        facts[f"{name}_signature"] = result["signature"]
+        for part in ("signature", "references_sha256"):
+            facts[f"{name}_{part}"] = result[part]
     return facts

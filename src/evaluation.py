@@ -147,6 +147,14 @@ def check_countable(model: nn.Module, option: str) -> None:
         ) from None
 
 
+def _pytorch(cfg) -> str:
+    """The name of this engine, with the options that change its speed."""
+    options = {"--fp16": cfg.common.fp16}
+    for name in ("cpu_bf16", "sparse_inference", "fairseq_search"):
+        options[f"--{name.replace('_', '-')}"] = getattr(cfg.task, name, False)
+    return " ".join(["pytorch", *(option for option, given in options.items() if given)])
+
+
 def report(
     cfg,
     model: nn.Module,
@@ -185,6 +193,6 @@ def report(
         "gen_subset": cfg.dataset.gen_subset,
         "device": torch.cuda.get_device_name() if has_gpu else "cpu",
         **machine(),
-        "engine": "pytorch",
+        "engine": _pytorch(cfg),
         **(engine.facts() if engine else {}),
     }

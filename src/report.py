@@ -35,7 +35,7 @@ NEEDED = ("bleu", "parameters", "uncut_parameters", "flops", "checkpoint_bytes")
 NEEDED += ("model_bytes", "tokens_per_second", "widths")
 # Speed compares only where these are equal, BLEU where its signature is.
 SPEED_CONDITIONS = ("device", "machine", "threads", "beam", "batch_size", "max_tokens")
-SPEED_CONDITIONS += ("gen_subset",)
+SPEED_CONDITIONS += ("gen_subset", "engine", "quantization", "vocabulary_map")
 
 Run = Dict[str, Any]
 
@@ -183,12 +183,15 @@ def conditions(runs: List[Run]) -> List[str]:
     ]
     signatures = list(dict.fromkeys(r.get("bleu_signature") for r in runs))
     lines += [f"BLEU: {signature}" for signature in signatures if signature]
-    # by whether the references are raw text; reports of earlier versions don't say
+    # reports of earlier versions have less
     raw = {bool(r["reference"]) for r in runs if "reference" in r}
+    texts = {r["bleu_references_sha256"] for r in runs if "bleu_references_sha256" in r}
+    searches = {(r["beam"], r["lenpen"]) for r in runs if "lenpen" in r}
     for what, values in (
         ("signatures", signatures),
         ("sets (--gen-subset)", {r.get("gen_subset") for r in runs}),
-        ("references (--reference)", raw),
+        ("references (--reference)", raw if len(raw) > 1 else texts),
+        ("searches (--beam, --lenpen)", searches),
     ):
         if len(values) > 1:
             lines.append(f"BLEU is NOT comparable: the {what} differ")

@@ -220,6 +220,7 @@ def test_report_holds_what_can_be_checked(
     model = load_model(checkpoints.cut)
     assert report["bleu"] == pytest.approx(score_of(output), abs=0.005)
     assert report["bleu_signature"] in output
+    assert len(report["bleu_references_sha256"]) == 64 and report["engine"] == "pytorch"
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
     dense = load_model(checkpoints.dense)
     assert report["uncut_parameters"] == sum(p.numel() for p in dense.parameters())

@@ -135,6 +135,12 @@ def test_figures_that_do_not_compare_are_said_to(tmp_path, capsys):
     [
         ({"gen_subset": "valid"}, {"gen_subset": "test"}, "the sets (--gen-subset)"),
         ({"reference": None}, {"reference": "raw.test.en"}, "the references (--reference)"),
+        (  # of two folders of data
+            {"bleu_references_sha256": "1"},
+            {"bleu_references_sha256": "2"},
+            "the references (--reference)",
+        ),
+        ({"lenpen": 1}, {"lenpen": 2}, "the searches (--beam, --lenpen)"),
     ],
 )
 def test_scores_of_different_texts_are_said_to_be(tmp_path, capsys, one, two, what):
@@ -143,6 +149,16 @@ def test_scores_of_different_texts_are_said_to_be(tmp_path, capsys, one, two, wh
     printed = capsys.readouterr().out
     assert f"BLEU is NOT comparable: {what} differ" in printed
     assert ("Speed is NOT comparable: gen_subset differ" in printed) == ("gen_subset" in one)
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2 4.8.5", "pytorch --cpu-bf16"])
+def test_speeds_of_different_engines_are_said_to_be(tmp_path, capsys, engine):
+    runs = [write_run(tmp_path, "base", engine="pytorch")]
+    runs += [write_run(tmp_path, "stage1", engine=engine)]
+    call([*runs, "--output", tmp_path])
+    printed = capsys.readouterr().out
+    assert f"engine {' / '.join(sorted(('pytorch', engine)))}" in printed
+    assert "Speed is NOT comparable: engine differ" in printed
 
 
 def test_the_output_is_checked_first(tmp_path, capsys):
