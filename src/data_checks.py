@@ -1,8 +1,9 @@
 """Data that can't be used or read: refused in one line, before any work."""
 
 import os
+import re
 import struct
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
 import numpy as np
 from fairseq import utils
@@ -14,6 +15,7 @@ from .errors import UserError
 from .task_options import SRPTranslationConfig
 
 _MAGIC = MMapIndexedDataset.Index._HDR_MAGIC
+_OF_A_PAIR = re.compile(r"[^.]+\.([^.-]+-[^.-]+)\.[^.]+\.idx")
 _HEADER = struct.Struct("<QBQ")  # version, code of the numbers' type, sentences
 
 
@@ -41,16 +43,41 @@ def check_data(cfg: SRPTranslationConfig) -> None:
     folder = utils.split_paths(cfg.data or "")[0]
     languages = (cfg.source_lang, cfg.target_lang)
     if None in languages:
-        languages = data_utils.infer_language_pair(folder)
+        languages = _inferred_languages(folder, languages)
+    for language in languages:
+        path = os.path.join(folder, f"dict.{language}.txt")
+        if not os.path.isfile(path):
+            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
+
+
+def _inferred_languages(folder: str, given: Sequence[Optional[str]]) -> Sequence[str]:
+    """Source and target language that fairseq takes from the names of a folder's files.
+
+    It takes both, whatever one is given, and those of any file where there are several.
+
+    Raises:
+        UserError: there are none, several, or others than the one that is given.
+    """
+    languages = data_utils.infer_language_pair(folder)
     if None in languages:
         raise UserError(
             f"data {folder}: holds no binarized pair (train.SRC-TGT.SRC.idx); give "
             "--source-lang and --target-lang or the right folder"
         )
-    for language in languages:
-        path = os.path.join(folder, f"dict.{language}.txt")
-        if not os.path.isfile(path):
-            raise UserError(f"data {folder}: {os.path.basename(path)} is missing there")
+    names = map(_OF_A_PAIR.fullmatch, os.listdir(folder))
+    pairs = sorted({name[1] for name in names if name})
+    if len(pairs) > 1:
+        raise UserError(
+            f"data {folder}: holds several pairs of languages, {', '.join(pairs)}; give "
+            "--source-lang and --target-lang"
+        )
+    for side, mine, its in zip(("source", "target"), given, languages):
+        if mine not in (None, its):
+            raise UserError(
+                f"--{side}-lang {mine}: alone it has no effect, the data's files say "
+                f"{'-'.join(languages)}; give --source-lang and --target-lang"
+            )
+    return languages
 
 
 def check_buckets(cfg: SRPTranslationConfig) -> None:

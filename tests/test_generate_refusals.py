@@ -304,6 +304,26 @@ def test_damaged_data(case, corpus, checkpoints, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("given", [["-s", "en"], ["-t", "de"], ["--source-lang", "fr"]])
+def test_one_language_that_is_not_the_datas(corpus, checkpoints, given):
+    side = "target" if given[0] == "-t" else "source"
+    with pytest.raises(UserError, match=f"--{side}-lang {given[1]}: alone .* say de-en; give"):
+        translate(corpus, checkpoints.cut, *given)
+    assert translate(corpus, checkpoints.cut, "-s", "de") == translate(
+        corpus, checkpoints.cut, "-s", "de", "-t", "en"
+    )
+
+
+def test_data_of_several_pairs(corpus, checkpoints, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    for kind in ("idx", "bin"):
+        shutil.copy(data / f"valid.de-en.de.{kind}", data / f"valid.en-de.de.{kind}")
+    with pytest.raises(UserError, match="several pairs of languages, de-en, en-de; give"):
+        translate(str(data), checkpoints.cut)
+    translate(str(data), checkpoints.cut, "-s", "de", "-t", "en")
+
+
 def test_places_that_cannot_be_written_to(corpus, checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     for option in ("--report", "--results-path"):
