@@ -41,6 +41,11 @@ def check_options(args, cfg) -> None:
     if args.report:
         if len(paths) > 1:
             raise UserError("--report: is about one model; --path names several")
+        if cfg.generation.score_reference:
+            raise UserError(
+                "--report: is about translations, of which --score-reference makes none; "
+                "leave one of them out"
+            )
         cli.check_output_file(args.report, *paths, option="--report")
         if args.reference:
             cli.check_output_file(

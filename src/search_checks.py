@@ -8,12 +8,23 @@ from typing import Any, Dict, Set
 
 from fairseq import scoring
 from fairseq.data.data_utils import post_process
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig
 
 from .checkpoint_utils import load_checkpoint
 from .cli import check_seed
 from .errors import UserError
+
+# Options of the search that fairseq's translation parses and leaves aside.
+_OF_REFINING = (
+    *("print_step", "retain_iter_history", "decoding_format"),
+    *(n for n in GenerationConfig.__dataclass_fields__ if n.startswith("iter_decode_")),
+)
+_OF_SPEECH = (
+    *(n for n in GenerationConfig.__dataclass_fields__ if n.endswith("_mt")),
+    "eos_token",
+)
 
 
 def model_overrides(text: str) -> Dict[str, Any]:
@@ -106,15 +117,7 @@ def check_search(cfg) -> None:
         if not math.isfinite(value):
             raise UserError(f"{option} {value:g}: must be a finite number")
     check_seed(cfg.common.seed)
-    for option, given in (
-        ("--print-step", search.print_step),
-        ("--retain-iter-history", search.retain_iter_history),
-    ):
-        if given:
-            raise UserError(
-                f"{option}: is for models that refine a whole translation step by step; "
-                "leave it out"
-            )
+    _check_ignored(search)
     if not (search.temperature > 0 and math.isfinite(search.temperature)):
         raise UserError(f"--temperature {search.temperature:g}: must be above 0")
     if search.max_len_a <= 0 and search.max_len_b < max(search.min_len, 1):
@@ -122,10 +125,6 @@ def check_search(cfg) -> None:
             f"--max-len-b {search.max_len_b}: leaves no room for the {search.min_len} "
             "tokens of --min-len; raise it, or give --max-len-a"
         )
-    for name in ("sampling_topk", "sampling_topp"):
-        value = getattr(search, name)
-        if value >= 0 and not search.sampling:
-            raise UserError(f"--{name.replace('_', '-')} {value}: needs --sampling")
     if search.sampling and search.nbest != search.beam:
         raise UserError(f"--sampling: needs --nbest {search.beam}, as --beam is")
     strategies = {
@@ -167,6 +166,34 @@ def check_search(cfg) -> None:
             f"--post-process {symbol}: is unknown; give subword_nmt (--remove-bpe), "
             "sentencepiece or another one of fairseq's"
         ) from None
+
+
+def _check_ignored(search: GenerationConfig) -> None:
+    """Refuse options that no translation with these models, or with the others, heeds.
+
+    Raises:
+        UserError: names the option, its value and what to do.
+    """
+    for names, reason in (
+        (_OF_REFINING, "is for models that refine a whole translation step by step"),
+        (_OF_SPEECH, "is for models of speech"),
+        (("sampling_topk", "sampling_topp"), not search.sampling and "needs --sampling"),
+        (
+            ("diverse_beam_strength",),
+            search.diverse_beam_groups <= 0 and "needs --diverse-beam-groups",
+        ),
+        (
+            ("retain_dropout_modules",),
+            not search.retain_dropout and "needs --retain-dropout",
+        ),
+    ):
+        for name in names:
+            value = getattr(search, name)
+            if reason and value != GenerationConfig.__dataclass_fields__[name].default:
+                option = f"--{name.replace('_', '-')}"
+                if name != "retain_dropout_modules" and value is not True:
+                    option += f" {value}"
+                raise UserError(f"{option}: {reason}; leave it out")
 
 
 def check_task(cfg, task) -> None:
