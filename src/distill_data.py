@@ -49,6 +49,7 @@ from .checkpoint_utils import (  # noqa: E402
     sole_process,
 )
 from .errors import UserError  # noqa: E402
+from .export import FILES  # noqa: E402
 from .search_checks import model_overrides  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,9 @@ def settings(args, cfg) -> str:
     files = [os.path.join(folder, name) for name in sorted(names)]
     adapters = getattr(cfg.task, "adapter_path", None)
     files += [*utils.split_paths(cfg.common_eval.path), *([adapters] if adapters else [])]
+    if args.ctranslate2_model:  # may have been exported anew under the same name
+        names = sorted(FILES & set(os.listdir(args.ctranslate2_model)))
+        files += [os.path.join(args.ctranslate2_model, name) for name in names]
     for path in files:
         with open(path, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

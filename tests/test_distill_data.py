@@ -17,7 +17,7 @@ from generate_helpers import (
     write_data,
 )
 
-from src import distill_data, generate
+from src import distill_data, export, generate
 from src.checkpoint_utils import sole_process
 from src.errors import UserError
 
@@ -134,6 +134,19 @@ def test_other_options_of_the_task_are_other_settings(data, checkpoints, monkeyp
     for options in ([], *others):
         distill(data, checkpoints.dense, "new", *languages, *options)
     assert len(digests) == 4
+
+
+def test_a_model_exported_anew_is_another(data, checkpoints, tmp_path, monkeypatch):
+    digests, folder = [], tmp_path / "exported"
+    monkeypatch.setattr(
+        distill_data, "run", lambda *given: digests.append(distill_data.settings(*given))
+    )
+    for how in ("float32", "int8", "int8"):
+        made = [data, "--path", checkpoints.dense, "--output", folder, "--quantization", how]
+        export.main([*map(str, made), "--force", "-s", "de", "-t", "en"])
+        engine = ["--engine", "ctranslate2", "--ctranslate2-model", str(folder)]
+        distill(data, checkpoints.dense, "new", *engine)
+    assert digests[0] != digests[1] == digests[2]
 
 
 def test_a_model_trains_on_it(data, checkpoints, tmp_path):
