@@ -537,6 +537,8 @@ def stage_1(data, base, tmp_path_factory):
         (["--compression-rate", "0.3"], "--compression-rate 0.3: .* has 0.4"),
         (["--pruning-period", "3"], "--pruning-period 3: .* has 2"),
         (["--decreasing", "sg"], "--decreasing sg: .* has sa"),
+        (["--importance", "weight"], "--importance weight: .* has fisher"),
+        (["--importance-norm", "l2"], "--importance-norm l2: .* has none"),
     ],
 )
 def test_another_stage_in_the_same_folder(data, base, stage_1, tmp_path, options, words):

@@ -28,6 +28,9 @@ OPTIONS = {
     "decreasing": "--decreasing",
     "prune_heads": "--prune-heads",
     "embedding_ratio": "--embedding-ratio",
+    "importance": "--importance",
+    "importance_norm": "--importance-norm",
+    "importance_per_example": "--importance-per-example",
 }
 
 
@@ -44,6 +47,7 @@ class StagePlan:
         decreasing: schedule of the connectivity; None cuts at once.
         prune_heads: attention modules lose whole heads.
         embedding_ratio: embeddings keep so many times the share that other widths do.
+        importance, importance_norm, importance_per_example: what ranks the channels.
     """
 
     compression_rate: float
@@ -54,6 +58,9 @@ class StagePlan:
     decreasing: Optional[str] = "sa"
     prune_heads: bool = False
     embedding_ratio: float = 1.0
+    importance: str = "fisher"
+    importance_norm: str = "none"
+    importance_per_example: bool = False
 
     @property
     def epochs(self) -> int:

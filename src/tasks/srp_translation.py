@@ -163,6 +163,9 @@ class SRPTranslationTask(TranslationTask):
             decreasing=self.cfg.decreasing if self.cfg.srp else None,
             prune_heads=self.cfg.prune_heads,
             embedding_ratio=self.cfg.embedding_ratio,
+            importance=str(self.cfg.importance),
+            importance_norm=str(self.cfg.importance_norm),
+            importance_per_example=self.cfg.importance_per_example,
         )
 
     def _prepare_stage(self, model) -> None:
