@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Callable, Collection, List, Optional, Sequence
 
 from fairseq import options
@@ -350,6 +351,9 @@ def check_training(args, given: Collection[str]) -> None:
             f"--warmup-updates {args.warmup_updates}: must be at least 1 for --lr-scheduler "
             "inverse_sqrt, whose rate falls from there on"
         )
+    if getattr(args, "write_checkpoints_asynchronously", False) and not find_spec("iopath"):
+        # fairseq ends without training then, with status 0
+        raise UserError("--write-checkpoints-asynchronously: needs package iopath; leave it out")
     check_seed(args.seed)
     make_output_folder(args.save_dir, "--save-dir")
     if args.log_file is not None:  # may lie in that folder

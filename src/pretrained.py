@@ -245,6 +245,11 @@ def check_start(run: argparse.Namespace) -> None:
     """
     file = getattr(run, "restore_file", DEFAULT_RESTORE_FILE)
     path = getattr(run, "finetune_from_model", None)
+    # a run that is there already goes on without these two
+    there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))
+    once = getattr(run, "continue_once", None)
+    if once and not (there or os.path.isfile(once)):
+        raise UserError(f"--continue-once {once}: no such file; give a checkpoint (.pt)")
     if not path:
         named = file.replace(".pt", f"{getattr(run, 'checkpoint_suffix', '')}.pt")
         sharded = getattr(run, "use_sharded_state", False)  # into files of other names
@@ -265,8 +270,6 @@ def check_start(run: argparse.Namespace) -> None:
             f"--finetune-from-model {path}: would replace the weights of --pretrained-model "
             f"{run.pretrained_model}; leave one of them out"
         )
-    # a run that is there already goes on without it
-    there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))
     if not (there or os.path.isfile(path)):
         raise UserError(f"--finetune-from-model {path}: no such file; give a checkpoint (.pt)")
 

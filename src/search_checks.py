@@ -27,8 +27,12 @@ _OF_SPEECH = (
 )
 
 
-def model_overrides(text: str) -> Dict[str, Any]:
-    """The dictionary of ``--model-overrides``.
+def model_overrides(
+    text: str,
+    option: str = "--model-overrides",
+    example: str = "{'max_target_positions': 100}",
+) -> Dict[str, Any]:
+    """The dictionary of ``--model-overrides``, or of another option of this form.
 
     Raises:
         UserError: it is none.
@@ -39,8 +43,7 @@ def model_overrides(text: str) -> Dict[str, Any]:
         overrides = None
     if not isinstance(overrides, dict):
         raise UserError(
-            f"--model-overrides {text}: must be a dictionary as Python writes it, as "
-            "{'max_target_positions': 100}"
+            f"{option} {text}: must be a dictionary as Python writes it, as {example}"
         )
     return overrides
 

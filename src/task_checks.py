@@ -14,6 +14,7 @@ from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
 from .pretrained import check_not_overwritten, check_start
+from .search_checks import model_overrides
 from .task_options import SRPTranslationConfig
 from .validation_checks import check_validation
 
@@ -255,12 +256,20 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     check_subsets(cfg, run)
     check_start(run)
     check_not_overwritten(run)
+    overrides = getattr(run, "optimizer_overrides", "{}")
+    model_overrides(overrides, "--optimizer-overrides", "{'weight_decay': 0.01}")
     for name in EMBEDDING_FILES:
         path = getattr(run, name, None)
         if path and not os.path.isfile(path):
             raise UserError(
                 f"--{name.replace('_', '-')} {path}: no such file; give embeddings as text"
             )
+    path = getattr(run, "quantization_config_path", None)
+    if path:
+        raise UserError(
+            f"--quantization-config-path {path}: replaces layers during training, which this "
+            "plug-in's can't be; leave it out, and quantize with export.py"
+        )
     for name in ("dropout", "attention_dropout", "activation_dropout", "relu_dropout"):
         value = getattr(run, name, None) or 0.0
         if not 0 <= value < 1:

@@ -25,7 +25,7 @@ from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_widths, take_layernorm, warn_of_other_start
 from .training_errors import (
-    EXPLAINED,
+    EXPLAINED_OF_PARTS,
     check_norm,
     check_same_run,
     named,
@@ -294,7 +294,7 @@ class SRPTrainer(Trainer):
     def _build_optimizer(self):
         names = self.cfg.optimizer._name, self.cfg.lr_scheduler._name
         what = "--optimizer {}, --lr-scheduler {}".format(*names)
-        with named(what, kinds=(*EXPLAINED, ValueError, ImportError, ZeroDivisionError)):
+        with named(what, kinds=EXPLAINED_OF_PARTS):
             super()._build_optimizer()
         if isinstance(self._optimizer, AMPOptimizer):
             unscale_once(self._optimizer, self.cfg.common, self.device.type)

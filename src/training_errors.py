@@ -14,6 +14,9 @@ from .pretrained import check_not_shrinking
 # What fairseq raises, with words, for data without a batch, a sentence that is too long, a
 # checkpoint of another model or optimizer.
 EXPLAINED = (Exception, AssertionError)
+# And for options of an optimizer or a schedule, which it evaluates as Python.
+EXPLAINED_OF_PARTS = (*EXPLAINED, ValueError, ImportError, ZeroDivisionError)
+EXPLAINED_OF_PARTS += (NameError, SyntaxError)
 
 
 @contextmanager

@@ -188,6 +188,9 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
             ["indices-seed", "--update-epoch-batch-itr True"],
         ),
         (["--upsample-primary", "0"], ["--upsample-primary 0", "at least 1"]),
+        (["--continue-once", "no.pt"], ["--continue-once no.pt", "no such file"]),
+        (["--optimizer-overrides", "lr=1"], ["overrides lr=1", "{'weight_decay': 0.01}"]),
+        (["--optimizer", "adam", "--adam-betas", "x"], ["--optimizer adam", "name 'x' is not"]),
     ],
 )
 def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
@@ -832,6 +835,22 @@ def test_a_schedule_that_falls_from_the_end_of_its_warmup(data, tmp_path):
         args = cli.parse(parser, [*command, "--warmup-updates", updates])
         with nullcontext() if valid else pytest.raises(UserError, match="--warmup-updates 0"):
             cli.check_training(args, {"--lr"})
+
+
+def test_checkpoints_without_the_package_that_would_write_them(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    command = [data, *TINY, *RUN, "--write-checkpoints-asynchronously", "--save-dir", tmp_path]
+    parser = fairseq_options.get_training_parser("SRPtranslation")
+    args = cli.parse(parser, list(map(str, command)))
+    with pytest.raises(UserError, match="asynchronously: needs package iopath"):
+        cli.check_training(args, {"--lr"})
+
+
+def test_layers_that_would_be_quantized(capsys, data, tmp_path):
+    (tmp_path / "pq.yaml").write_text("n_centroids: {}\n")
+    command = [data, *TINY, *RUN, "--max-update", "1"]
+    command += ["--quantization-config-path", str(tmp_path / "pq.yaml")]
+    refused(capsys, command, tmp_path, "--quantization-config-path", "export.py")
 
 
 def refused_script(script, *arguments, words):
