@@ -4,6 +4,7 @@ Importing this package registers its parts with fairseq (``--user-dir src``).
 """
 
 import logging
+import os
 import sys
 from importlib.util import find_spec
 
@@ -15,6 +16,12 @@ for _name in ("torch", "fairseq"):
             f"{_name} is not installed for {sys.executable}; make the environment with 'make "
             "setup' and activate it with 'source .venv/bin/activate'"
         )
+
+_level = os.environ.get("LOGLEVEL", "INFO")
+if _level.upper() not in logging.getLevelNamesMapping():
+    raise UserError(
+        f"LOGLEVEL={_level}: must be DEBUG, INFO, WARNING, ERROR or CRITICAL in the environment"
+    )
 
 # fairseq sets the root logger to DEBUG, and asks for tensorboardX, which only its speech
 # synthesis needs, whenever it is imported

@@ -853,6 +853,11 @@ def test_layers_that_would_be_quantized(capsys, data, tmp_path):
     refused(capsys, command, tmp_path, "--quantization-config-path", "export.py")
 
 
+def test_a_level_of_the_log_that_is_none(monkeypatch):
+    monkeypatch.setenv("LOGLEVEL", "loud")
+    refused_script("report.py", "x", words="LOGLEVEL=loud: must be DEBUG, INFO")
+
+
 def refused_script(script, *arguments, words):
     done = run_script(script, *arguments)
     assert done.returncode == 2
