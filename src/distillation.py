@@ -3,8 +3,10 @@
 import logging
 from typing import Tuple
 
+import numpy as np
 import torch
 from fairseq import models
+from fairseq.modules import LearnedPositionalEmbedding
 from torch import nn
 
 from .checkpoint_utils import load_checkpoint
@@ -81,3 +83,29 @@ def check_attention(teacher: nn.Module, student: SRPModel, cfg, attn_kd: float) 
             f"{what} has {its} decoder layers, the model {layers}; give one with as many, "
             "or use --prob-kd"
         )
+
+
+def check_lengths(teacher: nn.Module, dataset, limits: Tuple[int, int], cfg) -> None:
+    """Refuse training sentences that the teacher has no positions for.
+
+    Args:
+        dataset: the training pairs.
+        limits: most tokens of a source and a target; longer pairs are left out anyway.
+        cfg: the task's options, which name the teacher.
+
+    Raises:
+        UserError: names the teacher's limit and the longest sentence.
+    """
+    sizes = [np.asarray(x) for x in (dataset.src_sizes, dataset.tgt_sizes)]
+    trained = np.all([size <= limit for size, limit in zip(sizes, limits)], axis=0)
+    for side, name, size in zip(("encoder", "decoder"), ("source", "target"), sizes):
+        table = getattr(getattr(teacher, side, None), "embed_positions", None)
+        if not isinstance(table, LearnedPositionalEmbedding):
+            continue  # others go on for ever
+        longest = int(size[trained].max(initial=0))
+        if longest > table.max_positions:
+            raise UserError(
+                f"{' '.join(teacher_file(cfg))}: has {table.max_positions} learned positions, "
+                f"a training sentence has {longest} {name} tokens; give another teacher, or "
+                "data without longer sentences"
+            )

@@ -846,6 +846,16 @@ def test_checkpoints_without_the_package_that_would_write_them(data, tmp_path, m
         cli.check_training(args, {"--lr"})
 
 
+def test_sentences_that_a_teacher_has_no_positions_for(capsys, data, tmp_path):
+    short = ["--encoder-learned-pos", "--decoder-learned-pos", "--max-source-positions", "9"]
+    run = [data, *TINY, *RUN, "--max-update", "1", "--skip-invalid-size-inputs-valid-test"]
+    run_training([*run, *short, "--save-dir", tmp_path / "teacher"])
+    run += ["--prob-kd", "1", "--teacher-model", tmp_path / "teacher" / "checkpoint_last.pt"]
+    words = "has 9 learned positions, a training sentence has 13 source tokens"
+    refused(capsys, run, tmp_path, "--teacher-model", words)
+    run_training([*run, "--max-source-positions", "9", "--save-dir", tmp_path / "short"])
+
+
 def test_layers_that_would_be_quantized(capsys, data, tmp_path):
     (tmp_path / "pq.yaml").write_text("n_centroids: {}\n")
     command = [data, *TINY, *RUN, "--max-update", "1"]

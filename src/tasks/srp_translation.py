@@ -21,7 +21,7 @@ from ..connectivity.importance import score as score_channels
 from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
 from ..connectivity.stage import PruningStage, StagePlan
 from ..data_checks import check_buckets, check_data
-from ..distillation import check_attention, read_teacher, teacher_file
+from ..distillation import check_attention, check_lengths, read_teacher, teacher_file
 from ..errors import UserError
 from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
@@ -69,13 +69,16 @@ class SRPTranslationTask(TranslationTask):
 
     def load_dataset(self, split, *args, **kwargs):
         try:
-            return super().load_dataset(split, *args, **kwargs)
+            super().load_dataset(split, *args, **kwargs)
         except FileNotFoundError as error:
             if self.save_dir is None:  # no training: other tools name their own option
                 raise
             raise UserError(
                 f"data {self.cfg.data}: {error}; make it with fairseq-preprocess"
             ) from None
+        if self._teacher is not None and split == self.cfg.train_subset:
+            limits = self.max_positions()
+            check_lengths(self._teacher, self.datasets[split], limits, self.cfg)
 
     # -- building -----------------------------------------------------------
 
