@@ -17,7 +17,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from .ctranslate2_check import check_same, load_translator, random_pairs
 from .ctranslate2_generator import CTranslate2Generator
-from .ctranslate2_model import QUANTIZATIONS, require_ctranslate2
+from .ctranslate2_model import QUANTIZATIONS, require_ctranslate2, weights_digest
 from .errors import UserError
 from .export import MODEL, export
 
@@ -168,6 +168,13 @@ def prepare(
             use_map=args.ctranslate2_vocabulary_map != "off",
         )
     if args.ctranslate2_model is not None:
+        its, mine = generator.config.get("weights_sha256"), weights_digest(model)
+        # quantized, the model of another epoch differs no more than its own may
+        if None not in (its, mine) and its != mine:
+            raise UserError(
+                f"{what}: is not of {cfg.common_eval.path}: it was exported from other "
+                "weights; export anew"
+            )
         limits = [
             min(side.max_positions(), generator.config.get(f"max_{name}_positions", 1024))
             for name, side in (("source", model.encoder), ("target", model.decoder))

@@ -7,8 +7,10 @@ adds nothing to any product, so the outputs stay the same.
 """
 
 import copy
-from typing import List, Sequence
+import hashlib
+from typing import List, Optional, Sequence
 
+import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModelBase
 from torch import nn
@@ -58,6 +60,17 @@ def require_ctranslate2(option: str):
 def plain(model: nn.Module) -> nn.Module:
     """The model, or a copy of it with its adapters fused."""
     return fuse(copy.deepcopy(model)) if adapted_layers(model) else model
+
+
+def weights_digest(model: nn.Module) -> Optional[str]:
+    """SHA-256 of a model's weights; None with adapters, which are fused inexactly."""
+    if adapted_layers(model):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_exportable(model: nn.Module, what: str) -> None:

@@ -65,6 +65,7 @@ from .ctranslate2_model import (  # noqa: E402
     check_exportable,
     plain,
     require_ctranslate2,
+    weights_digest,
 )
 from .data_checks import load_set, set_up  # noqa: E402
 from .errors import UserError  # noqa: E402
@@ -186,6 +187,7 @@ def export(
     """
     model = plain(model)
     check_exportable(model, what)
+    digest = weights_digest(model)
     limits = [side.max_positions() for side in (model.encoder, model.decoder)]
     if max_length is not None:
         limits = [min(limit, max_length) for limit in limits]
@@ -195,6 +197,7 @@ def export(
             os.remove(os.path.join(folder, name))
         spec = build_spec(model, *dictionaries, what, limits)
         spec.config.add_attribute("quantization", kind)
+        spec.config.add_attribute("weights_sha256", digest)
         spec.optimize(kind)
         spec.save(folder)
         translator = load_translator(folder, what)

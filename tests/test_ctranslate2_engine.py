@@ -193,6 +193,22 @@ def test_an_exported_folder(corpus, checkpoints, folder, tmp_path):
     assert facts["quantization"] == "float32"
 
 
+def test_a_quantized_folder_of_an_earlier_model(corpus, checkpoints, tmp_path, capsys):
+    path, folder = str(tmp_path / "model.pt"), tmp_path / "int8"
+    shutil.copyfile(checkpoints.cut, path)
+    export.main(
+        [corpus, "--path", path, "--output", str(folder), "--quantization", "int8"]
+        + ["-s", "de", "-t", "en"]
+    )
+    options = [*LENGTH, "--engine", "ctranslate2", "--ctranslate2-model", str(folder)]
+    translate(corpus, path, *options)
+    state = torch.load(path)
+    state["model"]["decoder.layers.0.fc1.weight"] *= 1.001  # training went on
+    torch.save(state, path)
+    with pytest.raises(UserError, match="int8: is not of .*model.pt: it was exported"):
+        translate(corpus, path, *options)
+
+
 @pytest.mark.parametrize("engine", ["pytorch", "ctranslate2"])
 def test_threads_of_either_engine(engine, corpus, checkpoints, tmp_path):
     before, report = torch.get_num_threads(), tmp_path / "report.json"
@@ -296,7 +312,7 @@ CT2 = ["--engine", "ctranslate2"]
 REFUSALS = {
     "another model": (
         [*CT2, "--ctranslate2-model", "{folder}", "--path", "{dense}"],
-        ["--ctranslate2-model", "is not of", "not the same"],
+        ["--ctranslate2-model", "is not of", "exported from other weights"],
     ),
     "damaged folder": (
         [*CT2, "--ctranslate2-model", "{broken}"],
