@@ -344,9 +344,10 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
 
 
 def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:
-    """Compare a model with the run in its folder, which is to go on.
+    """Compare a model with the checkpoint that it is to go on from.
 
-    Other numbers of layers don't load. Smaller widths would, as those of a cut model.
+    Other numbers of layers don't load. Smaller widths would, as those of a cut model, and
+    what has no weights of its own, as another activation.
 
     Args:
         cfg: of the run's checkpoint, None if unknown.
@@ -358,10 +359,10 @@ def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:
         return
     config = read_model_config({"cfg": cfg})
     for name in STRUCTURE:
-        if not name.endswith(("_dim", "_heads")):
+        if name.endswith(("_layers", "_positions")):
             continue
         mine, its = getattr(model.cfg, name), getattr(config, name)
-        if mine != its:
+        if str(mine) != str(its):
             option = name.replace("_", "-")
             raise UserError(
                 f"--{option} {mine}: the run of checkpoint {path} has {its}; give that, or "

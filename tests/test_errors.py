@@ -521,6 +521,28 @@ def test_a_run_that_would_write_over_its_beginning(data, base, tmp_path, option,
     run_training([*command, tmp_path / "out"])
 
 
+@pytest.mark.parametrize("start", ["--restore-file", "--finetune-from-model"])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--activation-fn", "gelu"], "--activation-fn gelu: .* has relu;"),
+        (["--no-scale-embedding"], "--no-scale-embedding True: .* has False;"),
+        (["--no-token-positional-embeddings"], "-embeddings True: .* has False;"),
+    ],
+)
+def test_going_on_with_another_function(data, base, tmp_path, start, options, words):
+    command = [data, *TINY, *RUN, *options, "--max-epoch", "4", "--save-dir", tmp_path]
+    with pytest.raises(UserError, match=words):
+        run_training([*command, start, base])
+
+
+def test_going_on_with_another_table(data, base, tmp_path):
+    untied = [option for option in TINY if option != "--share-decoder-input-output-embed"]
+    command = [data, *untied, *RUN, "--max-epoch", "4", "--save-dir", tmp_path]
+    with pytest.raises(UserError, match="--share-decoder-input-output-embed False: .* True;"):
+        run_training([*command, "--restore-file", base])
+
+
 @pytest.fixture(scope="module")
 def stage_1(data, base, tmp_path_factory):
     """Checkpoint of a stage 1 that was stopped in its second epoch of two."""
