@@ -162,20 +162,22 @@ def report(
     steps: Sequence[Step],
     lengths: Tuple[Optional[int], Optional[int]],
     engine=None,
+    skipped: Sequence[int] = (),
 ) -> Dict[str, Any]:
     """What ``--report`` writes beside BLEU.
 
     Args:
         cfg: fairseq's configuration of the run.
         dataset: the translated sentence pairs.
-        lengths: source and target tokens for FLOPs (default: the dataset's mean),
-            which are of one sentence at beam 1, see ``flops_counter``.
+        lengths: source and target tokens for FLOPs (default: the mean of
+            those translated), which are of one sentence at beam 1, see ``flops_counter``.
         engine: what translated instead of PyTorch, with ``facts()`` of its own.
+        skipped: numbers of the sentences that were left out.
     """
     sources, targets = dataset.src_sizes, dataset.tgt_sizes
     targets = sources if targets is None else targets
-    source = lengths[0] or round(float(np.mean(sources)))
-    target = lengths[1] or round(float(np.mean(targets)))
+    means = [float(np.mean(np.delete(x, list(skipped)))) for x in (sources, targets)]
+    source, target = (given or round(mean) for given, mean in zip(lengths, means))
     flops = count_flops(model, source, target)
     has_gpu = torch.cuda.is_available() and not cfg.common.cpu
     return {

@@ -113,7 +113,7 @@ def get_parser() -> argparse.ArgumentParser:
             f"--flops-{side}-length",
             type=int,
             metavar="N",
-            help=f"{side} tokens of a sentence for FLOPs (default: the test set's mean)",
+            help=f"{side} tokens of a sentence for FLOPs (default: the mean of those translated)",
         )
     return parser
 
@@ -242,7 +242,9 @@ def run(args, cfg) -> None:
     if args.report:
         facts = {
             **bleu.report(scores),
-            **evaluation.report(cfg, models[0], dataset, steps, _lengths(args), engine),
+            **evaluation.report(
+                cfg, models[0], dataset, steps, _lengths(args), engine, skipped
+            ),
             "reference": args.reference,
             "skipped_sentences": len(skipped),
             "num_updates": updates,

@@ -178,6 +178,11 @@ def test_too_long_sentences_count_as_empty(
     found = hypotheses(output)
     assert sorted(found) == [n for n in range(SENTENCES) if n != 5]
     assert "left out 1 too long" in output
+    report = tmp_path / "report.json"
+    translate(str(tmp_path), checkpoints.cut, *limit, "--report", str(report))
+    lengths = [len(source.split()) + 1 for n, (source, _) in enumerate(pairs) if n != 5]
+    length = json.loads(report.read_text())["flops_source_length"]
+    assert abs(length - sum(lengths) / len(lengths)) <= 0.5
     reference = tmp_path / "reference.en"
     moses = MosesDetokenizer("en")
     lines = [moses.detokenize(found.get(n, "a the").split()) for n in range(SENTENCES)]
