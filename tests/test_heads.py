@@ -13,7 +13,7 @@ from test_export import exported, found_deviation
 from test_flops import SMALL, build as dense_float, teacher_forced
 from test_sequence_generator import DICTIONARY, LENGTHS, assert_same, livelier, sample
 
-from src.connectivity.budget import ParameterCount, plan_widths
+from src.connectivity.budget import ParameterCount, plan_widths, scaled_widths
 from src.connectivity.cut import cut
 from src.connectivity.groups import attention_groups, channel_groups
 from src.connectivity.selection import head_scores, select
@@ -38,6 +38,13 @@ def head_keep(model, seed=3):
         for group in pair:
             keep[group.name] = torch.arange(group.width).view(group.heads, -1)[kept].flatten()
     return keep
+
+
+def test_one_head_stays_at_the_least():
+    groups = channel_groups(build(**FOUR))
+    widths = scaled_widths(groups, {"qk", "vo"}, 0.0, whole_heads=True)
+    for pair in attention_groups(groups):
+        assert [widths[group.name] for group in pair] == [group.head_width for group in pair]
 
 
 # -- the cut ------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """fairseq's options that reach into the model, beside the plug-in's own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,8 @@ from conftest import (
 from fairseq.logging import metrics
 
 from src.criterions.srp import SRPCriterion
-from src.run_length import updates_in_epochs
+from src.errors import UserError
+from src.run_length import check_has_updates, updates_in_epochs
 from src.trainer import SRPTrainer
 
 
@@ -142,6 +145,22 @@ def test_distillation_losses_are_added_by_their_weights(sentence_avg):
     values = logged.get_smoothed_values()
     assert values["prob_kd_loss"] == pytest.approx(prob.item() / tokens, rel=1e-2)
     assert values["attn_kd_loss"] == pytest.approx(attn.item() / tokens, rel=1e-2)
+
+
+@pytest.mark.parametrize("skip, option", [(False, "--grouped-s"), (True, "--skip-rem")])
+def test_an_epoch_without_updates_names_the_option(skip, option):
+    """One batch for two processes."""
+
+    class Iterator(SimpleNamespace):
+        def __len__(self):
+            return 1
+
+    cfg = SimpleNamespace(
+        optimization=SimpleNamespace(update_freq=[1], skip_remainder_batch=skip),
+        dataset=SimpleNamespace(grouped_shuffling=not skip),
+    )
+    with pytest.raises(UserError, match=f"^{option}.*: epoch 1 has 1 batches, too few"):
+        check_has_updates(cfg, Iterator(frozen_batches=[[0]], num_shards=2), 1)
 
 
 @pytest.mark.parametrize(
