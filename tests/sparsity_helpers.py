@@ -130,3 +130,16 @@ def replicas(model, monkeypatch):
     module = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(module, "_broadcast_coalesced_reshape", broadcast)
     return module.replicate(model, [0, 1], detach=not torch.is_grad_enabled())
+
+
+def check_replicas(model, x, learning, monkeypatch):
+    """Replicas compute what the model does, and its parameters learn from them."""
+    with torch.set_grad_enabled(learning):
+        expected = model(x)
+        for replica in replicas(model, monkeypatch):
+            result = replica(x)
+            torch.testing.assert_close(result, expected)
+            if learning:
+                result.square().sum().backward(retain_graph=True)
+    if learning:
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

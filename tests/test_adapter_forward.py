@@ -10,7 +10,7 @@ from torch import nn
 
 from src import adapters
 from src.adapters import SPLoRA
-from sparsity_helpers import replicas
+from sparsity_helpers import check_replicas
 from test_adapter_layers import METHODS, both, linear, stir
 from test_adapters import values
 
@@ -378,15 +378,7 @@ def test_replicas_of_data_parallel_compute_and_learn_the_same(
     layer = nn.TransformerEncoderLayer(12, 3, 18, dropout=0.0, dtype=torch.float64)
     model, x = stir(METHODS[method](layer)), torch.randn(5, 2, 12, dtype=torch.float64)
     model.train(training)
-    with torch.set_grad_enabled(learning):
-        expected = model(x)
-        for replica in replicas(model, monkeypatch):
-            result = replica(x)
-            torch.testing.assert_close(result, expected)
-            if learning:
-                result.square().sum().backward(retain_graph=True)
-    if learning:
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    check_replicas(model, x, learning, monkeypatch)
 
 
 def test_functional_gradients_whatever_the_number_of_rows():

@@ -24,7 +24,7 @@ from src.sparsity.layers import (
 from src.sparsity.layouts import LAYOUTS
 from src.sparsity.magnitude import masks, prune_by_pct
 from src.sparsity.optim import SGD
-from sparsity_helpers import replicas
+from sparsity_helpers import check_replicas
 
 CPU = tuple(name for name in LAYOUTS if name != "semi_structured")
 
@@ -672,15 +672,7 @@ def test_replicas_of_data_parallel_compute_and_learn_the_same(training, learning
     model = to_sparse(net(0.3))
     x = torch.randn(4, 1, 12, 12, dtype=torch.float64)
     model.train(training)
-    with torch.set_grad_enabled(learning):
-        expected = model(x)
-        for replica in replicas(model, monkeypatch):
-            result = replica(x)
-            torch.testing.assert_close(result, expected)
-            if learning:
-                result.sum().backward(retain_graph=True)
-    if learning:
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    check_replicas(model, x, learning, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore")
