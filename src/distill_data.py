@@ -50,6 +50,7 @@ from .checkpoint_utils import (  # noqa: E402
 )
 from .errors import UserError  # noqa: E402
 from .export import FILES  # noqa: E402
+from .pretrained import check_not_shrinking  # noqa: E402
 from .search_checks import model_overrides  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -294,6 +295,8 @@ def run(args, cfg) -> None:
     """
     check(args, cfg)
     loaded = generate.load(args, cfg)
+    for path, model in zip(utils.split_paths(cfg.common_eval.path), loaded.models):
+        check_not_shrinking(model, f"--path {path}")
     dataset = loaded.task.dataset(cfg.dataset.gen_subset)
     if dataset.tgt is None and not args.without_original:
         raise UserError(

@@ -12,7 +12,13 @@ from torch import nn
 from .checkpoint_utils import load_checkpoint
 from .errors import UserError
 from .models.srp_base import SRPModel
-from .pretrained import check_dictionaries, check_finite, load_weights, teacher_arguments
+from .pretrained import (
+    check_dictionaries,
+    check_finite,
+    check_not_shrinking,
+    load_weights,
+    teacher_arguments,
+)
 from .task_options import SRPTranslationConfig
 
 logger = logging.getLogger(__name__)
@@ -57,6 +63,7 @@ def read_teacher(task) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
         model = models.build_model(teacher_arguments(state), task)
     load_weights(model, state, what)
+    check_not_shrinking(model, what)
     model.requires_grad_(False)
     logger.info(f"distilling from {path}")
     return model.eval()

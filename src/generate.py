@@ -32,6 +32,7 @@ if __name__ == "__main__":
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import logging  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
@@ -48,7 +49,9 @@ from . import generation_checks as checks  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
 from .checkpoint_utils import refusing_failed_writes, trusted_pickle  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .pretrained import check_finite  # noqa: E402
+from .pretrained import check_finite, check_not_shrinking  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 
 def _known_arch(name: str) -> str:
@@ -217,6 +220,11 @@ def run(args, cfg) -> None:
         UserError: a mistake in an option or file, before any translation.
     """
     task, models, skipped, updates, references = load(args, cfg)
+    for path, model in zip(utils.split_paths(cfg.common_eval.path), models):
+        try:
+            check_not_shrinking(model, f"--path {path}")
+        except UserError as error:  # what it translates is worth a look, no more
+            logger.warning(error)
     dataset = task.dataset(cfg.dataset.gen_subset)
     if args.report:
         evaluation.check_countable(models[0], f"--report {args.report}")

@@ -184,6 +184,12 @@ def test_refused(data, checkpoints, tmp_path, options, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_is_shrinking_is_no_teacher(data, checkpoints, tmp_path):
+    with pytest.raises(UserError, match="--path .* a pruning stage is under way"):
+        distill(data, checkpoints.gated, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_output_is_checked_first(data, checkpoints, tmp_path, monkeypatch):
     for output, words in ((data, "exists"), (tmp_path / "no" / "new", "there is no folder")):
         with pytest.raises(UserError, match=f"--output .*{words}"):

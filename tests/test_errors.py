@@ -352,6 +352,10 @@ def teachers(data, base, tmp_path_factory):
     state = torch.load(base)
     state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
     torch.save(state, found["nan"])
+    found["shrinking"] = str(folder / "shrinking.pt")
+    state = torch.load(base)
+    state["model"]["encoder.embedding.connectivity"][2] = 0.5
+    torch.save(state, found["shrinking"])
     for name, options in architectures.items():
         unknown = {"--label-smoothing", "0.1"} if name == "adaptive" else ()
         run = [data, *(o for o in RUN if o not in unknown), *options]
@@ -366,6 +370,7 @@ def teachers(data, base, tmp_path_factory):
         ("missing", "--prob-kd", ["--teacher-model", "no such file"]),
         ("nan", "--prob-kd", ["--teacher-model", "encoder.layers.0.fc1.weight", "NaN"]),
         ("adaptive", "--prob-kd", ["--teacher-model", "adaptive softmax"]),
+        ("shrinking", "--prob-kd", ["--teacher-model", "a pruning stage is under way"]),
         ("lstm", "--attn-kd", ["--attn-kd 1", "LSTMModel"]),
         ("1 layer", "--attn-kd", ["--attn-kd 1", "has 1 decoder layers, the model 2"]),
     ],

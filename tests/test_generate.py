@@ -297,6 +297,13 @@ def test_arch_and_weighted_layernorm_as_in_the_readme(
     assert "was cut without it" not in capsys.readouterr().err
 
 
+def test_a_model_that_is_shrinking_is_translated_with_a_warning(corpus, checkpoints, capsys):
+    for path in (checkpoints.gated, checkpoints.cut):
+        translate(corpus, path)
+        warned = "a pruning stage is under way" in capsys.readouterr().err
+        assert warned == (path == checkpoints.gated)
+
+
 def test_data_without_a_target_side(corpus, checkpoints, tmp_path):
     for name in Path(corpus).iterdir():
         if not name.name.startswith("test.de-en.en"):
