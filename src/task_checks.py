@@ -279,15 +279,28 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         given = ",".join(map(str, frequencies))
         raise UserError(f"--update-freq {given}: must be at least 1 in every epoch")
     for name, least in (
+        *((name, 1) for name in ("max_tokens", "batch_size")),
+        *((f"{name}_valid", 1) for name in ("max_tokens", "batch_size")),
         ("required_batch_size_multiple", 1),
         ("log_interval", 1),
         ("save_interval", 1),
         ("validate_interval", 1),
         ("num_workers", 0),
     ):
-        value = getattr(run, name, least)
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        value = getattr(run, name, None)
+        try:  # fairseq leaves the options of a validation's batches as text
+            valid = value is None or int(value) >= least
+        except ValueError:
+            valid = False
+        if not valid:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise UserError(f"{option}: must be a whole number of at least {least}")
+    pattern = getattr(run, "keep_interval_updates_pattern", -1)
+    if pattern < 1 and pattern != -1:
+        raise UserError(
+            f"--keep-interval-updates-pattern {pattern}: must be at least 1, checkpoints of "
+            "multiples of it are kept"
+        )
     drawn_anew = getattr(run, "update_epoch_batch_itr", False)
     if getattr(run, "update_ordered_indices_seed", False) and not drawn_anew:
         raise UserError(

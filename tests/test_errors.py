@@ -17,7 +17,7 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from conftest import ROOT, RUN, TINY, run_training, write_corpus
 
 from src.checkpoint_utils import load_checkpoint
-from src import cli, generate
+from src import cli, generate, training
 from src.errors import UserError
 from src.pretrained import check_start
 from src.trainer import SRPTrainer
@@ -174,6 +174,12 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--required-batch-size-multiple", "0"], ["batch-size-multiple 0", "at least 1"]),
         (["--save-interval", "0"], ["--save-interval 0", "at least 1"]),
         (["--num-workers", "-1"], ["--num-workers -1", "at least 0"]),
+        (["--max-tokens", "0"], ["--max-tokens 0", "at least 1"]),
+        (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+        (["--max-tokens-valid", "-5"], ["--max-tokens-valid -5", "at least 1"]),
+        (["--batch-size-valid", "-1"], ["--batch-size-valid -1", "at least 1"]),
+        (["--batch-size-valid", "1.5"], ["--batch-size-valid 1.5", "whole number"]),
+        (["--keep-interval-updates-pattern", "0"], ["updates-pattern 0", "at least 1"]),
         (["--skip-remainder-batch", "--update-freq", "99"], ["--skip-remainder", "freq 99"]),
         (["--eval-bleu", "--eval-bleu-args", "{bad"], ["--eval-bleu-args {bad", "JSON"]),
         (["--eval-bleu", "--eval-bleu-detok-args", "[]"], ["--eval-bleu-detok-args []"]),
@@ -251,33 +257,47 @@ def test_embeddings_are_needed_by_the_training_alone(data, tmp_path):
     torch.testing.assert_close(model.encoder.embed_tokens.weight, trained, rtol=0, atol=0)
 
 
+def checked_options(**changes):
+    """Options that pass, but for those that are given."""
+    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
+    given.update(lr_scheduler="fixed", log_file=None)
+    given.update(distributed_world_size=1, model_parallel_size=1)
+    return argparse.Namespace(**{**given, **changes})
+
+
 def test_save_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("/proc/nope", str(tmp_path / "file")):
-        given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
-        args = argparse.Namespace(**given, lr_scheduler="fixed", save_dir=folder)
+        args = checked_options(save_dir=folder)
         with pytest.raises(UserError, match=f"--save-dir {folder}: "):
-            cli.check_training(args, {"--lr"})
+            training.check_training(args, {"--lr"})
 
 
 def test_log_file_that_cannot_be_written(tmp_path):
     """It may lie in the folder of the run, which is not there yet."""
     run = tmp_path / "run"
-    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
-    given.update(save_dir=str(run), log_file=str(run / "log"))
-    args = argparse.Namespace(**given, lr_scheduler="fixed")
-    cli.check_training(args, {"--lr"})
+    args = checked_options(save_dir=str(run), log_file=str(run / "log"))
+    training.check_training(args, {"--lr"})
     args.log_file = str(tmp_path / "nowhere" / "log")
     with pytest.raises(UserError, match="--log-file .*: there is no folder"):
-        cli.check_training(args, {"--lr"})
+        training.check_training(args, {"--lr"})
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_that_numpy_does_not_take(tmp_path, seed):
-    given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": seed}
-    args = argparse.Namespace(**given, lr_scheduler="fixed", save_dir=str(tmp_path / "run"))
-    with pytest.raises(UserError, match=f"--seed {seed}: must be from 0"):
-        cli.check_training(args, {"--lr"})
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("seed", -1, "must be from 0"),  # numpy takes no other
+        ("seed", 2**32, "must be from 0"),
+        ("distributed_world_size", 0, "must be at least 1"),
+        ("model_parallel_size", 2, "leave it out"),
+    ],
+)
+def test_what_fairseq_stumbles_over_before_it_builds_anything(tmp_path, name, value, words):
+    args = checked_options(save_dir=str(tmp_path / "run"), **{name: value})
+    option = f"--{name.replace('_', '-')} {value}"
+    with pytest.raises(UserError, match=f"{option}: .*{words}"):
+        training.check_training(args, {"--lr"})
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_run_began_with_may_be_gone_when_it_goes_on(tmp_path):
@@ -852,7 +872,7 @@ def test_the_updates_of_a_schedule_come_as_text(data, tmp_path, text, valid):
     command += ["--save-dir", str(tmp_path)] + (["--total-num-update", text] if text else [])
     args = cli.parse(fairseq_options.get_training_parser("SRPtranslation"), command)
     with nullcontext() if valid else pytest.raises(UserError, match="--total-num-update"):
-        cli.check_training(args, {"--lr"})
+        training.check_training(args, {"--lr"})
 
 
 def test_a_schedule_that_falls_from_the_end_of_its_warmup(data, tmp_path):
@@ -861,16 +881,16 @@ def test_a_schedule_that_falls_from_the_end_of_its_warmup(data, tmp_path):
         parser = fairseq_options.get_training_parser("SRPtranslation")
         args = cli.parse(parser, [*command, "--warmup-updates", updates])
         with nullcontext() if valid else pytest.raises(UserError, match="--warmup-updates 0"):
-            cli.check_training(args, {"--lr"})
+            training.check_training(args, {"--lr"})
 
 
 def test_checkpoints_without_the_package_that_would_write_them(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
     command = [data, *TINY, *RUN, "--write-checkpoints-asynchronously", "--save-dir", tmp_path]
     parser = fairseq_options.get_training_parser("SRPtranslation")
     args = cli.parse(parser, list(map(str, command)))
     with pytest.raises(UserError, match="asynchronously: needs package iopath"):
-        cli.check_training(args, {"--lr"})
+        training.check_training(args, {"--lr"})
 
 
 def test_sentences_that_a_teacher_has_no_positions_for(capsys, data, tmp_path):

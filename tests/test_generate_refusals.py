@@ -21,7 +21,7 @@ from generate_helpers import (
     translate,
     write_data,
 )
-from src import cli, export_adapters, export_sparse, flops_counter, generate
+from src import cli, export_adapters, export_sparse, flops_counter, generate, training
 from src import sparsity_report as report_on_sparsity
 from src.errors import UserError
 
@@ -253,7 +253,14 @@ def test_a_trusted_pickle_is_translated_with(corpus, checkpoints, tmp_path):
     assert hypotheses(output) == hypotheses(translate(corpus, checkpoints.cut))
 
 
-@pytest.mark.parametrize("tool", [generate.main, cli.train])
+def test_the_other_direction(corpus, checkpoints):
+    """Of the same data; with a joined dictionary the model would fit."""
+    words = "translates de to en, the data is read as en to de; give --source-lang de"
+    with pytest.raises(UserError, match=words):
+        generate.main([corpus, "--path", checkpoints.dense, "-s", "en", "-t", "de", "--cpu"])
+
+
+@pytest.mark.parametrize("tool", [generate.main, training.train])
 def test_a_user_dir_that_is_not_there(tool, monkeypatch, capsys):
     """fairseq imports it from the process's own command line before anything is parsed."""
     command = ["tool", "data", "--arch", "srp", "--user-dir", "/nosuch"]

@@ -53,13 +53,13 @@ def _child(tool: str, arguments: List[str], log: str) -> None:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
     sys.argv = [f"src/{tool}.py", *arguments]
-    from src import cli, distill_data, finetuning, generate, pruning
+    from src import distill_data, finetuning, generate, pruning, training
 
     if tool in ("generate", DISTILL):
         {"generate": generate, DISTILL: distill_data}[tool].main(arguments)
     else:
         checks = {"pruning": pruning, "finetuning": finetuning}
-        cli.train(checks[tool].check) if tool in checks else cli.train()
+        training.train(checks[tool].check) if tool in checks else training.train()
 
 
 def run_tool(tool: str, arguments: List[str], log: Path) -> float:
