@@ -174,6 +174,18 @@ def test_the_processor_decides(
     assert uses_onednn.__wrapped__() == expected
 
 
+def test_the_vendor_is_that_of_the_processor(monkeypatch):
+    text = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: EPYC\n"
+    monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: text)
+    assert module._vendor() == "AuthenticAMD"
+
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module.Path, "read_text", missing)  # elsewhere than on Linux
+    assert module._vendor() == ""
+
+
 @pytest.mark.parametrize("value, present", [("yes", True), ("1", False)])
 def test_refused_settings(monkeypatch, value, present):
     monkeypatch.setenv(module.VARIABLE, value)

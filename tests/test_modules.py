@@ -61,6 +61,25 @@ def test_norm_gradients(weighted):
         )
 
 
+@pytest.mark.parametrize("kind", ["gated", "cut"])
+def test_statistics_are_float32s_in_half_precision(kind):
+    """Numbers far from 0, whose mean bfloat16 rounds by more than their deviation."""
+    connectivity = torch.tensor([1.0, 0.5] * 5)
+    layer = norm(kind == "gated", connectivity if kind == "gated" else None).bfloat16()
+    if kind == "cut":
+        layer.group.resize(torch.arange(6))
+        layer.weight.data, layer.bias.data = layer.weight.data[:6], layer.bias.data[:6]
+    x = (30 + torch.randn(50, layer.group.width)).bfloat16()
+    found = layer(x)
+    exact = layer.double()(x.double())
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).abs().max() <= 2**-8 * exact.abs().max()
+    layer, x = layer.float(), x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        within = layer(x)
+    assert torch.equal(within, layer(x))
+
+
 def test_constant_vector_gives_finite_gradients():
     layer = norm(True, torch.tensor([1.0] * 5 + [0.5] * 5, dtype=torch.float64))
     x = torch.full((2, 10), 3.0, dtype=torch.float64, requires_grad=True)

@@ -60,6 +60,29 @@ def test_retained_dropout_reaches_attention():
     assert not torch.equal(*memories)
 
 
+@pytest.mark.parametrize("option", ["dropout", "attention_dropout", "activation_dropout"])
+def test_dropout_of_every_layer(option):
+    """In training; that of attention also where its maps are asked for."""
+    model, x = build(**{option: 0.5}).train(), torch.randn(5, 3, 16, dtype=torch.float64)
+    drops = {}
+
+    def run(name, function):
+        drops[name] = not torch.equal(function(), function())
+
+    for name, layer in model.named_modules():
+        if name.endswith("_attn"):
+            for maps in (False, True):
+                run((name, maps), lambda: layer(x, x, x, need_weights=maps)[0])
+        elif name.startswith("encoder.layers.") and hasattr(layer, "fc1"):
+            run(name, lambda: layer(x, None))
+        elif hasattr(layer, "fc1"):
+            run(name, lambda: layer(x, x)[0])
+    layers = {name for name in drops if isinstance(name, str)}
+    assert len(layers) == 4 and len(drops) == 4 + 2 * 6
+    dropping = {name for name in drops if drops[name]}
+    assert dropping == (set(drops) if option == "attention_dropout" else layers)
+
+
 class Taught(DictionaryTask):
     """A task with a teacher."""
 
