@@ -1,14 +1,18 @@
 """The theorem of pruning-safety: cut equals gated with zero connectivity."""
 
+import argparse
 import copy
 
 import pytest
 import torch
-from conftest import batch, build
+from conftest import DictionaryTask, batch, build
+from fairseq import models
 
 from src.connectivity.budget import ParameterCount
 from src.connectivity.cut import cut
-from src.connectivity.groups import KINDS, channel_groups, tied_dimensions
+from src.connectivity.groups import KINDS, ChannelGroup, channel_groups, tied_dimensions
+from src.errors import UserError
+from src.pretrained import check_structure, srp_arguments
 
 VARIANTS = {
     "post-norm": {},
@@ -133,7 +137,11 @@ def test_declaration_covers_every_dimension():
 
 def test_bookkeeping_follows():
     model = build()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     cut(model, random_keep(model, KINDS))
+    for parameter in model.parameters():
+        assert parameter.grad is None or parameter.grad.shape == parameter.shape
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features)
@@ -173,3 +181,50 @@ def test_incremental_decoding_equals_teacher_forcing():
                     previous[:, : step + 1], encoder_out, incremental_state=state
                 )[0]
                 assert (now[:, 0] - whole[:, step]).abs().max() <= 2e-6
+
+
+def test_groups_that_no_module_can_have():
+    for given, words in ((("heads", 4), "'heads' is none of"), (("qk", 6, 4), "over 4 heads")):
+        with pytest.raises(ValueError, match=words):
+            ChannelGroup(*given)
+
+
+# another value of each option that decides what a model computes, or which weights it has
+OTHERS = {
+    **dict.fromkeys(("encoder_embed_dim", "encoder_ffn_embed_dim"), 20),
+    **dict.fromkeys(("decoder_embed_dim", "decoder_ffn_embed_dim"), 20),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_normalize_before", "decoder_normalize_before"), True),
+    **dict.fromkeys(("encoder_learned_pos", "decoder_learned_pos"), True),
+    **dict.fromkeys(("share_decoder_input_output_embed", "share_all_embeddings"), True),
+    **dict.fromkeys(("no_token_positional_embeddings", "layernorm_embedding"), True),
+    **dict.fromkeys(("no_scale_embedding", "no_decoder_final_norm"), True),
+    **dict.fromkeys(("max_source_positions", "max_target_positions"), 30),
+    "activation_fn": "gelu_accurate",
+}
+# with which they do
+SIZES = dict(
+    encoder_embed_dim=16, encoder_ffn_embed_dim=24, encoder_layers=2, decoder_layers=2,
+    encoder_attention_heads=2, decoder_attention_heads=2,
+)  # fmt: skip
+NEEDED = {
+    "no_decoder_final_norm": dict(decoder_normalize_before=True),
+    "max_source_positions": dict(encoder_learned_pos=True),
+    "max_target_positions": dict(decoder_learned_pos=True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_tells_what_its_model_computes(name):
+    """Rebuilt from its options it is the same; a model of others does not take its weights."""
+    usual, shared = {**SIZES, **NEEDED.get(name, {})}, name == "share_all_embeddings"
+    options = {**usual, name: OTHERS[name]}
+    model = build(shared=shared, **options)
+    written = argparse.Namespace(arch="srp", **options)
+    state = {"cfg": {"model": written}, "model": copy.deepcopy(model.state_dict())}
+    rebuilt = models.build_model(srp_arguments(state), DictionaryTask(shared)).double().eval()
+    rebuilt.load_state_dict(copy.deepcopy(state["model"]))
+    assert torch.equal(logits(rebuilt), logits(model))
+    with pytest.raises(UserError, match=f"has .*--{name.replace('_', '-')}"):
+        check_structure(build(shared=shared, **usual), state, "model.pt")
