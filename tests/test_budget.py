@@ -272,3 +272,23 @@ def test_iterations_on_a_cut_model_remove_equal_ratios(medium):
             stage.begin(random_scores(model), 0)
             assert stage.shrinking  # each has something to remove
             stage.cut()
+
+
+def test_a_second_stage_with_nothing_left_to_cut_is_done(medium, caplog):
+    model = build(**medium)
+    prune(model, 0.4, 0)
+    stage = PruningStage(StagePlan(0.4, 2), model)
+    stage.check()
+    stage.begin(random_scores(model), 10)
+    assert stage.done and not stage.shrinking
+    assert "nothing to prune" in caplog.text
+
+
+def test_channels_that_shrink_already_are_not_selected_again(medium):
+    """What selected them is not known: they would never be cut."""
+    model = build(**medium)
+    group = channel_groups(model)["encoder.layers.1.ffn"]
+    group.set_connectivity(torch.full((group.width,), 0.5))
+    stage = PruningStage(StagePlan(0.5, 0), model)
+    with pytest.raises(UserError, match="of encoder.layers.1.ffn are shrinking already"):
+        stage.begin(random_scores(model), 10)

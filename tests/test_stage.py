@@ -2,15 +2,18 @@
 
 import csv
 import os
+from argparse import Namespace
 
 import pytest
 import torch
-from conftest import RUN, TINY, run_training
+from conftest import RUN, TINY, build, run_training
 
 from src.connectivity.budget import ParameterCount
+from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
 from src.connectivity.shrink import GEOMETRIC_END, SCHEDULES, connectivity_at
 from src.modules.layer_norm import WeightedLayerNorm
+from src.pretrained import inherit_layernorm
 from src.trainer import SRPTrainer
 
 
@@ -375,6 +378,23 @@ def test_layer_normalization_of_a_cut_model_is_kept(
         with open(folder / "results.csv", newline="") as stream:
             losses.append(float(list(csv.DictReader(stream))[-1]["valid_loss"]))
     assert losses[1] == pytest.approx(losses[0], abs=0.002)  # fairseq rounds it
+
+
+@pytest.mark.parametrize("side", [None, "encoder", "decoder"])
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("written", [False, True])
+def test_which_layer_normalization_a_checkpoint_gives(side, asked, written, caplog):
+    """A cut model its own; an uncut one computes the same with either."""
+    model = build(weighted_layernorm=written)
+    if side:
+        cut(model, {f"{side}.embedding": torch.arange(8)})
+    options = Namespace(arch="srp", encoder_embed_dim=16, weighted_layernorm=written)
+    given = Namespace(weighted_layernorm=asked)
+    state = {"cfg": {"model": options}, "model": model.state_dict()}
+    inherit_layernorm(given, state, "cut.pt")
+    assert given.weighted_layernorm == (written if side else asked or written)
+    warned = "--weighted-layernorm: cut.pt was cut without it" in caplog.text
+    assert warned == (side is not None and asked and not written)
 
 
 def test_a_criterion_with_one_loss(data, base, tmp_path):
