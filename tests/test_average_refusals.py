@@ -39,6 +39,10 @@ def other_shape(state):
     state["model"]["decoder.layers.0.fc1.bias"] = torch.zeros(2)
 
 
+def no_tensor(state):
+    state["model"]["decoder.extra"] = "text"
+
+
 def other_dtype(state):
     name = "decoder.layers.0.fc1.bias"
     state["model"][name] = state["model"][name].half()
@@ -73,6 +77,7 @@ def payload(state):
 
 
 EDITS = [other_channels, not_finite, other_key, other_shape, other_dtype, other_heads]
+EDITS += [no_tensor]
 EDITS = {edit.__name__: edit for edit in [*EDITS, untied, payload]}
 TWO = ["--inputs", "{fifth}", "{edited}"]
 REFUSALS = {
@@ -90,6 +95,7 @@ REFUSALS = {
     ),
     "not_finite": (TWO, ["{edited}", "decoder.layers.0.fc1.weight", "NaN"]),
     "other_key": (TWO, ["{edited}", "{fifth}", "decoder.extra"]),
+    "no_tensor": (TWO, ["{edited}", "decoder.extra is a str and no tensor"]),
     "other_shape": (TWO, ["{edited}", "{fifth}", "decoder.layers.0.fc1.bias", "[2]"]),
     "other_dtype": (TWO, ["{edited}", "{fifth}", "decoder.layers.0.fc1.bias", "float16"]),
     "other_heads": (TWO, ["{edited}", "--encoder-attention-heads 4", "{fifth} has 2"]),

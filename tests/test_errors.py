@@ -19,7 +19,7 @@ from conftest import ROOT, RUN, TINY, run_training, write_corpus
 from src.checkpoint_utils import load_checkpoint
 from src import cli, generate, training
 from src.errors import UserError
-from src.pretrained import check_start
+from src.pretrained import check_not_overwritten, check_start
 from src.trainer import SRPTrainer
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
@@ -544,6 +544,19 @@ def test_a_run_that_would_write_over_its_beginning(data, base, tmp_path, option,
         run_training([*command, tmp_path])
     assert os.listdir(tmp_path) == [name]
     run_training([*command, tmp_path / "out"])
+
+
+@pytest.mark.parametrize(
+    "name, written",
+    [
+        *[(f"checkpoint{x}.pt", True) for x in ("_last", "_2_50", ".best_loss_4.1")],
+        *[(f"{x}.pt", False) for x in ("average", "checkpoint_average", "checkpoint3.pt.old")],
+    ],
+)
+def test_names_that_a_run_gives_to_checkpoints(tmp_path, name, written):
+    run = argparse.Namespace(save_dir=str(tmp_path), pretrained_model=str(tmp_path / name))
+    with pytest.raises(UserError, match="in --save-dir") if written else nullcontext():
+        check_not_overwritten(run)
 
 
 @pytest.mark.parametrize("start", ["--restore-file", "--finetune-from-model"])

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from generate_helpers import checkpoints, corpus, quiet_logging, random_cut
 from src.connectivity.cut import cut
+from src.errors import UserError
 from src.flops_counter import count_flops, load_model, main
 
 SMALL = dict(
@@ -213,3 +214,27 @@ def test_tool_prints_the_total_of_a_checkpoint(checkpoints, capsys):
     assert float(total.split()[1]) == pytest.approx(expected / 1e6, abs=1e-3)
     dense = count_flops(load_model(checkpoints.dense), 10, 8)["total"]
     assert expected < dense
+
+
+def test_tool_counts_the_whole_target_at_once(checkpoints, capsys):
+    with quiet_logging():
+        main([checkpoints.cut, "--teacher-forced"])
+    printed = capsys.readouterr().out.split("\n")
+    assert printed[0] == "source 50 tokens, target 50, teacher-forced"
+    total = next(line for line in printed if line.startswith("total"))
+    expected = count_flops(load_model(checkpoints.cut), 50, 50, incremental=False)["total"]
+    assert float(total.split()[1]) == pytest.approx(expected / 1e6, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--source-length", "0"], "--source-length 0: must be at least 1"),
+        (["--target-length", "-1"], "--target-length -1: must be at least 1"),
+        (["--beam", "0"], "--beam 0: must be at least 1"),
+        (["--beam", "2", "--teacher-forced"], "--beam 2: --teacher-forced has no beam"),
+    ],
+)
+def test_tool_refuses_impossible_questions(options, words):
+    with pytest.raises(UserError, match=words), quiet_logging():
+        main(["no.pt", *options])

@@ -1,6 +1,7 @@
 """Pruning in bfloat16 and with float32 copies of half-precision weights."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
 from src.errors import UserError
 from src.modules.linear import bfloat16_gain
+from src.optim.scaler import unscale_once
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
 from test_cut import random_keep
@@ -127,6 +129,14 @@ def test_amp_unscales_gradients_once(data, tmp_path):
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
+@pytest.mark.parametrize("window, expected", [(None, 2000), (7, 7)])
+def test_amp_scales_by_its_options(window, expected):
+    optimizer = SimpleNamespace(fp32_optimizer=None)
+    unscale_once(optimizer, SimpleNamespace(amp_scale_window=window, fp16_init_scale=4), "cpu")
+    scaler = optimizer._grad_scaler
+    assert (scaler.get_scale(), scaler.get_growth_interval()) == (4, expected)
+
+
 def half_optimizer(model, flat):
     """An FP16Optimizer over a model as fairseq builds it, without a GPU."""
     params = list(model.parameters())
@@ -180,13 +190,14 @@ def test_copies_and_moments_follow_a_cut(flat):
         assert name == "float32 copy" or (view[mask] == 0).all()
 
     cuts = cut(model, keep)
-    made = []
+    made, optimizer.scaler = [], object()  # the scale of the loss goes on
 
     def rebuild():
         made.append(half_optimizer(model, flat))
         return made[0]
 
     cut_optimizer(optimizer, cuts, rebuild)
+    assert made[0].scaler is optimizer.scaler
     taken = {id(p): kept for p, _, kept in cuts}
     for parameter, name, view in _memory(made[0], [p.shape for p in model.parameters()]):
         expected = before[id(parameter), name]
