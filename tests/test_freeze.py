@@ -192,7 +192,7 @@ def test_a_saved_frozen_optimizer_goes_on_bit_for_bit(weight_decay):
             run.optimizer.unfreeze()
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.5])
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e6])
 def test_the_norm_is_of_live_gradients(limit):
     run = Run(False)
     run.step(1)
@@ -211,6 +211,56 @@ def test_the_norm_is_of_live_gradients(limit):
         if parameter.grad is not None:
             mask = run.masks.get(parameter, torch.zeros(()).bool())
             assert torch.allclose(parameter.grad.masked_fill(mask, 0), twin.grad)
+
+
+def test_the_norm_is_that_of_all_processes():
+    """Where each has a part of the parameters."""
+    whole, shared = Run(False), Run(False)
+    for run in (whole, shared):
+        run.step(1)
+        for parameter in run.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    norm = whole.optimizer.clip_grad_norm(0.5)
+    assert shared.optimizer.clip_grad_norm(0.5, lambda part: 2 * part) == 2 * norm
+    for one, half in zip(whole.model.parameters(), shared.model.parameters()):
+        assert torch.allclose(one.grad, 2 * half.grad)
+
+
+def test_a_step_with_a_closure_and_a_scale():
+    masked, frozen = Run(True), Run(False)
+
+    def closure(run):
+        torch.manual_seed(1)
+        (4 * sum((torch.randn_like(p) * p).sum() for p in run.model.parameters())).backward()
+
+    closure(masked)
+    masked.freezer.mask_gradients()
+    masked.optimizer.step(scale=4.0)
+    masked.freezer.restore()
+    assert frozen.optimizer.freeze(frozen.freezer)
+    with torch.no_grad():
+        frozen.optimizer.step(lambda: closure(frozen), scale=4.0)
+    assert_same(masked, frozen)
+    assert frozen.moments()[0][0].norm() == masked.moments()[0][0].norm() > 0
+
+
+def test_a_parameter_without_a_gradient_is_not_stepped():
+    """Which ones have none may change from step to step."""
+    masked, frozen = Run(True), Run(False)
+    for number, without in enumerate(((), (0, 5), (5,), ())):
+        for run in (masked, frozen):
+            torch.manual_seed(number)
+            for position, parameter in enumerate(run.model.parameters()):
+                gradient = torch.randn_like(parameter)
+                parameter.grad = None if position in without else gradient
+            if run.masking:
+                run.freezer.mask_gradients()
+            else:
+                assert run.optimizer.freeze(run.freezer)
+            run.optimizer.step()
+            run.freezer.restore()
+    assert_same(masked, frozen)
+    assert {float(step) for *_, step in frozen.moments()} == {2, 3, 4}
 
 
 def test_a_gradient_that_is_not_finite_is_noticed():
