@@ -18,13 +18,14 @@ from importance_helpers import (
 )
 
 from src.connectivity.cut import cut
-from src.connectivity.groups import channel_groups
+from src.connectivity.groups import ChannelGroup, channel_groups
 from src.connectivity.importance import (
     IMPORTANCE,
     head_importance,
     normalized,
     score,
 )
+from src.connectivity.scoring import ScoringBatch
 from src.modules.relevance import gold_relevance
 
 
@@ -140,6 +141,56 @@ def test_two_processes_score_as_one(name, number, by_head):
     for group_name, scores in one.items():
         assert torch.equal(first[group_name], second[group_name])
         close(first[group_name], scores)
+
+
+@pytest.mark.parametrize("name", IMPORTANCE)
+def test_scoring_leaves_nothing_behind(name):
+    """Not after a failure either: the model goes on as fast, and training exactly so."""
+
+    def failing():
+        raise ZeroDivisionError
+
+    model, data = make("post"), samples(1)
+    broken = [ScoringBatch(loss=failing, tokens=1, relevance=failing)]
+    scores_of(model, data, name)
+    if IMPORTANCE[name].uses_batches:
+        with pytest.raises(ZeroDivisionError):
+            score(channel_groups(model), broken, alone, name)
+    for group in channel_groups(model).values():
+        assert not group.gated and group.listener is None
+        assert not group.connectivity.requires_grad
+
+
+@pytest.mark.parametrize("name", ["fisher", "taylor"])
+def test_half_precision_is_scored_in_wide_numbers(name):
+    """Products of numbers of which float16 has no product."""
+    group = ChannelGroup("ffn", 2).half()
+    x = torch.full((1, 1, 2), 300.0, dtype=torch.float16)
+
+    def loss():
+        gated = group.measure(group.gate(x)) * torch.tensor([300.0, 1.0]).half()
+        return gated.float().sum()
+
+    # by the gate the gradients are a·δ, which float16 has to have
+    x[..., 0] = 300.0 if name == "taylor" else 1.0
+    batch = ScoringBatch(loss=loss, tokens=1, relevance=loss)
+    (found,) = score({"a": group}, [batch], alone, name).values()
+    assert found.dtype == torch.float64
+    assert found.tolist() == [90000, 300 if name == "taylor" else 90000]
+
+
+@pytest.mark.parametrize("name", ["connectivity", "fisher", "taylor"])
+def test_batches_are_added_up_in_float64(name):
+    """Also where float32 would lose the smaller one."""
+    group = ChannelGroup("ffn", 1)
+
+    def batch(size):
+        x = torch.full((1, 1, 1), size)
+        return ScoringBatch(lambda: group.measure(group.gate(x)).sum(), 1, lambda: None)
+
+    (found,) = score({"a": group}, [batch(2.0**25), batch(1.0)], alone, name).values()
+    sums = {"connectivity": -(2**25) - 1, "fisher": 2**50 + 1, "taylor": (2**25 + 1) / 2}
+    assert found.tolist() == [sums[name]]
 
 
 def test_norms_divide_each_group_by_its_size():

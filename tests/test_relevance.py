@@ -15,6 +15,8 @@ from src.modules.relevance import (
     _softmax,
     _stabilized,
     gold_relevance,
+    is_half,
+    relevance_rules,
 )
 
 
@@ -104,6 +106,25 @@ def test_epsilon_and_biases_keep_relevance(monkeypatch):
         )
         missing = abs(start - sum(found.values()) - sum(kept)) / abs(start)
         assert least < missing < most
+
+
+@pytest.mark.parametrize("name", ["post", "pre"])
+def test_epsilon_takes_relevance_at_residual_sums(name):
+    model = make(name)
+    x, residual = torch.randn(2, 5, 3, 16, dtype=torch.float64).requires_grad_()
+    for layer in (model.encoder.layers[1], model.decoder.layers[0]):
+        with relevance_rules(model, epsilon=0.3):
+            z = layer.residual_connection(x, residual)
+            found = torch.autograd.grad(z.sum(), (x, residual))
+        assert torch.equal(z, x + residual)
+        for gradient in found:
+            close(gradient, z.detach() / (z + 0.3 * z.sign()).detach())
+
+
+def test_half_precision_has_too_little_for_relevance():
+    model = make("post")
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    assert [is_half(model.to(dtype)) for dtype in kinds] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("name", MODELS)
