@@ -142,7 +142,9 @@ def test_bookkeeping_follows():
     cut(model, random_keep(model, KINDS))
     for parameter in model.parameters():
         assert parameter.grad is None or parameter.grad.shape == parameter.shape
-    for module in model.modules():
+    fresh = build()
+    fresh.load_state_dict(copy.deepcopy(model.state_dict()))
+    for module in (*model.modules(), *fresh.modules()):
         if isinstance(module, torch.nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features)
         if isinstance(module, torch.nn.Embedding):
@@ -181,6 +183,26 @@ def test_incremental_decoding_equals_teacher_forcing():
                     previous[:, : step + 1], encoder_out, incremental_state=state
                 )[0]
                 assert (now[:, 0] - whole[:, step]).abs().max() <= 2e-6
+
+
+def test_beams_share_the_memory_of_their_sentence():
+    """Its padding too: as where each has its own."""
+    model, (source, *_) = build(), batch()
+    order = torch.arange(5).repeat_interleave(3)
+    previous = torch.randint(4, 40, (15, 4), generator=torch.Generator().manual_seed(1))
+    results = []
+    for beam in (1, 3):
+        model.decoder.set_beam_size(beam)
+        with torch.no_grad():
+            memory = model.encoder.reorder_encoder_out(model.encoder(source), order)
+            state = torch.jit.annotate(dict, {})
+            steps = [
+                model.decoder(previous[:, :n], memory, incremental_state=state)[0]
+                for n in range(1, 5)
+            ]
+        results.append(torch.cat(steps, 1))
+    assert (results[0] - results[1]).abs().max() <= 2e-6
+    assert (results[0][0] - results[0][1]).abs().max() > 1e-2  # not the same beams
 
 
 def test_groups_that_no_module_can_have():

@@ -225,6 +225,8 @@ def test_modules_are_ranked_together_and_keep_one_head():
         scores[group.name] += 10
     for group in pairs[0]:
         scores[group.name] -= 10
+    keep = select(model, scores, plan_widths(model, 0.6, 0, True), True)
+    assert pairs[3][0].name not in keep and pairs[0][0].name in keep
     prune(model, 0.6, 0, scores=scores)
     assert heads(model)[3] == 4 and heads(model)[0] == 1
     equal = medium()

@@ -8,7 +8,15 @@ from torch import nn
 
 from src.errors import UserError
 from src.modules import linear as module
-from src.modules.linear import Linear, accelerate, linear, uses_onednn
+from src.modules.linear import (
+    ConstantLinear,
+    Linear,
+    PackedLinear,
+    accelerate,
+    linear,
+    use_sparse_products,
+    uses_onednn,
+)
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN"
@@ -119,6 +127,26 @@ def test_others_are_left_to_pytorch(onednn):
 
 
 @needs_onednn
+@pytest.mark.parametrize(
+    "dtype, packed, error",
+    [(torch.float32, 1, 1e-5), (torch.bfloat16, 1, 1e-2), (torch.float64, 0, 0)],
+)
+def test_packed_weights(onednn, monkeypatch, dtype, packed, error):
+    """Products that are worth it run on oneDNN, in the types that it takes."""
+    monkeypatch.setattr(module, "_LEAST_PACKED_WORK", 1000)
+    torch.manual_seed(1)
+    x, weight, bias = (torch.randn(*n).to(dtype) for n in ((40, 19), (11, 19), (11,)))
+    for given in (bias, None):
+        product = PackedLinear(weight, given)
+        for rows, made in ((1, 0), (40, packed)):
+            onednn.clear()
+            found, exact = product(x[:rows]), F.linear(x[:rows].double(), weight.double())
+            exact = exact if given is None else exact + given
+            assert (found - exact).abs().max() <= max(error, 1e-14) * exact.abs().max()
+            assert len(onednn) == made
+
+
+@needs_onednn
 def test_a_model_trains_the_same(onednn):
     """Outputs and gradients of a whole model are F.linear's to float32 rounding."""
     results = []
@@ -137,6 +165,17 @@ def test_a_model_trains_the_same(onednn):
         assert (len(onednn) > made) == fast
     for one, other in zip(*results):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_layers_with_a_product_of_their_own_keep_it_in_sparse_inference():
+    class Special(Linear):
+        pass
+
+    model = nn.Module()
+    model.encoder = nn.Sequential(Linear(3, 4), nn.Sequential(Special(4, 5), Linear(5, 2)))
+    use_sparse_products(model)
+    kinds = [type(m) for m in model.encoder.modules() if not isinstance(m, nn.Sequential)]
+    assert kinds == [ConstantLinear, Special, ConstantLinear]
 
 
 def test_accelerate_changes_plain_layers_only():

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import build
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.optim.adam import Adam
+from omegaconf import OmegaConf
 
 from src.connectivity.groups import ChannelGroup
 from src.criterions.srp import distillation_loss, smoothed_nll
@@ -14,7 +16,7 @@ from src.errors import UserError
 from src.modules.dropout import cpu_dropout
 from src.modules.layer_norm import WeightedLayerNorm
 from src.modules.srp_layer import GatedActivation
-from src.optim.srp_adam import parse_betas
+from src.optim.srp_adam import SRPAdam, SRPAdamConfig, parse_betas
 
 
 def norm(weighted, connectivity=None, width=10):
@@ -119,6 +121,19 @@ def test_gated_activation_elsewhere():
     assert torch.equal(GatedActivation(F.relu, group)(x), F.relu(x))
 
 
+def test_attention_scores_are_float32s_under_autocast():
+    attention = build().encoder.layers[0].self_attn.float()
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(3, 2, 5, 8).bfloat16() for _ in range(3))
+    mask = torch.zeros(3, 1, 1, 5, dtype=torch.bfloat16)
+    mask[1, ..., 3:] = float("-inf")
+    wide = [t.float() for t in (q, k, v)]
+    exact = F.scaled_dot_product_attention(*wide, attn_mask=mask.float(), scale=8**-0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention._attention(q, k, v, mask)
+    assert torch.equal(found, exact.bfloat16())
+
+
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
 def test_cpu_dropout(p):
     torch.manual_seed(1)
@@ -211,7 +226,20 @@ def test_betas(text):
     assert parse_betas(text) == (0.9, 0.98)
 
 
-@pytest.mark.parametrize("text", ["(0.9)", "(0.9, 1.5)", "__import__('os')", ""])
+def test_betas_of_python():
+    for pair in ((0, 0.5), [0, 0.5], OmegaConf.create([0, 0.5])):
+        assert parse_betas(pair) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("name, value", [("lr", [math.inf]), ("weight_decay", math.nan)])
+def test_numbers_that_no_optimizer_takes(name, value):
+    given = {"lr": [1e-3], name: value}
+    config = OmegaConf.merge(OmegaConf.structured(SRPAdamConfig), given)
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} (inf|nan): must be"):
+        SRPAdam(config, [torch.nn.Parameter(torch.zeros(2))])
+
+
+@pytest.mark.parametrize("text", ["(0.9)", "(0.9, 1.5)", "(0.9, 1)", "__import__('os')", ""])
 def test_bad_betas_are_refused(text):
     with pytest.raises(UserError, match="--adam-betas"):
         parse_betas(text)
