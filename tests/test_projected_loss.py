@@ -154,6 +154,18 @@ def test_the_criterion(criterion, monkeypatch, prefix):
         assert torch.allclose(one, other, atol=1e-12)
 
 
+def test_losses_of_single_tokens(criterion):
+    """Not added up, on request."""
+    source, _, previous = batch()
+    inputs = dict(src_tokens=source, src_lengths=None, prev_output_tokens=previous)
+    sample = {"net_input": inputs, "target": previous.roll(-1, 1), "ntokens": 30}
+    model = build()
+    with torch.no_grad():
+        each, together = (criterion(model, sample, reduce=r)[0] for r in (False, True))
+    assert each.numel() == previous.numel()
+    assert torch.allclose(each.double().sum(), together)
+
+
 def test_the_criterion_makes_logits_where_they_are_needed(criterion):
     model = build().train()
     assert criterion._needs_no_logits(model)

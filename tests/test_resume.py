@@ -77,6 +77,18 @@ def stop_at(update, command, monkeypatch):
             run_training(command)
 
 
+def test_updates_that_are_just_enough_are_so_within_an_epoch(
+    data, base, tmp_path, monkeypatch
+):
+    """What is left of the epoch is not all of it."""
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path]
+    command += ["--srp", "--compression-rate", "0.4", "--max-update", "4"]
+    command += ["--save-interval-updates", "2"]
+    stop_at(3, command, monkeypatch)
+    trainer = run_training(command)
+    assert trainer.stage.done and trainer.get_num_updates() == 4
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
 def test_stopped_run_resumes_bit_identically(
     data, base, tmp_path, uninterrupted, monkeypatch, share

@@ -218,6 +218,15 @@ def test_one_shot_without_an_epoch_limit_cuts_and_stops(data, base, tmp_path):
     assert os.path.exists(tmp_path / "checkpoint_best.pt")
 
 
+def test_one_shot_is_not_validated_where_nothing_is(data, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("fairseq_cli.train.validate", lambda *_: pytest.fail("validated"))
+    command = [data, *TINY, *RUN, *stage_options(base), "--disable-validation"]
+    with pytest.raises(SystemExit) as stop:
+        run_training([*command, "--save-dir", tmp_path])
+    assert stop.value.code == 0
+    assert parameters(weights(tmp_path)) < 0.45 * parameters(torch.load(base)["model"])
+
+
 @pytest.mark.parametrize(
     "options, updates",
     [({"warming_up": 1}, 1), ({"pruning_iter": 2}, 1), ({"pruning_iter": 2, "warming_up": 1}, 2)],

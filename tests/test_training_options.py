@@ -16,10 +16,12 @@ from conftest import (
     write_corpus,
 )
 
+from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
 
 from src.criterions.srp import SRPCriterion
 from src.errors import UserError
+from src.modules.multihead_attention import SRPMultiheadAttention
 from src.run_length import check_has_updates, updates_in_epochs
 from src.trainer import SRPTrainer
 
@@ -83,6 +85,22 @@ def test_dropout_of_every_layer(option):
     assert dropping == (set(drops) if option == "attention_dropout" else layers)
 
 
+def test_attention_makes_no_maps_in_training(monkeypatch):
+    """fairseq asks for the last layer's, which takes longer, and drops it."""
+    made = []
+    attend = SRPMultiheadAttention._attention_with_weights
+    monkeypatch.setattr(
+        SRPMultiheadAttention,
+        "_attention_with_weights",
+        lambda *given: made.append(given) or attend(*given),
+    )
+    model = build()
+    model.train()(*batch())
+    assert not made
+    model.eval()(*batch())
+    assert made
+
+
 class Taught(DictionaryTask):
     """A task with a teacher."""
 
@@ -111,6 +129,44 @@ def test_an_ignored_prefix_is_not_distilled():
         losses.append([loss.item(), log["prob_kd_loss"], log["attn_kd_loss"]])
     ignored, padded, whole = torch.tensor(losses)
     assert torch.allclose(ignored, padded) and (ignored < whole).all()
+
+
+def test_the_criterion_sees_through_distributed_wrappers(monkeypatch):
+    """Layers that keep their attention for it, and that it needs no logits."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **inputs):
+            return self.module(**inputs)
+
+    source, lengths, previous = batch()
+    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+    sample = {"net_input": inputs, "target": previous.roll(-1, 1), "ntokens": 30}
+    criterion = SRPCriterion(Taught(), False, 0.1, prob_kd=1.0, attn_kd=1.0)
+    student = build().train()
+    (plain, *_), (wrapped, *_) = (
+        criterion(model, sample) for model in (student, ModuleProxyWrapper(Wrapped(student)))
+    )
+    assert torch.equal(plain, wrapped)
+    monkeypatch.setattr(student.decoder, "output_layer", lambda *_: pytest.fail("logits"))
+    SRPCriterion(Taught(), False, 0.1)(ModuleProxyWrapper(Wrapped(student)), sample)
+
+
+def test_distillation_needs_a_task_with_a_teacher():
+    with pytest.raises(UserError, match="--attn-kd: need --task SRPtranslation"):
+        SRPCriterion(DictionaryTask(), False, 0.1, attn_kd=1.0)
+
+
+def test_divergences_of_steps_are_averaged_over_tokens():
+    steps = ({"ntokens": 10, "prob_kd_loss": 10.0}, {"ntokens": 30, "prob_kd_loss": 90.0})
+    with metrics.aggregate() as logged:
+        for step in steps:
+            common = {"loss": 1.0, "nll_loss": 1.0, "sample_size": step["ntokens"]}
+            SRPCriterion.reduce_metrics([{**common, **step}])
+    assert logged.get_smoothed_values()["prob_kd_loss"] == 2.5
 
 
 def attention_maps(model, inputs):
