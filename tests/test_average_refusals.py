@@ -35,6 +35,10 @@ def other_key(state):
     state["model"]["decoder.extra"] = torch.zeros(2)
 
 
+def no_bias(state):
+    del state["model"]["decoder.layers.0.fc1.bias"]
+
+
 def other_shape(state):
     state["model"]["decoder.layers.0.fc1.bias"] = torch.zeros(2)
 
@@ -50,6 +54,10 @@ def other_dtype(state):
 
 def other_heads(state):
     state["cfg"]["model"].encoder_attention_heads = 4
+
+
+def other_norm(state):
+    state["cfg"]["model"].weighted_layernorm = False
 
 
 def untied(state):
@@ -77,7 +85,7 @@ def payload(state):
 
 
 EDITS = [other_channels, not_finite, other_key, other_shape, other_dtype, other_heads]
-EDITS += [no_tensor]
+EDITS += [no_tensor, other_norm, no_bias]
 EDITS = {edit.__name__: edit for edit in [*EDITS, untied, payload]}
 TWO = ["--inputs", "{fifth}", "{edited}"]
 REFUSALS = {
@@ -95,10 +103,12 @@ REFUSALS = {
     ),
     "not_finite": (TWO, ["{edited}", "decoder.layers.0.fc1.weight", "NaN"]),
     "other_key": (TWO, ["{edited}", "{fifth}", "decoder.extra"]),
+    "no_bias": (TWO, ["{edited}", "lacks decoder.layers.0.fc1.bias, unlike {fifth}"]),
     "no_tensor": (TWO, ["{edited}", "decoder.extra is a str and no tensor"]),
     "other_shape": (TWO, ["{edited}", "{fifth}", "decoder.layers.0.fc1.bias", "[2]"]),
     "other_dtype": (TWO, ["{edited}", "{fifth}", "decoder.layers.0.fc1.bias", "float16"]),
     "other_heads": (TWO, ["{edited}", "--encoder-attention-heads 4", "{fifth} has 2"]),
+    "other_norm": (TWO, ["{edited}", "--weighted-layernorm False", "{fifth} has True"]),
     "untied": (TWO, ["{edited}", "{fifth}", "output_projection", "decoder.embed_tokens"]),
     "damaged": (["--inputs", "{fifth}", "{damaged}"], ["{damaged}", "truncated"]),
     "payload": (TWO, ["{edited}", "--trust-checkpoint"]),
