@@ -324,10 +324,13 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
     """Compare a model built from the command line with a checkpoint to load.
 
     Raises:
-        UserError: names all options that differ, so that one more try is enough.
+        UserError: another kind of model; or names all options that differ, so that one
+            more try is enough.
     """
-    config = read_model_config(state)
-    different = []
+    config, different = read_model_config(state), []
+    # an LSTM has some of these options, and the defaults of the others would be named
+    if not any(name.startswith("encoder.layers.0.self_attn.") for name in state["model"]):
+        raise _other_kind(f"--pretrained-model {path}")
     for name in STRUCTURE:
         mine, its = getattr(model.cfg, name), getattr(config, name)
         if str(mine) != str(its):
@@ -382,9 +385,7 @@ def check_dictionaries(state: Dict[str, Any], source, target, what: str) -> None
     for side, dictionary in (("encoder", source), ("decoder", target)):
         table = state["model"].get(f"{side}.embed_tokens.weight")
         if table is None:
-            raise UserError(
-                f"{what}: is no SRP model or fairseq Transformer with encoder and decoder"
-            )
+            raise _other_kind(what)
         if len(table) != len(dictionary):
             language = "source" if side == "encoder" else "target"
             raise UserError(
@@ -392,3 +393,7 @@ def check_dictionaries(state: Dict[str, Any], source, target, what: str) -> None
                 f"{len(dictionary)}; use the data it was trained on (or preprocess yours "
                 "with its dictionaries)"
             )
+
+
+def _other_kind(what: str) -> UserError:
+    return UserError(f"{what}: is no SRP model or fairseq Transformer with encoder and decoder")

@@ -410,6 +410,12 @@ def test_teachers_of_other_kinds(data, teachers, tmp_path):
         run_training([data, *TINY, *RUN, *options, "--no-save", "--save-dir", tmp_path])
 
 
+def test_an_lstm_to_prune(capsys, data, teachers, tmp_path):
+    """It has some of a Transformer's options: no others would make it one."""
+    command = [data, *TINY, *RUN, *PRUNE, "--pretrained-model", teachers["lstm"]]
+    refused(capsys, command, tmp_path, teachers["lstm"], "is no SRP model or fairseq Transf")
+
+
 @pytest.mark.parametrize("name", ["lstm", "adaptive"])
 def test_models_without_a_count_of_flops(data, teachers, tmp_path, capsys, name):
     """Ahead of the translation."""
