@@ -58,11 +58,11 @@ def test_schedules(decreasing):
         assert tuple(moves) == ends
 
 
-@pytest.mark.parametrize("decreasing", ["ea", "eg", "ec"])
+@pytest.mark.parametrize("decreasing, warming_up", [("ea", 0), ("eg", 1), ("ec", 0)])
 def test_connectivity_moves_at_the_ends_of_epochs(
-    data, base, tmp_path, monkeypatch, decreasing
+    data, base, tmp_path, monkeypatch, decreasing, warming_up
 ):
-    """Epochs of 4, 2 and 2 updates."""
+    """Of a stage: epochs of 4, 2 and 2 updates, or of 2 after one of 4."""
     seen = []
 
     class Watching(SRPTrainer):
@@ -73,14 +73,16 @@ def test_connectivity_moves_at_the_ends_of_epochs(
             return output
 
     monkeypatch.setattr("src.trainer.SRPTrainer", Watching)
-    options = stage_options(base, srp=True, period=3, decreasing=decreasing)
+    options = stage_options(
+        base, srp=True, period=3, decreasing=decreasing, warming_up=warming_up
+    )
     run_training(
         [data, *TINY, *RUN, *options, "--update-freq", "1,2", "--no-save"]
         + ["--save-dir", tmp_path]
     )
     shape = SCHEDULES[decreasing][0]
-    shrunk = [1, 1, 1, shape(1 / 3), shape(1 / 3), shape(2 / 3), shape(2 / 3), 1]  # cut
-    assert seen == pytest.approx(shrunk)
+    shrunk = [1, shape(1 / 3), shape(1 / 3), shape(2 / 3), shape(2 / 3), 1]  # cut
+    assert seen == pytest.approx([1] * (4 if warming_up else 2) + shrunk)
 
 
 class Watcher(SRPTrainer):
