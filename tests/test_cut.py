@@ -248,5 +248,6 @@ def test_a_checkpoint_tells_what_its_model_computes(name):
     rebuilt = models.build_model(srp_arguments(state), DictionaryTask(shared)).double().eval()
     rebuilt.load_state_dict(copy.deepcopy(state["model"]))
     assert torch.equal(logits(rebuilt), logits(model))
+    check_structure(model, state, "model.pt")
     with pytest.raises(UserError, match=f"has .*--{name.replace('_', '-')}"):
         check_structure(build(shared=shared, **usual), state, "model.pt")

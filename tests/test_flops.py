@@ -178,6 +178,12 @@ def test_fairseqs_transformer_takes_as_much_as_the_srp_model():
     assert count_flops(plain, 5, 6) == count_flops(build(**SMALL), 5, 6)
 
 
+def test_a_narrower_output_is_counted_with_its_projection():
+    model = build("transformer", **SMALL, decoder_output_dim=28)
+    found = count_flops(model, 5, 6)["output_projection"]
+    assert found == 2 * 6 * (32 * 28 + 28 * 60)
+
+
 def test_cutting_one_kind_lowers_its_parts_only():
     parts = {
         "self_attn.vo": {"encoder_projections", "encoder_scores",
@@ -214,6 +220,16 @@ def test_tool_prints_the_total_of_a_checkpoint(checkpoints, capsys):
     assert float(total.split()[1]) == pytest.approx(expected / 1e6, abs=1e-3)
     dense = count_flops(load_model(checkpoints.dense), 10, 8)["total"]
     assert expected < dense
+
+
+@pytest.mark.parametrize("name", ["decoder.embed_tokens.weight", "encoder.layers.0.fc1.bias"])
+def test_tool_refuses_what_lacks_a_weight(checkpoints, tmp_path, name):
+    state = torch.load(checkpoints.cut)
+    del state["model"][name]
+    torch.save(state, tmp_path / "lacks.pt")
+    words = f"lacks.pt: its weights are not those of an SRP model.*{name}"
+    with pytest.raises(UserError, match=words), quiet_logging():
+        main([str(tmp_path / "lacks.pt")])
 
 
 def test_tool_counts_the_whole_target_at_once(checkpoints, capsys):
