@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -19,7 +20,7 @@ from conftest import ROOT, RUN, TINY, run_training, write_corpus
 from src.checkpoint_utils import load_checkpoint
 from src import cli, generate, training
 from src.errors import UserError
-from src.pretrained import check_not_overwritten, check_start
+from src.pretrained import check_not_overwritten, check_start, warn_of_other_start
 from src.trainer import SRPTrainer
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
@@ -538,6 +539,25 @@ def test_a_model_that_a_run_did_not_begin_with(data, base, tmp_path, caplog):
     run_training([*command, "4", "--pretrained-model", other])
     assert f"--pretrained-model {other}: has no part in this run" in caplog.text
     assert f"checkpoint_last.pt and began with {os.path.relpath(base)}; to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "restored, cfg, words",
+    [
+        ("checkpoint_last.pt", {"task": {"pretrained_model": "a.pt"}}, "began with a.pt"),
+        ("checkpoint_last.pt", {"task": {}}, "began with no other model"),
+        ("average.pt", {"task": {"pretrained_model": "a.pt"}}, None),  # asked for by name
+        ("checkpoint_last.pt", {"task": None}, None),  # nothing is known
+        ("checkpoint_last.pt", None, None),
+    ],
+)
+def test_what_is_said_of_a_model_that_a_run_did_not_begin_with(restored, cfg, words, caplog):
+    run = SimpleNamespace(
+        task=SimpleNamespace(pretrained_model="b.pt"),
+        checkpoint=SimpleNamespace(restore_file=restored),
+    )
+    warn_of_other_start(run, cfg, "last.pt")
+    assert words in caplog.text if words else not caplog.records
 
 
 @pytest.mark.parametrize("option", ["--pretrained-model", "--teacher-model"])
