@@ -681,6 +681,12 @@ def test_what_pruning_channels_excludes(capsys, data, prune, base, tmp_path):
     refused(capsys, command, tmp_path, "--finetune-from-model", "--pretrained-model")
 
 
+def test_a_loss_that_says_nothing_of_channels(capsys, prune, tmp_path):
+    """The first ones would stay."""
+    command = [*prune, "--ignore-prefix-size", "999"]
+    refused(capsys, command, tmp_path, "--importance fisher: every channel's is 0")
+
+
 @pytest.mark.parametrize("flag", ["--use-bmuf", "--zero-sharding=os"])
 def test_what_cannot_follow_a_cut(capsys, prune, tmp_path, flag):
     refused(capsys, [*prune, flag], tmp_path, flag.partition("=")[0])

@@ -155,8 +155,14 @@ class PruningStage:
         """Select channels; shrink them over ``steps`` updates (0: cut at once).
 
         Raises:
-            UserError: scores that are not finite, or a rate out of reach.
+            UserError: scores that are not finite or all 0, or a rate out of reach.
         """
+        if not any(score.any() for score in scores.values()):
+            raise UserError(
+                f"--importance {self.plan.importance}: every channel's is 0, the loss of the "
+                "scoring batches has no gradient; see that their targets are not empty and "
+                "that --ignore-prefix-size leaves some of them"
+            )
         widths = self._widths(self.target_rate())
         keep = select(self.model, scores, widths, self.plan.prune_heads)
         groups = channel_groups(self.model)
