@@ -14,6 +14,7 @@ from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
 from .pretrained import check_not_overwritten, check_start
+from .run_checks import check_parts
 from .search_checks import model_overrides
 from .task_options import SRPTranslationConfig
 from .validation_checks import check_validation
@@ -330,6 +331,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         )
     if cfg.cpu_bf16 and has_gpu:
         raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
+    check_parts(cfg, run)
     if cfg.sparsity_config or cfg.compression_rate < 1:
         option = "--sparsity-config" if cfg.sparsity_config else "--compression-rate"
         backend = str(getattr(run, "ddp_backend", ""))

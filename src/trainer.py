@@ -24,6 +24,7 @@ from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_widths, take_layernorm, warn_of_other_start
+from .run_checks import check_seed_of_average, flat
 from .training_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,
@@ -45,6 +46,8 @@ class SRPTrainer(Trainer):
 
     def __init__(self, cfg, task, model, criterion, quantizer=None):
         super().__init__(cfg, task, model, criterion, quantizer)
+        if getattr(task, "save_dir", "") is None:
+            task.take_run(flat(cfg))
         self._heap = HeapKeeper() if self.device.type == "cpu" else None
         limit_kept_shapes()
         forget_best()
@@ -300,8 +303,11 @@ class SRPTrainer(Trainer):
             unscale_once(self._optimizer, self.cfg.common, self.device.type)
 
     def _build_ema(self):
-        super()._build_ema()
+        path = self.cfg.ema.ema_seed_model
+        with named(f"--ema-seed-model {path}", kinds=(RuntimeError,)):
+            super()._build_ema()
         if self._ema is not None:
+            check_seed_of_average(self.get_model(), self._ema.get_model(), path)
             # which channels there are is no number to average, and ones must stay ones
             buffers = self.get_model().named_buffers(remove_duplicate=False)
             self._ema.skip_keys = {*self._ema.skip_keys, *(name for name, _ in buffers)}

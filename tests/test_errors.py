@@ -21,9 +21,12 @@ from src.checkpoint_utils import load_checkpoint
 from src import cli, generate, training
 from src.errors import UserError
 from src.pretrained import check_not_overwritten, check_start, warn_of_other_start
+from src.run_checks import ALIGNED, check_parts
+from src.task_options import SRPTranslationConfig
 from src.trainer import SRPTrainer
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
+SMOOTHED = "label_smoothed_cross_entropy"
 
 
 def refused(capsys, arguments, folder, *words):
@@ -198,11 +201,37 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--continue-once", "no.pt"], ["--continue-once no.pt", "no such file"]),
         (["--optimizer-overrides", "lr=1"], ["overrides lr=1", "{'weight_decay': 0.01}"]),
         (["--optimizer", "adam", "--adam-betas", "x"], ["--optimizer adam", "name 'x' is not"]),
+        (["--criterion", f"{SMOOTHED}_with_ctc"], ["_ctc: is for other models", SMOOTHED]),
+        (["--criterion", ALIGNED], [f"--criterion {ALIGNED}", "needs --load-alignments"]),
+        (["--load-alignments"], ["--load-alignments: --criterion srp", ALIGNED]),
+        (
+            ["--load-alignments", "--criterion", ALIGNED],
+            ["--load-alignments", "train.align.de-en.idx", "--align-suffix"],
+        ),
+        (["--model-parallel-size", "2"], ["--model-parallel-size 2", "leave it out"]),
+        (["--cpu-offload"], ["--cpu-offload", "fully_sharded"]),
+        (["--store-ema", "--ema-decay", "2"], ["--ema-decay 2", "from 0 to 1"]),
+        (["--store-ema", "--ema-seed-model", "no.pt"], ["-seed-model no.pt", "no such file"]),
     ],
 )
 def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
     ends = ["--max-update", "1"]  # where it is not refused
     refused(capsys, [data, *TINY, *RUN, *ends, *options], tmp_path, *words)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(tpu=True), "--tpu: needs package torch_xla"),
+        (dict(tpu=True, bf16=True), "--bf16: .*; run src/train.py"),
+        (dict(ddp_backend="fully_sharded"), "--ddp-backend fully_sharded: needs package fairscale"),
+        (dict(optimizer="composite"), "--optimizer composite: .*hydra"),
+    ],
+)
+def test_parts_that_are_not_there(monkeypatch, options, words):
+    monkeypatch.setattr("src.run_checks.find_spec", lambda package: None)
+    with pytest.raises(UserError, match=words):
+        check_parts(SRPTranslationConfig(), argparse.Namespace(**options))
 
 
 def test_buckets_that_fairseq_cannot_make(capsys, data, tmp_path, monkeypatch):
@@ -511,6 +540,21 @@ def test_starting_from_another_model(capsys, data, base, tmp_path, option):
 def test_an_average_that_nothing_was_kept_of(capsys, data, base, tmp_path):
     command = [data, *TINY, *RUN, "--store-ema", "--finetune-from-model", base]
     refused(capsys, command, tmp_path, f"--store-ema: checkpoint {base}", "--pretrained-model")
+
+
+def test_an_average_that_begins_with_no_average_or_another_models(capsys, data, base, tmp_path):
+    seed = ["--store-ema", "--ema-seed-model"]
+    command = [data, *TINY, *RUN, "--max-update", "1"]
+    words = f"--ema-seed-model {base}: has no average", "--store-ema"
+    refused(capsys, [*command, *seed, base], tmp_path, *words)
+    run_training([*command, "--store-ema", "--save-dir", tmp_path / "average"])
+    seed.append(tmp_path / "average" / "checkpoint_last.pt")
+    run_training([*command, *seed, "--no-save", "--save-dir", tmp_path])
+    for option, weight in (
+        (["--encoder-ffn-embed-dim", "12"], "fc1.weight"),
+        (["--encoder-layers", "1"], "encoder.layers.1"),
+    ):
+        refused(capsys, [*command, *option, *seed], tmp_path, f"{seed[-1]}: ", weight)
 
 
 def test_a_loss_that_cannot_be_scaled_further_down(capsys, data, tmp_path, monkeypatch):

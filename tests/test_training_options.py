@@ -16,12 +16,17 @@ from conftest import (
     write_corpus,
 )
 
+from fairseq.data.indexed_dataset import make_builder, make_dataset
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
+from fairseq_cli import train as fairseq_train
+from omegaconf import open_dict
 
 from src.criterions.srp import SRPCriterion
 from src.errors import UserError
+from src.models.srp_config import SRPConfig
 from src.modules.multihead_attention import SRPMultiheadAttention
+from src.run_checks import ALIGNED
 from src.run_length import check_has_updates, updates_in_epochs
 from src.trainer import SRPTrainer
 
@@ -50,6 +55,53 @@ def test_average_of_weights_has_the_channels_as_they_are(data, base, tmp_path, m
     for key, value in model.state_dict().items():
         if key.endswith(("channel_ids", "connectivity")):
             assert torch.equal(state[key], value), key
+
+
+def test_a_loss_of_alignments_is_fairseqs(tmp_path):
+    """It is of the last layer's attention, which other losses let go in training."""
+    data = write_corpus(tmp_path)
+    for split in ("train", "valid"):
+        source = make_dataset(f"{data}/{split}.de-en.de", "mmap")
+        builder = make_builder(f"{data}/{split}.align.de-en.bin", "mmap")
+        for sentence in source:
+            numbers = torch.arange(len(sentence) - 1)
+            builder.add_item(torch.stack([numbers, numbers.flip(0)], 1).flatten())
+        builder.finalize(f"{data}/{split}.align.de-en.idx")
+    trainer = run_training(
+        [data, *TINY, *RUN, "--criterion", ALIGNED, "--load-alignments", "--dropout", "0"]
+        + ["--max-update", "1", "--no-save", "--save-dir", tmp_path / "run"]
+    )
+    mine, theirs = trainer.get_model().train(), build("transformer").float().train()
+    shared = theirs.state_dict()
+    theirs.load_state_dict({n: w for n, w in mine.state_dict().items() if n in shared})
+    dataset = trainer.task.dataset("train")
+    sample = dataset.collater([dataset[i] for i in range(4)])
+    losses, gradients = [], []
+    for model in (mine, theirs):
+        model.zero_grad()
+        loss, _, log = trainer.get_criterion()(model, sample)
+        loss.backward()
+        losses.append([loss.item(), log["alignment_loss"]])
+        gradients.append(model.decoder.layers[-1].encoder_attn.q_proj.weight.grad)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0][1] > 0
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_hydras_is_checked_and_has_its_results(data, tmp_path):
+    """fairseq-hydra-train gives a model none of the run's options but the model's."""
+
+    def run(cfg):
+        own = SRPConfig.__dataclass_fields__
+        options = {name: value for name, value in vars(cfg.model).items() if name in own}
+        with open_dict(cfg):
+            cfg.model = {"_name": "srp", **options}
+        fairseq_train.main(cfg)
+
+    command = [data, *TINY, *RUN, "--max-update", "1", "--save-dir", tmp_path]
+    run_training(command, run)
+    assert (tmp_path / "results.csv").read_text().count("\n") == 2
+    with pytest.raises(UserError, match="--save-interval 0"):
+        run_training([*command, "--save-interval", "0"], run)
 
 
 def test_retained_dropout_reaches_attention():

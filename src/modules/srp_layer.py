@@ -132,6 +132,7 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         self.encoder_attn_layer_norm = WeightedLayerNorm(
             residual, cfg.weighted_layernorm, stream=not self.normalize_before
         )
+        self.gives_attention = False  # in training, to a loss of alignments
         self.keep_attention_map = False
         self.attention_map = None  # [B, T, S], for distillation
 
@@ -153,7 +154,7 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         return _add(self, x, residual)
 
     def forward(self, x, *args, need_attn=False, need_head_weights=False, **kwargs):
-        if self.training and not self.keep_attention_map:
+        if self.training and not (self.keep_attention_map or self.gives_attention):
             # fairseq computes the last layer's attention map in training and drops it
             need_attn = need_head_weights = False
         elif self.keep_attention_map:

@@ -107,6 +107,8 @@ class SRPTranslationTask(TranslationTask):
             inherit_layernorm(cfg, state, self.cfg.pretrained_model)
         model = super().build_model(cfg, from_checkpoint)
         self._check_model(model, cfg)
+        if self.cfg.load_alignments and isinstance(model, SRPModel):
+            model.decoder.layers[-1].gives_attention = True
         if state is not None:
             load_pretrained(model, cfg, state, self.cfg.pretrained_model)
         attn_kd = getattr(cfg, "attn_kd", 0)
@@ -123,6 +125,11 @@ class SRPTranslationTask(TranslationTask):
                 self.cfg.sparsity_config, model, getattr(cfg, "seed", 1)
             )
         return model
+
+    def take_run(self, run) -> None:
+        """What ``build_model`` has from ``fairseq-train``, of a run of ``fairseq-hydra-train``."""
+        check_run(self.cfg, run, self.plan)
+        self.save_dir = run.save_dir
 
     def _check_model(self, model, cfg) -> None:
         """Refuse what needs this plug-in's own model with another ``--arch``."""
