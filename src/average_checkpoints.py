@@ -7,7 +7,7 @@ The options are those of fairseq's script of the same name. --inputs names
 checkpoints, or with --num-epoch-checkpoints (checkpoint<epoch>.pt) and
 --num-update-checkpoints (checkpoint_<epoch>_<update>.pt) the one folder whose last
 N are taken. All must be of one model: the same options, shapes and, after a cut,
-the same channels.
+the same channels; where weights were pruned, with the same ones removed.
 
 The output has the weights and the options of the model, and no optimizer state. It
 loads wherever a checkpoint does: generate.py, --pretrained-model, fairseq's tools.
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 import argparse  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
-from typing import Any, Dict, List, Mapping, Optional  # noqa: E402
+from typing import Any, Dict, List, Mapping, Optional, Tuple  # noqa: E402
 
 import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
@@ -178,6 +178,7 @@ class RunningSum:
         self._dtypes: Dict[str, torch.dtype] = {}
         self._ties: Dict[str, str] = {}
         self._sums: Dict[str, Tensor] = {}
+        self._removed: Dict[str, Tuple[str, Tensor]] = {}  # the input with most, all lost ones
 
     def add(self, path: str, state: State) -> None:
         """Add a checkpoint's weights.
@@ -201,6 +202,10 @@ class RunningSum:
                 self._sums[name] += value
             else:
                 self._sums[name] = value.to(torch.float64, copy=True)
+        for name, lost in removed_weights(state).items():
+            where, before = self._removed.get(name, (path, lost))
+            most = path if lost.sum() >= before.sum() else where
+            self._removed[name] = most, lost | before
         updates = int(state["optimizer_history"][-1]["num_updates"])
         if not self.paths or updates > max(self.updates):
             self.head = without_weights(state)
@@ -250,7 +255,17 @@ class RunningSum:
                 refuse(f"{name} is not {self._ties[name]}, as it is in {first}")
 
     def average(self) -> State:
-        """The mean as a checkpoint: weights in their own dtype, ties kept."""
+        """The mean as a checkpoint: weights in their own dtype, ties kept.
+
+        Raises:
+            UserError: an input lost weights (--sparsity-config) that another still has.
+        """
+        for name, (path, lost) in self._removed.items():
+            if self._sums[self._ties[name]][lost].any():
+                raise UserError(
+                    f"--inputs {path}: weights of {name} were removed there that other inputs "
+                    "have; average checkpoints from after the last pruning"
+                )
         means = {}
         for name, total in self._sums.items():
             if total.is_floating_point():
@@ -261,6 +276,15 @@ class RunningSum:
             "model": {name: means[tied_to] for name, tied_to in self._ties.items()},
             "averaged": {"inputs": self.paths, "num_updates": self.updates},
         }
+
+
+def removed_weights(state: State) -> Dict[str, Tensor]:
+    """Where --sparsity-config has removed weights of the checkpoint's model, by their name."""
+    parts = state.get("extra_state") or {}
+    task = parts.get("SRPTranslationTask") or {}
+    pruners = task.get("weight_pruning", {}).get("pruners", ())
+    masks = [mask for pruner in pruners for mask in pruner["masks"].items()]
+    return {f"{layer}.weight": ~kept for layer, kept in masks}
 
 
 def without_weights(state: State) -> State:

@@ -13,6 +13,7 @@ from test_distributed import SCRIPT
 from test_precision import in_precision
 from test_resume import assert_identical, final_state
 
+from src.average_checkpoints import average_checkpoints
 from src.errors import UserError
 from src.trainer import SRPTrainer
 from src.weight_pruning import WeightPruning
@@ -74,6 +75,12 @@ def test_any_model_reaches_its_target_and_keeps_its_zeros(data, tmp_path, arch):
     assert all((saved[n][~m] == 0).all() for n, m in pruning.masks.items())
     # the weights that are left have gone on learning since the last prune
     assert all((parameters[n][m] != 0).float().mean() > 0.9 for n, m in pruning.masks.items())
+    second, last = (str(tmp_path / f"checkpoint{n}.pt") for n in (2, "_last"))
+    for inputs in ([second, last], [last, second]):
+        with pytest.raises(UserError, match=f"{last}: weights of .* were removed there"):
+            average_checkpoints(inputs)
+    mean = average_checkpoints([last, last])["model"]
+    assert all((mean[n][~m] == 0).all() for n, m in pruning.masks.items())
 
 
 class Stop(Exception):
