@@ -32,6 +32,7 @@ from .training_errors import (
     named,
     refusing_checkpoint,
     refusing_divergence,
+    warn_of_new_optimizer,
 )
 
 logger = logging.getLogger(__name__)
@@ -352,6 +353,8 @@ class SRPTrainer(Trainer):
             warn_of_other_start(self.cfg, written_with, filename)
             with open_dict(self.cfg):
                 take_layernorm(self.get_model(), self.cfg.model, written_with, filename)
+        if extra_state is not None and not reset_optimizer:
+            warn_of_new_optimizer(self, filename)
         self._wrap_again()
         if extra_state is not None and not (reset_optimizer or kwargs.get("reset_meters")):
             restore_patience(extra_state)

@@ -1,5 +1,6 @@
 """Errors of fairseq's training that a user can mend, said in one line."""
 
+import logging
 import pickle
 from contextlib import contextmanager
 from typing import Any, Dict, Tuple, Type
@@ -10,6 +11,8 @@ from torch import Tensor
 from .checkpoint_utils import unsafe
 from .errors import UserError
 from .pretrained import check_not_shrinking
+
+logger = logging.getLogger(__name__)
 
 # What fairseq raises, with words, for data without a batch, a sentence that is too long, a
 # checkpoint of another model or optimizer.
@@ -96,6 +99,22 @@ def check_same_run(trainer, extra_state: Dict[str, Any], path: str) -> None:
             f"checkpoint {path}: its run prunes no channels, --compression-rate "
             f"{trainer.stage.plan.compression_rate:g} can't go on with it; give another "
             "--save-dir, and the model to prune as --pretrained-model"
+        )
+
+
+def warn_of_new_optimizer(trainer, path: str) -> None:
+    """Say where a run goes on from weights alone; fairseq does without a word.
+
+    Args:
+        trainer: of the run, with the checkpoint's weights, its optimizer not being reset.
+        path: the checkpoint.
+    """
+    history = trainer._optim_history
+    if history and history[-1]["num_updates"] > trainer.get_num_updates():
+        logger.warning(
+            f"checkpoint {path}: holds no state of the optimizer (it is an average, or of a run "
+            "with --no-save-optimizer-state): the optimizer, the learning rate's schedule and "
+            "the number of updates begin anew"
         )
 
 

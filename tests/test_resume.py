@@ -216,3 +216,13 @@ def test_patience_goes_on_counting(data, base, tmp_path):
     )
     assert whole["train_iterator"]["epoch"] == parts["train_iterator"]["epoch"] == 5
     assert whole["patience"] == parts["patience"]
+
+
+@pytest.mark.parametrize("options", [[], ["--no-save-optimizer-state"]])
+def test_a_run_that_goes_on_with_a_new_optimizer_says_so(data, tmp_path, caplog, options):
+    command = [data, *TINY, *RUN, *options, "--save-dir", tmp_path, "--max-epoch"]
+    run_training([*command, "1"])
+    trainer = run_training([*command, "2"])
+    assert trainer.get_num_updates() == (4 if options else 8)
+    said = f"checkpoint {tmp_path}/checkpoint_last.pt: holds no state of the optimizer"
+    assert (said in caplog.text) == bool(options)
