@@ -1,9 +1,14 @@
-"""What is refused of fairseq's own training options: parts and files that a run lacks."""
+"""What is refused of fairseq's own training options: parts and files that a run lacks.
 
+And files that it would begin with in vain, or write over.
+"""
+
+import logging
 import os
+import re
 from argparse import Namespace
 from importlib.util import find_spec
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY
@@ -14,6 +19,12 @@ from torch import nn
 from .checkpoint_utils import load_checkpoint
 from .errors import UserError
 from .task_options import SRPTranslationConfig
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # fairseq's, in --save-dir
+# What a run calls its checkpoints.
+_WRITTEN = re.compile(r"checkpoint(_last|_best|\d+|_\d+_\d+|\.best_.*)\.pt")
 
 ALIGNED = "label_smoothed_cross_entropy_with_alignment"
 # Criteria of fairseq's that read what a translation task has.
@@ -138,3 +149,91 @@ def check_seed_of_average(model: nn.Module, average: nn.Module, path: Optional[s
                 f"--ema-seed-model {path}: its {name} is {list(theirs[name].shape)}, the "
                 f"model's is {list(weight.shape)}; give an average of the same model"
             )
+
+
+def check_start(run: Namespace) -> None:
+    """Refuse checkpoints of fairseq's own options that a run can't begin with.
+
+    At some fairseq ends in a traceback, and without a ``--restore-file`` it starts anew.
+
+    Args:
+        run: all options of the run, as fairseq gives them to a model.
+
+    Raises:
+        UserError: names the option, the file and what to do.
+    """
+    file = getattr(run, "restore_file", DEFAULT_RESTORE_FILE)
+    path = getattr(run, "finetune_from_model", None)
+    # a run that is there already goes on without these two
+    there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))
+    once = getattr(run, "continue_once", None)
+    if once and not (there or os.path.isfile(once)):
+        raise UserError(f"--continue-once {once}: no such file; give a checkpoint (.pt)")
+    if not path:
+        named = file.replace(".pt", f"{getattr(run, 'checkpoint_suffix', '')}.pt")
+        sharded = getattr(run, "use_sharded_state", False)  # into files of other names
+        if not (file == DEFAULT_RESTORE_FILE or sharded or os.path.isfile(named)):
+            raise UserError(f"--restore-file {file}: no such file; give a checkpoint (.pt)")
+        return
+    resets = ("optimizer", "lr_scheduler", "meters", "dataloader")
+    given = [f"reset_{x}" for x in resets if getattr(run, f"reset_{x}", False)]
+    if file != DEFAULT_RESTORE_FILE:
+        given.append("restore_file")
+    if given:
+        raise UserError(
+            f"--finetune-from-model {path}: starts anew by itself; leave out "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        )
+    if getattr(run, "pretrained_model", None):
+        raise UserError(
+            f"--finetune-from-model {path}: would replace the weights of --pretrained-model "
+            f"{run.pretrained_model}; leave one of them out"
+        )
+    if not (there or os.path.isfile(path)):
+        raise UserError(f"--finetune-from-model {path}: no such file; give a checkpoint (.pt)")
+
+
+def check_not_overwritten(run: Namespace) -> None:
+    """Refuse a run that would write over the checkpoints that it begins with.
+
+    They are read again when it is resumed. And a ``checkpoint_last.pt`` beside them would
+    be gone on with in their place.
+
+    Args:
+        run: all options of the run, as fairseq gives them to a model.
+
+    Raises:
+        UserError: names the option, the file and what to do.
+    """
+    folder = os.path.realpath(getattr(run, "save_dir", None) or "checkpoints")
+    for name in ("pretrained_model", "teacher_model"):
+        path = getattr(run, name, None)
+        if not path or not _WRITTEN.fullmatch(os.path.basename(path)):
+            continue
+        if os.path.realpath(os.path.dirname(path)) == folder:
+            raise UserError(
+                f"--{name.replace('_', '-')} {path}: lies in --save-dir, where this run "
+                "would write over it; give another --save-dir"
+            )
+
+
+def warn_of_other_start(run, cfg: Optional[Dict[str, Any]], path: str) -> None:
+    """Say that a run goes on which began with another model than the one that is given.
+
+    Args:
+        run: all options of the run that goes on.
+        cfg: of its checkpoint, None if unknown.
+        path: its file.
+    """
+    mine = getattr(run.task, "pretrained_model", None)
+    task = (cfg or {}).get("task")
+    known = isinstance(task, dict) and run.checkpoint.restore_file == DEFAULT_RESTORE_FILE
+    if mine is None or not known:
+        return
+    its = task.get("pretrained_model")
+    if its is None or os.path.realpath(its) != os.path.realpath(mine):
+        logger.warning(
+            f"--pretrained-model {mine}: has no part in this run, which goes on from {path} "
+            f"and began with {its or 'no other model'}; to begin with it, give another "
+            "--save-dir"
+        )

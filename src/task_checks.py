@@ -13,8 +13,7 @@ from .connectivity.stage import StagePlan
 from .data_checks import check_subsets
 from .errors import UserError
 from .modules.linear import bfloat16_gain
-from .pretrained import check_not_overwritten, check_start
-from .run_checks import check_parts
+from .run_checks import check_not_overwritten, check_parts, check_start
 from .search_checks import model_overrides
 from .task_options import SRPTranslationConfig
 from .validation_checks import check_validation

@@ -23,8 +23,8 @@ from .models.srp_base import SRPModel
 from .optim.scaler import unscale_once
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
-from .pretrained import check_widths, take_layernorm, warn_of_other_start
-from .run_checks import check_seed_of_average, flat
+from .pretrained import check_widths, take_layernorm
+from .run_checks import check_seed_of_average, flat, warn_of_other_start
 from .training_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,

@@ -74,11 +74,6 @@ def check_training(args, given: Collection[str]) -> None:
             f"--distributed-world-size {args.distributed_world_size}: must be at least 1, the "
             "number of processes"
         )
-    if args.model_parallel_size != 1:
-        raise UserError(
-            f"--model-parallel-size {args.model_parallel_size}: is for models that are split "
-            "over several GPUs, of which this plug-in has none; leave it out"
-        )
     make_output_folder(args.save_dir, "--save-dir")
     if args.log_file is not None:  # may lie in that folder
         check_output_file(args.log_file, option="--log-file")

@@ -20,8 +20,13 @@ from conftest import ROOT, RUN, TINY, run_training, write_corpus
 from src.checkpoint_utils import load_checkpoint
 from src import cli, generate, training
 from src.errors import UserError
-from src.pretrained import check_not_overwritten, check_start, warn_of_other_start
-from src.run_checks import ALIGNED, check_parts
+from src.run_checks import (
+    ALIGNED,
+    check_not_overwritten,
+    check_parts,
+    check_start,
+    warn_of_other_start,
+)
 from src.task_options import SRPTranslationConfig
 from src.trainer import SRPTrainer
 
@@ -291,7 +296,7 @@ def checked_options(**changes):
     """Options that pass, but for those that are given."""
     given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
     given.update(lr_scheduler="fixed", log_file=None)
-    given.update(distributed_world_size=1, model_parallel_size=1)
+    given["distributed_world_size"] = 1
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -319,7 +324,6 @@ def test_log_file_that_cannot_be_written(tmp_path):
         ("seed", -1, "must be from 0"),  # numpy takes no other
         ("seed", 2**32, "must be from 0"),
         ("distributed_world_size", 0, "must be at least 1"),
-        ("model_parallel_size", 2, "leave it out"),
     ],
 )
 def test_what_fairseq_stumbles_over_before_it_builds_anything(tmp_path, name, value, words):
