@@ -63,7 +63,9 @@ def check_parts(cfg: SRPTranslationConfig, run: Any) -> None:
     _check_average(run)
     if getattr(run, "tpu", False) and not find_spec("torch_xla"):
         if getattr(run, "bf16", False):  # which turns --tpu on
-            raise UserError("--bf16: fairseq-train takes it for a TPU's; run src/train.py with it")
+            raise UserError(
+                "--bf16: fairseq-train takes it for a TPU's; run src/train.py with it"
+            )
         raise UserError("--tpu: needs package torch_xla and a TPU; leave it out")
     if getattr(run, "model_parallel_size", 1) > 1:
         raise UserError(
@@ -73,7 +75,8 @@ def check_parts(cfg: SRPTranslationConfig, run: Any) -> None:
     backend = str(getattr(run, "ddp_backend", ""))
     if backend == "fully_sharded" and not find_spec("fairscale"):
         raise UserError(
-            "--ddp-backend fully_sharded: needs package fairscale; use pytorch_ddp or legacy_ddp"
+            "--ddp-backend fully_sharded: needs package fairscale; use pytorch_ddp or "
+            "legacy_ddp"
         )
     if getattr(run, "optimizer", None) == "composite" and not getattr(run, "groups", None):
         raise UserError(
@@ -117,12 +120,14 @@ def _check_criterion(cfg: SRPTranslationConfig, run: Any) -> None:
 
 def _check_average(run: Any) -> None:
     """Refuse what no average of weights (``--store-ema``) can begin or go on with."""
+    path = getattr(run, "ema_seed_model", None)
     if not getattr(run, "store_ema", False):
+        if path is not None:
+            raise UserError(f"--ema-seed-model {path}: needs --store-ema")
         return
     decay = getattr(run, "ema_decay", 0.9999)
     if not 0 <= decay <= 1:
         raise UserError(f"--ema-decay {decay:g}: must be from 0 to 1")
-    path = getattr(run, "ema_seed_model", None)
     if path is None:
         return
     state = load_checkpoint(path, "--ema-seed-model")

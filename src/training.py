@@ -74,6 +74,10 @@ def check_training(args, given: Collection[str]) -> None:
             f"--distributed-world-size {args.distributed_world_size}: must be at least 1, the "
             "number of processes"
         )
+    if args.pipeline_model_parallel:
+        raise UserError(
+            "--pipeline-model-parallel: no model of translation is divided; leave it out"
+        )
     make_output_folder(args.save_dir, "--save-dir")
     if args.log_file is not None:  # may lie in that folder
         check_output_file(args.log_file, option="--log-file")

@@ -217,6 +217,7 @@ def test_options_that_would_do_nothing(capsys, data, tmp_path, options):
         (["--cpu-offload"], ["--cpu-offload", "fully_sharded"]),
         (["--store-ema", "--ema-decay", "2"], ["--ema-decay 2", "from 0 to 1"]),
         (["--store-ema", "--ema-seed-model", "no.pt"], ["-seed-model no.pt", "no such file"]),
+        (["--ema-seed-model", "no.pt"], ["--ema-seed-model no.pt", "needs --store-ema"]),
     ],
 )
 def test_what_would_end_in_a_traceback(capsys, data, tmp_path, options, words):
@@ -296,7 +297,7 @@ def checked_options(**changes):
     """Options that pass, but for those that are given."""
     given = {"max_tokens": 9, "batch_size": None, "optimizer": "adam", "seed": 1}
     given.update(lr_scheduler="fixed", log_file=None)
-    given["distributed_world_size"] = 1
+    given.update(distributed_world_size=1, pipeline_model_parallel=False)
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -324,11 +325,12 @@ def test_log_file_that_cannot_be_written(tmp_path):
         ("seed", -1, "must be from 0"),  # numpy takes no other
         ("seed", 2**32, "must be from 0"),
         ("distributed_world_size", 0, "must be at least 1"),
+        ("pipeline_model_parallel", True, "leave it out"),
     ],
 )
 def test_what_fairseq_stumbles_over_before_it_builds_anything(tmp_path, name, value, words):
     args = checked_options(save_dir=str(tmp_path / "run"), **{name: value})
-    option = f"--{name.replace('_', '-')} {value}"
+    option = f"--{name.replace('_', '-')}( {value})?"
     with pytest.raises(UserError, match=f"{option}: .*{words}"):
         training.check_training(args, {"--lr"})
     assert not (tmp_path / "run").exists()
