@@ -1,6 +1,7 @@
 """The runner of comparisons: every model once, again only when it is another."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,32 @@ def test_significance_stays_known_where_translations_are_gone(
         row.pop("p", None)
     tables.add_significance(grid, elsewhere)
     assert all(row["p_base"] is None for row in elsewhere[1:])
+
+
+def test_two_models_are_compared(grid_file, results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "SAMPLES", 50)
+    rows = [dict(row) for row in results if "bleu" in row]
+    truth = tmp_path / "reference"
+    truth.write_text("\n".join(tables.hypotheses(Path(rows[0]["folder"]))) + "\n")
+    grid = replace(read_grid(grid_file), reference=truth)
+    tables.add_significance(grid, rows)
+    cut = next(row for row in rows if row["name"] == "cut, 0.5")
+    (line,) = tables.compare(grid, rows, ["base", "cut, 0.5"])
+    scores = f"base {rows[0]['bleu']:.2f} and cut, 0.5 {cut['bleu']:.2f} (seed 1)"
+    assert line == f"{scores}: p {cut['p_base']:.3f}"
+    (line,) = tables.compare(grid, rows, ["cut, 0.5", "sparse 2:4"])  # neither is the base
+    assert re.search(r"\(seed 1\): p [01]\.\d{3}$", line)
+    for names, words in (
+        (["base", "nope"], "--compare 'nope': is no model of the grid"),
+        (["base", "cut, 0.5"], "--compare 'base' 'cut, 0.5': not both are made yet"),
+    ):
+        with pytest.raises(GridError, match=words):
+            tables.compare(grid, rows[:1], names)
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(grid_file), "--compare", "base", "nope"])
+    with pytest.raises(SystemExit) as stopped:
+        tables.main()
+    assert stopped.value.code == 2
+    assert "error: --compare 'nope'" in capsys.readouterr().err
 
 
 def test_tables_and_pictures(grid_file, results, monkeypatch, capsys):

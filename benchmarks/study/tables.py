@@ -1,6 +1,7 @@
 """Tables and pictures of a grid's results.
 
     python benchmarks/study/tables.py benchmarks/study/multi30k.yaml
+    python benchmarks/study/tables.py GRID --compare 'distilled, 0.2' 'distilled, 0.1'
 
 Of the models of the grid that run.py has made so far, here or elsewhere, with their speed
 where run.py --speed has measured it; significance and speed are kept in the results file with
@@ -86,19 +87,44 @@ def add_significance(grid: Grid, rows: List[Row]) -> None:
     by_name = {(row["name"], row["seed"]): row for row in rows if "bleu" in row}
     first = grid.models[0]
     base = by_name.get((first.name, first.seed))
-    lowercase = bool(grid.translate.get("sacrebleu-lowercase"))
     for row in by_name.values():
         others = {"p_base": base, "p_beside": by_name.get((row["beside"], row["seed"]))}
         for name, other in others.items():
             if other is None or other is row:
                 continue
-            known = row.setdefault("p", {})
-            if truth and other["key"] not in known:
-                folders = Path(other["folder"]), Path(row["folder"])
-                value = p_value(*folders, truth, lowercase)
-                if value is not None:
-                    known[other["key"]] = round(value, 4)
-            row[name] = known.get(other["key"])
+            row[name] = known_p(grid, row, other, truth)
+
+
+def known_p(grid: Grid, row: Row, other: Row, truth: Optional[List[str]]) -> Optional[float]:
+    """What the row says of the difference to another; computed first, where it says nothing."""
+    known = row.setdefault("p", {})
+    if truth and other["key"] not in known:
+        lowercase = bool(grid.translate.get("sacrebleu-lowercase"))
+        value = p_value(Path(other["folder"]), Path(row["folder"]), truth, lowercase)
+        if value is not None:
+            known[other["key"]] = round(value, 4)
+    return known.get(other["key"])
+
+
+def compare(grid: Grid, rows: List[Row], names: List[str]) -> List[str]:
+    """A line for each seed in which both of two models were translated with.
+
+    Raises:
+        GridError: a model is none of the grid's, or was not made yet with the other's seed.
+    """
+    lines, truth = [], references(grid)
+    for name in names:
+        if name not in {model.name for model in grid.models}:
+            raise GridError(f"--compare {name!r}: is no model of the grid")
+    first, second = ({r["seed"]: r for r in rows if r["name"] == name} for name in names)
+    for seed in sorted(first.keys() & second.keys()):
+        p = known_p(grid, second[seed], first[seed], truth)
+        scores = " and ".join(f"{r[seed]['name']} {r[seed]['bleu']:.2f}" for r in (first, second))
+        said = "their translations are not here" if p is None else f"p {p:.3f}"
+        lines.append(f"{scores} (seed {seed}): {said}")
+    if not lines:
+        raise GridError(f"--compare {' '.join(map(repr, names))}: not both are made yet")
+    return lines
 
 
 def otherwise(grid: Grid, rows: List[Row]) -> List[str]:
@@ -209,6 +235,12 @@ def main() -> None:
     parser.add_argument(
         "--no-significance", action="store_true", help="leave out the bootstrap tests"
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("MODEL", "OTHER"),
+        help="print the p of the difference between two models of the grid instead",
+    )
     args = parser.parse_args()
     grid_file = args.grid.resolve()
     os.chdir(ROOT)
@@ -226,6 +258,15 @@ def main() -> None:
     if not rows:
         print(f"error: {args.grid}: no model is made yet; run run.py first", file=sys.stderr)
         sys.exit(2)
+    if args.compare:
+        try:
+            lines = compare(grid, rows, args.compare)
+        except GridError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise
+        keep(grid, every)
+        print("\n".join(lines))
+        return
     if not args.no_significance:
         add_significance(grid, rows)
     add_speed(grid, rows)
