@@ -220,15 +220,15 @@ def run(args, cfg) -> None:
         UserError: a mistake in an option or file, before any translation.
     """
     task, models, skipped, updates, references = load(args, cfg)
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    if args.report:
+        evaluation.check_countable(models[0], f"--report {args.report}")
+    engine = ctranslate2_engine.prepare(args, cfg, task, models[0], skipped)
     for path, model in zip(utils.split_paths(cfg.common_eval.path), models):
         try:
             check_not_shrinking(model, f"--path {path}")
         except UserError as error:  # what it translates is worth a look, no more
             logger.warning(error)
-    dataset = task.dataset(cfg.dataset.gen_subset)
-    if args.report:
-        evaluation.check_countable(models[0], f"--report {args.report}")
-    engine = ctranslate2_engine.prepare(args, cfg, task, models[0], skipped)
     with output_stream(cfg) as stream:
         hypotheses, steps = translate(args, cfg, type(task), stream, engine)
         scores = bleu.score(

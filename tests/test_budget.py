@@ -89,6 +89,7 @@ def test_rate_is_met_where_one_embedding_channel_is_too_much(medium, rate, stage
 @settings(max_examples=40, deadline=None)
 @example(rate=0.78125, ratio=0.75, staged=False)
 @example(rate=0.78125, ratio=0.75, staged=True)
+@example(rate=0.1368157146283427, ratio=1.625, staged=True)
 @given(rate=st.floats(0.1, 0.8), ratio=st.floats(0.6, 2), staged=st.booleans())
 def test_embeddings_of_another_share(rate, ratio, staged):
     """The rate is met, and embeddings keep ratio times what the others keep."""
@@ -107,8 +108,10 @@ def test_embeddings_of_another_share(rate, ratio, staged):
     if others == 1:  # whole before the embeddings are, which keep the rest
         return
     expected = min(1.0, ratio * others)
-    # heads of 16 channels round by up to a 32nd
-    assert abs(kept["embedding"][0] - expected) <= ratio / 32 + 1 / 64
+    # heads of 16 channels round by up to a 32nd, and what the first stage's rounding left
+    # over or took moves the others in the second one, by up to a third of that
+    rounding = ratio / (24 if staged else 32)
+    assert abs(kept["embedding"][0] - expected) <= rounding + 1 / 64
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2, 0.1, 0.05])
