@@ -216,15 +216,20 @@ def test_a_study_goes_on_elsewhere(grid_file, results, tmp_path, monkeypatch):
     assert runner.finished(grid.models[1])["key"] == results[1]["key"]
 
 
-def test_significance_stays_known_where_translations_are_gone(
-    grid_file, results, tmp_path, monkeypatch
-):
+@pytest.fixture
+def tested(grid_file, results, tmp_path, monkeypatch):
+    """The grid, whose first model translates without a fault, and rows with significance."""
     monkeypatch.setattr(tables, "SAMPLES", 50)
     rows = [dict(row) for row in results if "bleu" in row]
     truth = tmp_path / "reference"
     truth.write_text("\n".join(tables.hypotheses(Path(rows[0]["folder"]))) + "\n")
     grid = replace(read_grid(grid_file), reference=truth)
     tables.add_significance(grid, rows)
+    return grid, rows
+
+
+def test_significance_stays_known_where_translations_are_gone(tested, tmp_path):
+    grid, rows = tested
     found = [(row.get("p_base"), row.get("p_beside")) for row in rows]
     assert found[0] == (None, None) and 0 <= found[1][0] <= 1 and found[1][1] == found[1][0]
     elsewhere = [
@@ -238,13 +243,8 @@ def test_significance_stays_known_where_translations_are_gone(
     assert all(row["p_base"] is None for row in elsewhere[1:])
 
 
-def test_two_models_are_compared(grid_file, results, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "SAMPLES", 50)
-    rows = [dict(row) for row in results if "bleu" in row]
-    truth = tmp_path / "reference"
-    truth.write_text("\n".join(tables.hypotheses(Path(rows[0]["folder"]))) + "\n")
-    grid = replace(read_grid(grid_file), reference=truth)
-    tables.add_significance(grid, rows)
+def test_two_models_are_compared(tested, grid_file, monkeypatch, capsys):
+    grid, rows = tested
     cut = next(row for row in rows if row["name"] == "cut, 0.5")
     (line,) = tables.compare(grid, rows, ["base", "cut, 0.5"])
     scores = f"base {rows[0]['bleu']:.2f} and cut, 0.5 {cut['bleu']:.2f} (seed 1)"
