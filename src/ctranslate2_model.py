@@ -16,7 +16,7 @@ from fairseq.models.transformer import TransformerModelBase
 from torch import nn
 
 from .adapters import adapted_layers, fuse
-from .connectivity.groups import channel_groups
+from .connectivity.groups import shrinking_groups
 from .ctranslate2_spec import ACTIVATIONS, SpecBuilder
 from .errors import UserError
 
@@ -87,11 +87,11 @@ def check_exportable(model: nn.Module, what: str) -> None:
             f"{what}: is a {type(model).__name__}; SRP models and fairseq's transformer "
             "can be exported"
         )
-    gated = [name for name, group in channel_groups(model).items() if group.gated]
-    if gated:
+    shrinking = shrinking_groups(model)
+    if shrinking:
         raise UserError(
             f"{what}: is of a pruning stage that is not finished (the connectivity of "
-            f"{gated[0]} is not all ones); export the checkpoint after the cut"
+            f"{shrinking[0]} is not all ones); export the checkpoint after the cut"
         )
     activation = str(model.cfg.activation_fn)
     if activation not in ACTIVATIONS:

@@ -9,7 +9,7 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor, nn
 
 from .adapters import AdapterError, adapted_layers, fuse
-from .connectivity.groups import channel_groups
+from .connectivity.groups import channel_groups, shrinking_groups
 from .errors import UserError
 from .models.srp_config import SRPConfig
 from .modules.layer_norm import WeightedLayerNorm
@@ -200,10 +200,10 @@ def check_not_shrinking(model: nn.Module, what: str) -> None:
     Raises:
         UserError: names a group whose channels are shrinking.
     """
-    gated = [name for name, group in channel_groups(model).items() if group.gated]
-    if gated:
+    shrinking = shrinking_groups(model)
+    if shrinking:
         raise UserError(
-            f"{what}: a pruning stage is under way, channels of {gated[0]} are shrinking; "
+            f"{what}: a pruning stage is under way, channels of {shrinking[0]} are shrinking; "
             "let it come to its end"
         )
 

@@ -164,6 +164,11 @@ def channel_groups(model: nn.Module) -> Dict[str, ChannelGroup]:
     return groups
 
 
+def shrinking_groups(model: nn.Module) -> List[str]:
+    """Names of the groups that a pruning stage under way shrinks, in module order."""
+    return [name for name, group in channel_groups(model).items() if group.gated]
+
+
 def attention_groups(
     groups: Mapping[str, ChannelGroup]
 ) -> List[Tuple[ChannelGroup, ChannelGroup]]:

@@ -11,7 +11,7 @@ from ..errors import UserError
 from .budget import ParameterCount, Widths, embedding_rate, iteration_rate, plan_widths
 from .cut import Cuts, cut
 from .freeze import Freezer
-from .groups import channel_groups
+from .groups import channel_groups, shrinking_groups
 from .importance import Scores
 from .selection import select
 from .shrink import connectivity_at
@@ -166,10 +166,10 @@ class PruningStage:
         widths = self._widths(self.target_rate())
         keep = select(self.model, scores, widths, self.plan.prune_heads)
         groups = channel_groups(self.model)
-        gated = [name for name, group in groups.items() if group.gated]
-        if gated:
+        shrinking = shrinking_groups(self.model)
+        if shrinking:
             raise UserError(
-                f"the channels of {gated[0]} are shrinking already, in a stage of which "
+                f"the channels of {shrinking[0]} are shrinking already, in a stage of which "
                 "nothing else is known; resume it without --reset-dataloader"
             )
         self.removed = {}
