@@ -279,8 +279,10 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
         given = ",".join(map(str, frequencies))
         raise UserError(f"--update-freq {given}: must be at least 1 in every epoch")
     for name, least in (
-        *((name, 1) for name in ("max_tokens", "batch_size")),
-        *((f"{name}_valid", 1) for name in ("max_tokens", "batch_size")),
+        ("max_tokens", 1),
+        ("batch_size", 1),
+        ("max_tokens_valid", 1),
+        ("batch_size_valid", 1),
         ("required_batch_size_multiple", 1),
         ("log_interval", 1),
         ("save_interval", 1),

@@ -81,10 +81,12 @@ class Run:
         self.optimizer = adam(self.model, **options)
         self.masking = masking
 
-    def step(self, number):
+    def step(self, number, without=()):
+        """One update; parameters at the positions ``without`` have no gradient."""
         torch.manual_seed(number)
-        for parameter in self.model.parameters():
-            parameter.grad = torch.randn_like(parameter)
+        for position, parameter in enumerate(self.model.parameters()):
+            gradient = torch.randn_like(parameter)
+            parameter.grad = None if position in without else gradient
         if self.masking:
             self.freezer.mask_gradients()
         else:
@@ -249,16 +251,7 @@ def test_a_parameter_without_a_gradient_is_not_stepped():
     masked, frozen = Run(True), Run(False)
     for number, without in enumerate(((), (0, 5), (5,), ())):
         for run in (masked, frozen):
-            torch.manual_seed(number)
-            for position, parameter in enumerate(run.model.parameters()):
-                gradient = torch.randn_like(parameter)
-                parameter.grad = None if position in without else gradient
-            if run.masking:
-                run.freezer.mask_gradients()
-            else:
-                assert run.optimizer.freeze(run.freezer)
-            run.optimizer.step()
-            run.freezer.restore()
+            run.step(number, without)
     assert_same(masked, frozen)
     assert {float(step) for *_, step in frozen.moments()} == {2, 3, 4}
 

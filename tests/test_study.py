@@ -253,6 +253,7 @@ def test_two_models_are_compared(tested, grid_file, monkeypatch, capsys):
     assert re.search(r"\(seed 1\): p [01]\.\d{3}$", line)
     for names, words in (
         (["base", "nope"], "--compare 'nope': is no model of the grid"),
+        (["base", "base"], "--compare 'base': give two models"),
         (["base", "cut, 0.5"], "--compare 'base' 'cut, 0.5': not both are made yet"),
     ):
         with pytest.raises(GridError, match=words):

@@ -107,7 +107,7 @@ def known_p(grid: Grid, row: Row, other: Row, truth: Optional[List[str]]) -> Opt
 
 
 def compare(grid: Grid, rows: List[Row], names: List[str]) -> List[str]:
-    """A line for each seed in which both of two models were translated with.
+    """BLEU of two models and the p of the difference: a line for each seed that both have.
 
     Raises:
         GridError: a model is none of the grid's, or was not made yet with the other's seed.
@@ -116,6 +116,8 @@ def compare(grid: Grid, rows: List[Row], names: List[str]) -> List[str]:
     for name in names:
         if name not in {model.name for model in grid.models}:
             raise GridError(f"--compare {name!r}: is no model of the grid")
+    if names[0] == names[1]:
+        raise GridError(f"--compare {names[0]!r}: give two models")
     first, second = ({r["seed"]: r for r in rows if r["name"] == name} for name in names)
     for seed in sorted(first.keys() & second.keys()):
         p = known_p(grid, second[seed], first[seed], truth)
