@@ -66,8 +66,8 @@ def synthetic_batch(
     }
 
 
-def build_trainer(data: str, extra: List[str]):
-    """A fairseq trainer as ``fairseq-train`` would make it."""
+def build_trainer(data: str, extra: List[str], device: str = "cpu"):
+    """A fairseq trainer as ``src/train.py`` would make it."""
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
@@ -75,8 +75,10 @@ def build_trainer(data: str, extra: List[str]):
     from src.trainer import SRPTrainer
 
     parser = options.get_training_parser()
-    arguments = [data, "--max-tokens", "4096", "--cpu"] + extra
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
+    arguments = [data, "--max-tokens", "4096", *extra, *(["--cpu"] if device == "cpu" else [])]
+    args = options.parse_args_and_arch(parser, arguments)
+    args.tpu = False  # fairseq takes --bf16 for a TPU
+    cfg = convert_namespace_to_omegaconf(args)
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(1)
     model = task.build_model(cfg.model)
@@ -99,6 +101,19 @@ def tensor_peak(step: Callable[[], None]) -> int:
         present += size
         peak = max(peak, present)
     return peak
+
+
+def wait(device: str) -> None:
+    """Wait until what was asked of a device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def moved(sample: Dict, device: str) -> Dict:
+    """A batch on the device that it is for."""
+    from fairseq.utils import move_to_cuda
+
+    return move_to_cuda(sample) if device == "cuda" else sample
 
 
 def interleave(
@@ -180,16 +195,23 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
-def arguments(description: str, rounds: Optional[int] = 15) -> argparse.ArgumentParser:
+def arguments(
+    description: str, rounds: Optional[int] = 15, gpu: bool = False
+) -> argparse.ArgumentParser:
     """Options that benchmarks have in common.
 
     Args:
         rounds: how often everything is timed by default; None where nothing is.
+        gpu: whether the benchmark runs on a GPU, too.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    if gpu:
+        parser.add_argument(
+            "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the first GPU"
+        )
     parser.add_argument(
         "--output", default="", help="write OUTPUT.md and OUTPUT.json (default: print only)"
     )
@@ -206,6 +228,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: in
         found = getattr(args, name, None)
         if found is not None and found < value:
             parser.error(f"--{name.replace('_', '-')} {found}: must be at least {value}")
+    if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU; leave it out")
 
 
 def numbers(parser: argparse.ArgumentParser, option: str, text: str) -> List[float]:

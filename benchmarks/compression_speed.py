@@ -16,9 +16,12 @@ With --data the dictionaries are that folder's, and the sentences those of its t
 that have --length tokens. The engine that ends in -vmap needs it: its vocabulary map is of
 the training set there, so as many target types are scored as with a trained model. FLOPs
 are of the whole output layer all the same.
+
+On a GPU (--device cuda) the engines are PyTorch's, in float32 and with --fp16.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import sys
@@ -26,7 +29,7 @@ import tempfile
 from typing import Callable, Dict, List, Tuple
 
 import torch
-from common import arguments, check, interleave, numbers, report
+from common import arguments, check, interleave, moved, numbers, report
 from compression_rates import SHAPES, Task, prune
 
 STOCK = "fairseq transformer"
@@ -36,7 +39,10 @@ QUANTIZATIONS = {
     "ctranslate2-int8": "int8",
     WITH_MAP: "int8",
 }
-ENGINES = ("pytorch", "fairseq-search", *QUANTIZATIONS)
+ENGINES = {
+    "cpu": ("pytorch", "fairseq-search", *QUANTIZATIONS),
+    "cuda": ("pytorch", "pytorch-fp16", "fairseq-search"),
+}
 SENTENCES = {"multi30k": 256, "iwslt": 64}
 
 Variant = Tuple[str, float]  # engine, rate
@@ -103,7 +109,9 @@ def sentences_of_length(task, number: int, length: int) -> torch.Tensor:
     return torch.stack([dataset.src[i].long() for i in chosen])
 
 
-def in_pytorch(args, model, dictionaries: Task, own_search: bool) -> Translate:
+def in_pytorch(
+    args, model, dictionaries: Task, own_search: bool, half: bool = False
+) -> Translate:
     """Translation in PyTorch, with generate.py's search or with fairseq's."""
     from fairseq.dataclass.configs import GenerationConfig
     from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -114,6 +122,9 @@ def in_pytorch(args, model, dictionaries: Task, own_search: bool) -> Translate:
     task = TranslationTask(TranslationConfig(), *both)
     if own_search:
         task = SRPTranslationTask(SRPTranslationConfig(), *both)
+    model = copy.deepcopy(model).to(args.device)
+    if half:
+        model.half()
     model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
     # one token is the end of the sentence, which fairseq does not count
     length = args.length - 1
@@ -125,6 +136,7 @@ def in_pytorch(args, model, dictionaries: Task, own_search: bool) -> Translate:
         {"net_input": {"src_tokens": b, "src_lengths": torch.full((len(b),), b.shape[1])}}
         for b in args.batches
     ]
+    batches = [moved(batch, args.device) for batch in batches]
 
     def translate() -> int:
         return sum(
@@ -216,8 +228,8 @@ def variants_of(args, rates: List[float], engines: List[str]):
                     args, model, dictionaries, how, found
                 )
             else:
-                own = engine == "pytorch"
-                timed[engine, rate] = in_pytorch(args, model, dictionaries, own)
+                own, half = engine != "fairseq-search", engine.endswith("-fp16")
+                timed[engine, rate] = in_pytorch(args, model, dictionaries, own, half)
     return timed, sizes
 
 
@@ -288,7 +300,8 @@ def _draw_engines(axes, times, sizes, base: Callable[[str], List[float]]) -> Non
     """A line with quartiles for each engine; side by side, so that bars don't hide."""
     from src.picture import ACCENT, INK
 
-    colours = dict(zip(ENGINES, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8")))
+    every = dict.fromkeys(engine for known in ENGINES.values() for engine in known)
+    colours = dict(zip(every, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8", "#b0662a")))
     engines = list(dict.fromkeys(engine for engine, _ in times if engine != STOCK))
     for place, engine in enumerate(engines):
         aside = 1.02 ** (place - (len(engines) - 1) / 2)
@@ -331,10 +344,11 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, gpu=True)
+    every = dict.fromkeys(engine for known in ENGINES.values() for engine in known)
     parser.add_argument("--arch", choices=SENTENCES, default="multi30k", help="shape of the model")
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05", help="compression rates")
-    parser.add_argument("--engines", default="pytorch", help=", ".join(ENGINES))
+    parser.add_argument("--engines", default="pytorch", help=", ".join(every))
     parser.add_argument("--beam", type=int, default=5, help="beam size")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences a batch")
     usual = ", ".join(f"{number} for {arch}" for arch, number in SENTENCES.items())
@@ -349,8 +363,11 @@ def parse() -> argparse.Namespace:
     args.rates = numbers(parser, "--rates", args.rates)
     args.engines = args.engines.split(",")
     for engine in args.engines:
-        if engine not in ENGINES:
-            parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
+        if engine not in ENGINES[args.device]:
+            parser.error(
+                f"--engines {engine}: on {args.device} must be of "
+                f"{', '.join(ENGINES[args.device])}"
+            )
     if WITH_MAP in args.engines and not args.data:
         parser.error(f"--engines {WITH_MAP}: needs --data, its map is of real sentences")
     check(parser, args, beam=1, batch_size=1)

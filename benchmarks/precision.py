@@ -1,10 +1,11 @@
-"""Does training with --cpu-bf16 reach the validation loss of float32?
+"""Does training in lower precision reach the validation loss of float32?
 
     bash scripts/demo_preprocess.sh
     python benchmarks/precision.py --seeds 3
 
 Trains the demo's base model in both precisions with several seeds. The difference
 that precision makes is to be judged beside the difference that the seed makes.
+On a GPU (--device cuda) the precisions are float32, --fp16, --bf16 and --amp.
 """
 
 import csv
@@ -24,19 +25,24 @@ OPTIONS = [
     *("--adam-betas", "(0.9, 0.98)", "--clip-norm", "0.0", "--dropout", "0.1"),
     *("--weight-decay", "0.0001", "--criterion", "srp", "--label-smoothing", "0.1"),
     *("--max-tokens", "2048", "--lr", "3e-3", "--lr-scheduler", "inverse_sqrt"),
-    *("--warmup-updates", "200", "--no-save", "--cpu", "--log-format", "none"),
+    *("--warmup-updates", "200", "--no-save", "--log-format", "none"),
 ]
+PRECISIONS = {
+    "cpu": ("float32", "--cpu-bf16"),
+    "cuda": ("float32", "--fp16", "--bf16", "--amp"),
+}
 
 
-def last_loss(data: str, epochs: int, seed: int, low: bool, threads: int) -> float:
+def last_loss(args, seed: int, precision: str) -> float:
     """Validation loss after training, in bits per token."""
+    options = [*OPTIONS, *(["--cpu"] if args.device == "cpu" else [])]
+    options += [precision] if precision.startswith("--") else []
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, ROOT / "src" / "train.py", data, *OPTIONS]
-            + ["--max-epoch", str(epochs), "--seed", str(seed), "--save-dir", folder]
-            + (["--cpu-bf16"] if low else []),
+            [sys.executable, ROOT / "src" / "train.py", args.data, *options]
+            + ["--max-epoch", str(args.epochs), "--seed", str(seed), "--save-dir", folder],
             check=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
             stdout=subprocess.DEVNULL,
         )
         with open(Path(folder) / "results.csv", encoding="utf-8") as stream:
@@ -44,7 +50,7 @@ def last_loss(data: str, epochs: int, seed: int, low: bool, threads: int) -> flo
 
 
 def main():
-    parser = arguments(__doc__, rounds=None)
+    parser = arguments(__doc__, rounds=None, gpu=True)
     default = str(ROOT / "data-bin" / "demo.de-en")
     parser.add_argument("--data", default=default, help="fairseq data folder")
     parser.add_argument("--epochs", type=int, default=6, help="of each training")
@@ -55,11 +61,8 @@ def main():
         parser.error(f"--data {args.data}: no such folder; run scripts/demo_preprocess.sh")
     torch.set_num_threads(args.threads)
     rows = []
-    for name, low in (("float32", False), ("--cpu-bf16", True)):
-        losses = [
-            last_loss(args.data, args.epochs, s + 1, low, args.threads)
-            for s in range(args.seeds)
-        ]
+    for name in PRECISIONS[args.device]:
+        losses = [last_loss(args, seed + 1, name) for seed in range(args.seeds)]
         rows.append(
             {
                 "precision": name,

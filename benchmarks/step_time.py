@@ -10,6 +10,13 @@ fairseq's transformer with fairseq's Adam in the same round.
 PyTorch's profiler: exact, the same in every run, without what exists already (weights,
 moments). "process MB" is the peak of the process's resident memory over all steps, as
 the kernel counts it: with libraries, and what the allocator could not use again.
+
+    python benchmarks/step_time.py --arch multi30k --device cuda
+
+On a GPU every variant runs in float32 and with --fp16, --bf16 and --amp. A process makes
+ten steps a round and waits for the GPU after the last. "ratio" is to fairseq's transformer
+in the same precision, "of float32" to it in float32. "tensors MB" is the most of the GPU's
+memory that PyTorch has in use at once, weights and moments included.
 """
 
 import multiprocessing
@@ -26,6 +33,7 @@ from common import (
     synthetic_batch,
     temporary_data,
     tensor_peak,
+    wait,
 )
 
 SHAPES = {
@@ -37,7 +45,11 @@ TRAINING = ["--lr", "1e-4", "--adam-betas", "(0.9,0.98)", "--weight-decay", "1e-
 TRAINING += ["--label-smoothing", "0.1"]
 SRP = ["--task", "SRPtranslation", "--arch", "srp", "--criterion", "srp"]
 SRP += ["--optimizer", "srp_adam", "--weighted-layernorm"]
+BASE = "fairseq transformer"
 COMPILED = "SRP dense, --compile"
+COMPILED_SHRINKING = "SRP shrinking, --compile"
+PRECISIONS = {"float32": [], "fp16": ["--fp16"], "bf16": ["--bf16"], "amp": ["--amp"]}
+STEPS_A_ROUND = {"cpu": 1, "cuda": 10}
 STOCK = ["--task", "translation", "--arch", "transformer", "--optimizer", "adam"]
 STOCK += ["--criterion", "label_smoothed_cross_entropy"]
 
@@ -78,9 +90,9 @@ def shrinking(trainer) -> None:
 
 
 def work(connection, data: str, options: list, shrinks: bool, args) -> None:
-    """A process with one variant: "step" makes one, "memory" tells the peaks."""
+    """A process with one variant: "step" makes some, "memory" tells the peaks."""
     torch.set_num_threads(args.threads)
-    trainer = build_trainer(data, options)
+    trainer = build_trainer(data, options, args.device)
     if shrinks:
         shrinking(trainer)
     types = len(trainer.task.source_dictionary)
@@ -92,9 +104,16 @@ def work(connection, data: str, options: list, shrinks: bool, args) -> None:
             return
         if wish == "memory":
             resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-            connection.send((tensor_peak(lambda: trainer.train_step([batch])), resident))
+            if args.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                trainer.train_step([batch])
+                connection.send((torch.cuda.max_memory_allocated(), resident))
+            else:
+                connection.send((tensor_peak(lambda: trainer.train_step([batch])), resident))
         else:
-            trainer.train_step([batch])
+            for _ in range(STEPS_A_ROUND[args.device]):
+                trainer.train_step([batch])
+            wait(args.device)
             connection.send("done")
 
 
@@ -107,6 +126,9 @@ class Worker:
         self.process = context.Process(target=work, args=(far, *given), daemon=True)
         self.process.start()
         far.close()
+
+    def wait(self) -> None:
+        """Until it is ready for wishes."""
         self.connection.recv()
 
     def __call__(self, wish: str = "step"):
@@ -118,45 +140,65 @@ class Worker:
         self.process.join()
 
 
+def rows_of(times: dict, base: tuple) -> dict:
+    """Rows of :func:`common.ratios` by what they are of."""
+    return {row["variant"]: row for row in ratios(times, base)}
+
+
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, gpu=True)
     parser.add_argument("--arch", choices=SHAPES, default="multi30k", help="shape of the model")
     parser.add_argument("--tokens", type=int, default=4096, help="target tokens a batch")
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence")
     parser.add_argument(
         "--variants",
         default="",
-        help=f"separated by ; (default: all but {COMPILED!r}, which takes minutes to compile)",
+        help="separated by ; (default: all but those with --compile, which take minutes)",
     )
     args = parser.parse_args()
     check(parser, args, length=4)  # a quarter of a shorter sentence is no token
     check(parser, args, tokens=args.length)
 
-    base = "fairseq transformer"
-    variants = {base: STOCK, "SRP dense": SRP, "SRP shrinking": SRP}
-    if torch.cpu._is_avx512_bf16_supported():
+    variants = {BASE: STOCK, "SRP dense": SRP, "SRP shrinking": SRP}
+    on_gpu = args.device == "cuda"
+    if not on_gpu and torch.cpu._is_avx512_bf16_supported():
         variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
     if args.variants:
         variants[COMPILED] = SRP + ["--compile"]
-        chosen = [base, *(name.strip() for name in args.variants.split(";"))]
+        variants[COMPILED_SHRINKING] = SRP + ["--compile"]
+        chosen = [BASE, *(name.strip() for name in args.variants.split(";"))]
         unknown = [name for name in chosen if name not in variants]
         if unknown:
             parser.error(f"--variants {unknown[0]}: must be of {'; '.join(variants)}")
         variants = {name: o for name, o in variants.items() if name in chosen}
     common = dimensions(args.arch) + TRAINING
+    precisions = PRECISIONS if on_gpu else {"float32": []}
     with temporary_data() as data:
         workers = {
-            name: Worker(data, options + common, "shrinking" in name, args)
+            (precision, name): Worker(data, options + half + common, "shrinking" in name, args)
+            for precision, half in precisions.items()
             for name, options in variants.items()
         }
-        rows = ratios(interleave(workers, args.rounds), base)
-        for row in rows:
-            worker = workers[row["variant"]]
-            tensors, resident = worker("memory")
-            row["tensors MB"] = round(tensors / 2**20)
-            row["process MB"] = round(resident / 2**20)
-            worker.close()
+        for worker in workers.values():
+            worker.wait()
+        times = interleave(workers, args.rounds)
+        steps = STEPS_A_ROUND[args.device]
+        times = {key: [t / steps for t in found] for key, found in times.items()}
+        wide = {name: row["ratio"] for name, row in rows_of(times, ("float32", BASE)).items()}
+        rows = []
+        for precision in precisions:
+            same = {key: found for key, found in times.items() if key[0] == precision}
+            for key, row in rows_of(same, (precision, BASE)).items():
+                tensors, resident = workers[key]("memory")
+                row["variant"] = key[1]
+                if on_gpu:
+                    row = {"precision": precision, **row, "of float32": wide[key]}
+                row["tensors MB"] = round(tensors / 2**20)
+                if not on_gpu:
+                    row["process MB"] = round(resident / 2**20)
+                rows.append(row)
+                workers[key].close()
     torch.set_num_threads(args.threads)  # for the report
     report(
         f"Training step, {args.arch} shape",
@@ -165,6 +207,7 @@ def main():
         tokens=args.tokens,
         length=args.length,
         rounds=args.rounds,
+        **({"steps a round": steps} if on_gpu else {}),
     )
 
 

@@ -12,8 +12,12 @@ to that line's in the same round. "identical" is the share of sentences whose be
 hypothesis is the one that fairseq's search gives with the same checkpoint. The engine
 that ends in -vmap scores only the candidates of a vocabulary map of the data's training
 set, as export.py --vocabulary-map makes it.
+
+On a GPU (--device cuda) the engines are PyTorch's, in float32 and with --fp16; with one
+in fp16, the second line is fairseq's transformer in fp16.
 """
 
+import copy
 import os
 import statistics
 import tempfile
@@ -21,7 +25,7 @@ from typing import Callable, Dict, List
 
 import numpy as np
 import torch
-from common import arguments, check, interleave, report
+from common import arguments, check, interleave, moved, report
 
 STOCK = "fairseq"
 WITH_MAP = "ctranslate2-int8-vmap"
@@ -30,7 +34,11 @@ QUANTIZATIONS = {
     "ctranslate2-int8": "int8",
     WITH_MAP: "int8",
 }
-ENGINES = ("pytorch", "pytorch-bf16", "fairseq-search", *QUANTIZATIONS)
+STOCK_HALF = "fairseq-fp16"
+ENGINES = {
+    "cpu": ("pytorch", "pytorch-bf16", "fairseq-search", *QUANTIZATIONS),
+    "cuda": ("pytorch", "pytorch-fp16", "fairseq-search"),
+}
 
 
 def batches_of(task, subset: str, sentences: int, size: int) -> List[dict]:
@@ -87,7 +95,9 @@ def generator_of(engine: str, model, task, search, vocabulary_map=None):
             export(model, both, folder, how, "checkpoint", candidates=found)
             limit = model.max_decoder_positions()
             return CTranslate2Generator(folder, both, search, limit, "checkpoint")
-    task.cfg.fairseq_search = engine in (STOCK, "fairseq-search")
+    if engine.endswith("-fp16"):
+        model = copy.deepcopy(model).half()
+    task.cfg.fairseq_search = engine in (STOCK, STOCK_HALF, "fairseq-search")
     task.cfg.cpu_bf16 = engine == "pytorch-bf16"
     try:
         return task.build_generator([model], search)
@@ -96,10 +106,11 @@ def generator_of(engine: str, model, task, search, vocabulary_map=None):
 
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, gpu=True)
     parser.add_argument("data", help="fairseq data folder")
     parser.add_argument("checkpoints", nargs="+", help="the first one is uncut")
-    parser.add_argument("--engines", default="pytorch", help=", ".join(ENGINES))
+    every = dict.fromkeys(engine for engines in ENGINES.values() for engine in engines)
+    parser.add_argument("--engines", default="pytorch", help=", ".join(every))
     parser.add_argument("--subset", default="test", help="part of the data")
     parser.add_argument("--sentences", type=int, default=256, help="how many of them")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences a batch")
@@ -107,8 +118,11 @@ def main():
     args = parser.parse_args()
     engines = args.engines.split(",")
     for engine in engines:
-        if engine not in ENGINES:
-            parser.error(f"--engines {engine}: is none of {', '.join(ENGINES)}")
+        if engine not in ENGINES[args.device]:
+            parser.error(
+                f"--engines {engine}: on {args.device} must be of "
+                f"{', '.join(ENGINES[args.device])}"
+            )
     check(parser, args, sentences=1, batch_size=1, beam=1)
     for path in args.checkpoints:
         if not os.path.isfile(path):
@@ -132,6 +146,7 @@ def main():
         (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
             [path], arg_overrides=overrides
         )
+        model.to(args.device)
         groups = channel_groups(model).values()
         if number == 0 and any(group.width < group.original_width for group in groups):
             parser.error(
@@ -140,11 +155,15 @@ def main():
             )
         if batches is None:
             batches = batches_of(task, args.subset, args.sentences, args.batch_size)
+            batches = [moved(batch, args.device) for batch in batches]
             if WITH_MAP in engines:
                 vocabulary_map = learn(task, CANDIDATES)
         sizes[path] = sum(p.numel() for p in model.parameters())
-        for engine in [*([STOCK] if number == 0 else []), *engines]:
-            used = as_fairseq_transformer(path, task) if engine == STOCK else model
+        stock = [STOCK, STOCK_HALF] if "pytorch-fp16" in engines else [STOCK]
+        for engine in [*(stock if number == 0 else []), *engines]:
+            used = model
+            if engine in stock:
+                used = as_fairseq_transformer(path, task).to(args.device)
             generator = generator_of(engine, used, task, search, vocabulary_map)
 
             def translate(key=(engine, path), task=task, generator=generator, model=used):

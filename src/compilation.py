@@ -1,6 +1,5 @@
 """Layers compiled by ``torch.compile`` for training (``--compile``)."""
 
-import gc
 from contextlib import contextmanager
 
 import torch
@@ -29,13 +28,8 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def forget_compiled() -> None:
-    """Drop the code of layers that are about to lose channels; they make it anew.
-
-    What dynamo keeps of a parameter keeps its node of the backward pass too, which knows
-    the parameter's old shape.
-    """
+    """Drop the code of layers that are about to lose channels; they make it anew."""
     torch.compiler.reset()
-    gc.collect()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.data._utils import pin_memory
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -225,6 +226,7 @@ _CUDA_CALLS = {
     **dict.fromkeys(("memory_allocated", "max_memory_allocated"), 0),
     **dict.fromkeys(("memory_reserved", "max_memory_reserved"), 0),
     **{"reset_peak_memory_stats": None, "get_rng_state": _STATE},
+    **{"is_current_stream_capturing": False},
 }
 
 
@@ -244,6 +246,8 @@ def pretended_gpu(monkeypatch):
         for name, answer in _CUDA_CALLS.items():
             patch.setattr(torch.cuda, name, lambda *a, answer=answer, **k: answer)
         patch.setattr(autocast, "__init__", make_on_cpu)
+        # by a thread of fairseq's, where calls are not sent anywhere
+        patch.setattr(pin_memory, "pin_memory", lambda data, device=None: data)
         patch.setattr(torch, "is_autocast_enabled", lambda device="cuda": enabled("cpu"))
         patch.setattr(torch, "save", lambda x, *a, **k: save(tree_map(unwrap, x), *a, **k))
         torch.__future__.set_swap_module_params_on_conversion(True)

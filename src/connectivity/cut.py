@@ -31,6 +31,18 @@ def take(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
     return tensor.contiguous()
 
 
+def _give_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a parameter data of another shape, and no gradient.
+
+    Its node of the backward pass knows the old shape, and lives on where a graph is kept
+    (torch.compile keeps some). PyTorch makes a new one when the type changes.
+    """
+    other = torch.float32 if data.dtype == torch.float64 else torch.float64
+    parameter.data = data.new_empty(0, dtype=other)
+    parameter.data = data
+    parameter.grad = None
+
+
 @torch.no_grad()
 def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
     """Remove all channels but ``keep`` from a model, in place.
@@ -59,8 +71,7 @@ def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
         positions = {d: keep[g.name] for d, g in dims.items() if g.name in keep}
         if positions:
             cuts.append((parameter, parameter.shape, positions))
-            parameter.data = take(parameter.data, positions)
-            parameter.grad = None
+            _give_data(parameter, take(parameter.data, positions))
     for name in keep:
         group = groups[name]
         group.resize(ids[name])
@@ -99,8 +110,7 @@ def take_shape(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
         for dim, group in dims.items():
             shape[dim] = channel_ids[group.name].numel()
         if list(parameter.shape) != shape:
-            parameter.data = parameter.data.new_empty(shape)
-            parameter.grad = None
+            _give_data(parameter, parameter.data.new_empty(shape))
     for name in changed:
         groups[name].resize(channel_ids[name])
         for piece in groups[name].slices:

@@ -25,6 +25,7 @@ class Freezer:
         # by dimension: 0 at frozen channels, else 1, broadcasting over the rest
         self._live: Dict[nn.Parameter, Dict[int, Tensor]] = {}
         self._values: Optional[List[Tensor]] = None
+        self._masks: List[Tensor] = []  # on GPUs: 1 at frozen weights, else 0
         for parameter, dims in tied_dimensions(channel_groups(model)):
             live = {
                 dim: self._indicator(parameter, dim, removed[group.name])
@@ -60,13 +61,23 @@ class Freezer:
         return [(p, self.mask(p), v) for p, v in zip(self._live, values)]
 
     # Arithmetic with the channels' indicators takes half the time of filling and
-    # selecting under a mask, and is as exact: it multiplies by 0 and 1 only.
+    # selecting under a mask, and is as exact: it multiplies by 0 and 1 only. A GPU
+    # waits for every operator to be called: there, masks of the weights' own shapes
+    # let one operator see to all of them.
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zero the gradients of frozen weights; the first time, remember the weights."""
         if self._values is None:
             self._values = [parameter.detach().clone() for parameter in self._live]
+            if all(parameter.is_cuda for parameter in self._live):
+                self._masks = [self.mask(parameter).to(parameter.dtype) for parameter in self._live]
+        if self._masks:
+            present = [(p.grad, m) for p, m in zip(self._live, self._masks) if p.grad is not None]
+            if present:
+                gradients, masks = zip(*present)
+                torch._foreach_addcmul_(gradients, gradients, masks, value=-1)
+            return
         for parameter, dims in self._live.items():
             if parameter.grad is not None:
                 for live in dims.values():
@@ -119,6 +130,9 @@ class Freezer:
     @torch.no_grad()
     def restore(self) -> None:
         """Write frozen weights back, if their gradients were masked."""
+        if self._masks:
+            torch._foreach_lerp_(list(self._live), self._values, self._masks)
+            return
         for (parameter, dims), values in zip(self._live.items(), self._values or ()):
             for live in dims.values():
                 parameter.lerp_(values, 1 - live)

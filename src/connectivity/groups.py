@@ -138,6 +138,19 @@ class ChannelGroup(nn.Module):
         self.connectivity.copy_(connectivity)
         self.refresh()
 
+    def shrink(self, positions: Tensor, connectivity: float) -> None:
+        """Set the gate of some channels, those of the others being 1.
+
+        The same as :meth:`set_connectivity`, without a look at the buffer, for which a
+        GPU would have to be waited for in every update.
+
+        Args:
+            positions: at least one, on the buffer's device.
+        """
+        self.connectivity.index_fill_(0, positions, connectivity)
+        rounded = torch.tensor(connectivity, dtype=self.connectivity.dtype)
+        self.gated = bool(rounded != 1)
+
     def refresh(self) -> None:
         """Bring ``gated`` in line with the buffer, after it was changed or loaded."""
         self.gated = bool((self.connectivity != 1).any())

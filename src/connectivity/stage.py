@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ..errors import UserError
 from .budget import ParameterCount, Widths, embedding_rate, iteration_rate, plan_widths
 from .cut import Cuts, cut
 from .freeze import Freezer
-from .groups import channel_groups, shrinking_groups
+from .groups import ChannelGroup, channel_groups, shrinking_groups
 from .importance import Scores
 from .selection import select
 from .shrink import connectivity_at
@@ -89,6 +89,7 @@ class PruningStage:
         self.removed: Dict[str, Tensor] = {}  # positions, while shrinking
         self.step, self.steps = 0, 0
         self._freezer: Optional[Freezer] = None
+        self._selected: List[Tuple[ChannelGroup, Tensor]] = []  # removed, where they are used
         count = ParameterCount(model)
         # stage 1 narrows the embedding of whatever was cut elsewhere
         self.start_share = (
@@ -178,7 +179,7 @@ class PruningStage:
             gone[kept.cpu()] = False
             self.removed[name] = gone.nonzero().squeeze(1)
         self.step, self.steps = 0, steps
-        self._freezer = None
+        self._freezer, self._selected = None, []
         if not self.removed:
             logger.warning("nothing to prune: the model is as small as asked already")
             self.finished_iterations += 1
@@ -208,12 +209,13 @@ class PruningStage:
         value = connectivity_at(
             self.plan.decreasing or "sa", step, self.steps, epochs, self.plan.period
         )
-        groups = channel_groups(self.model)
-        for name, positions in self.removed.items():
-            group = groups[name]
-            connectivity = group.connectivity.clone()
-            connectivity[positions.to(connectivity.device)] = value
-            group.set_connectivity(connectivity)
+        if not self._selected:
+            groups = channel_groups(self.model)
+            for name, positions in self.removed.items():
+                device = groups[name].connectivity.device
+                self._selected.append((groups[name], positions.to(device)))
+        for group, positions in self._selected:
+            group.shrink(positions, value)
 
     def cut(self) -> Cuts:
         """Remove the selected channels physically; their connectivity is 0.
@@ -229,7 +231,7 @@ class PruningStage:
             stays[positions] = False
             keep[name] = stays.nonzero().squeeze(1)
         cuts = cut(self.model, keep)
-        self.removed, self._freezer = {}, None
+        self.removed, self._freezer, self._selected = {}, None, []
         self.finished_iterations += 1
         return cuts
 
@@ -264,4 +266,4 @@ class PruningStage:
         self.removed = dict(state["removed"])
         self.step, self.steps = state["step"], state["steps"]
         self.start_share = state["start_share"]
-        self._freezer = None
+        self._freezer, self._selected = None, []

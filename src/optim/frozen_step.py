@@ -14,6 +14,12 @@ OUTSTANDING = "outstanding_decay"
 LARGEST_OUTSTANDING = 2.0**-10
 
 
+def clip(gradients: List[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale gradients whose norm, over all of them, is above ``max_norm``; 0: never."""
+    if max_norm > 0:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1))
+
+
 @dataclass
 class _Moments:
     """What AdamW remembers of a parameter with frozen weights."""
@@ -178,9 +184,7 @@ class FrozenStep:
         total = torch.linalg.vector_norm(torch.stack(norms))
         if aggregate_norm_fn is not None:
             total = aggregate_norm_fn(total)
-        if max_norm > 0:
-            coefficient = (max_norm / (total + 1e-6)).clamp_(max=1)
-            torch._foreach_mul_([p.grad for p in present], coefficient)
+        clip([p.grad for p in present], total, max_norm)
         return total
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from omegaconf import II, OmegaConf
 
 from ..connectivity.freeze import Freezer
 from ..errors import UserError
-from .frozen_step import FrozenStep
+from .frozen_step import FrozenStep, clip
 
 
 @dataclass
@@ -85,9 +85,18 @@ class SRPAdam(FairseqOptimizer):
             self._frozen_step = None
 
     def clip_grad_norm(self, max_norm, aggregate_norm_fn=None):
-        if self._frozen_step is None:
+        if self._frozen_step is not None:
+            return self._frozen_step.clip_grad_norm(max_norm, aggregate_norm_fn)
+        gradients = [p.grad.detach() for p in self.params if p.grad is not None]
+        if not gradients or not all(gradient.is_cuda for gradient in gradients):
             return super().clip_grad_norm(max_norm, aggregate_norm_fn)
-        return self._frozen_step.clip_grad_norm(max_norm, aggregate_norm_fn)
+        # one operator for all gradients, where fairseq calls one for each
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        if aggregate_norm_fn is not None:
+            total = aggregate_norm_fn(total)
+        clip(gradients, total, max_norm)
+        return total
 
     def step(self, closure=None, scale=1.0, groups=None):
         if self._frozen_step is None:
