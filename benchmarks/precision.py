@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,18 +57,23 @@ def main():
     parser.add_argument("--data", default=default, help="fairseq data folder")
     parser.add_argument("--epochs", type=int, default=6, help="of each training")
     parser.add_argument("--seeds", type=int, default=3, help="number of them")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     args = parser.parse_args()
-    check(parser, args, epochs=1, seeds=2)  # a deviation needs two
+    check(parser, args, epochs=1, seeds=2, jobs=1)  # a deviation needs two
     if not os.path.isdir(args.data):
         parser.error(f"--data {args.data}: no such folder; run scripts/demo_preprocess.sh")
     torch.set_num_threads(args.threads)
-    rows = []
+    rows, seeds = [], range(1, args.seeds + 1)
+    names = [name for name in PRECISIONS[args.device] for _ in seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        found = pool.map(partial(last_loss, args), [*seeds] * len(names), names)
+    found = list(found)
     for name in PRECISIONS[args.device]:
-        losses = [last_loss(args, seed + 1, name) for seed in range(args.seeds)]
+        losses, found = found[: args.seeds], found[args.seeds :]
         rows.append(
             {
                 "precision": name,
-                **{f"seed {s + 1}": loss for s, loss in enumerate(losses)},
+                **{f"seed {seed}": loss for seed, loss in zip(seeds, losses)},
                 "mean": round(statistics.mean(losses), 4),
                 "deviation": round(statistics.stdev(losses), 4),
             }

@@ -45,8 +45,17 @@ def largest(scores: Tensor) -> Tuple[np.ndarray, np.ndarray]:
         array = scores.numpy()  # whose search for a maximum is vectorized, PyTorch's not
         index = array.argmax(axis=1)
         return array[np.arange(len(array)), index], index
-    values, index = scores.max(dim=1)
-    return values.cpu().numpy(), index.cpu().numpy()
+    return fetched(*scores.max(dim=1))
+
+
+def fetched(values: Tensor, indices: Tensor) -> Tuple[np.ndarray, np.ndarray]:
+    """Both on the CPU, from a GPU in one copy: every one of them waits for the GPU."""
+    if values.device.type == "cpu":
+        return values.numpy(), indices.numpy()
+    wide = torch.float64  # holds either exactly
+    both = torch.stack((values.to(wide), indices.to(wide))).cpu()
+    found, places = both.unbind()
+    return found.to(values.dtype).numpy(), places.long().numpy()
 
 
 class Choice(NamedTuple):
@@ -145,15 +154,14 @@ class BeamHypotheses(Hypotheses):
             scores[ended] = scores[ended][:, :1]
             total[ended] = total[ended][:, :1]
         scores += total.unsqueeze(2)
-        best, index = top(scores.flatten(1), 2 * self.beam)
-        beams = torch.div(index, types, rounding_mode="floor")
+        best, index = fetched(*top(scores.flatten(1), 2 * self.beam))
+        beams, chosen = np.divmod(index, types)
         if ended is not None:  # the prefix has ended: all descend from the first
-            beams.masked_fill_(ended.unsqueeze(1), 0)
-        found = (x.cpu().numpy() for x in (best, index % types, beams))
-        choice = self.advance(step, *found, last)
-        parents, tokens, self.total = (
-            torch.from_numpy(x).to(scores.device) for x in choice
-        )
+            beams[ended.cpu().numpy()] = 0
+        choice = self.advance(step, best, chosen, beams, last)
+        self.total = torch.from_numpy(choice.scores).to(scores.device)
+        both = np.stack((choice.tokens, choice.parents))
+        tokens, parents = torch.from_numpy(both).to(scores.device)
         return tokens, parents
 
     def advance(self, step: int, scores, tokens, beams, last: bool) -> Choice:

@@ -7,7 +7,6 @@ from functools import partial
 
 import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
-from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
@@ -20,7 +19,7 @@ from .connectivity.importance import score
 from .errors import UserError
 from .memory import HeapKeeper, limit_kept_shapes
 from .models.srp_base import SRPModel
-from .optim.scaler import unscale_once
+from .optim.half_precision import prepare
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
 from .pretrained import check_widths, take_layernorm
@@ -300,8 +299,7 @@ class SRPTrainer(Trainer):
         what = "--optimizer {}, --lr-scheduler {}".format(*names)
         with named(what, kinds=EXPLAINED_OF_PARTS):
             super()._build_optimizer()
-        if isinstance(self._optimizer, AMPOptimizer):
-            unscale_once(self._optimizer, self.cfg.common, self.device.type)
+        prepare(self._optimizer, self.cfg.common, self.device.type)
 
     def _build_ema(self):
         path = self.cfg.ema.ema_seed_model

@@ -15,7 +15,7 @@ from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
 from src.errors import UserError
 from src.modules.linear import bfloat16_gain
-from src.optim.scaler import unscale_once
+from src.optim.half_precision import unscale_once
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
 from test_cut import random_keep

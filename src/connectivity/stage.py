@@ -197,14 +197,15 @@ class PruningStage:
         Args:
             epochs: epochs of the iteration's period that have ended.
         """
-        self._shrink_to(self.step + 1, epochs)
+        self.shrink_to(self.step + 1, epochs)
 
     def finish_shrinking(self) -> None:
         """Set the selected connectivities to exactly 0, whatever updates are missing."""
-        self._shrink_to(self.steps, self.plan.period)
+        self.shrink_to(self.steps, self.plan.period)
 
     @torch.no_grad()
-    def _shrink_to(self, step: int, epochs: int) -> None:
+    def shrink_to(self, step: int, epochs: int = 0) -> None:
+        """The same after ``step`` updates of the iteration."""
         self.step = step
         value = connectivity_at(
             self.plan.decreasing or "sa", step, self.steps, epochs, self.plan.period
