@@ -1,7 +1,7 @@
 """Training and translation on a GPU, or on a pretended one where there is none.
 
-On the pretended one results are compared with the CPU's as well, which a real one rounds
-otherwise.
+The results of the pretended one are the CPU's to the last digit; a real one rounds
+otherwise, and its sums of gradients are not the same every time.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ PRECISIONS = [*HALF, "amp"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's of CUDA calls that fairseq makes
 REAL = torch.cuda.is_available()
-exact = pytest.mark.skipif(REAL, reason="a real GPU rounds otherwise than the CPU")
 
 
 def on_gpu(monkeypatch):
@@ -36,6 +35,14 @@ def on_gpu(monkeypatch):
 
 def host(tensor):
     return tensor.cpu() if REAL else tensor.inner
+
+
+def assert_same_weights(found, expected, tolerance):
+    """Of two state dicts; where a gradient is zero but for rounding, Adam's step is not."""
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        if not name.endswith("k_proj.bias"):
+            assert torch.allclose(value, expected[name], atol=tolerance), name
 
 
 def in_precision(precision):
@@ -92,18 +99,13 @@ def test_nothing_of_it_is_left(monkeypatch):
 # -- training -----------------------------------------------------------------------------
 
 
-@exact
 def test_training_is_that_of_the_cpu(data, tmp_path, monkeypatch):
     options = [data, *TINY, "--dropout", "0", "--max-epoch", "2", "--save-dir"]
     expected = run_training([*options, tmp_path / "cpu", *RUN]).get_model().state_dict()
     trainer = train_on_gpu(monkeypatch, [*options, tmp_path / "gpu"])
-    found = trainer.get_model().state_dict()
-    # where a gradient is zero but for rounding, as the keys' biases', Adam's step is not
-    assert all(
-        torch.allclose(host(value), expected[name], atol=1e-5)
-        for name, value in found.items()
-        if not name.endswith("k_proj.bias")
-    )
+    found = {name: host(value) for name, value in trainer.get_model().state_dict().items()}
+    # eight updates move a weight by up to 8e-3
+    assert_same_weights(found, expected, tolerance=1e-3 if REAL else 1e-5)
 
 
 class Watcher(SRPTrainer):
@@ -156,7 +158,6 @@ def test_stages_of_all_kinds(data, base, tmp_path, monkeypatch, options):
     assert next(trainer.get_model().parameters()).device == CUDA
 
 
-@exact  # nor is its sum of gradients the same every time
 def test_a_run_goes_on(data, base, tmp_path, monkeypatch):
     """Stopped within a stage and gone on, it ends as the one that was not stopped."""
     options = [data, *TINY, *STAGE, "--pretrained-model", base, "--pruning-period", "2"]
@@ -174,9 +175,14 @@ def test_a_run_goes_on(data, base, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train_on_gpu(monkeypatch, options)
     again = train_on_gpu(monkeypatch, options)
-    expected = whole.get_model().state_dict()
-    for name, value in again.get_model().state_dict().items():
-        assert torch.equal(host(value), host(expected[name])), name
+    found, expected = (
+        {name: host(value) for name, value in run.get_model().state_dict().items()}
+        for run in (again, whole)
+    )
+    if REAL:
+        assert_same_weights(found, expected, tolerance=1e-3)
+    else:
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -248,25 +254,34 @@ SEARCHES = [
 ]
 
 
-@exact
 @pytest.mark.parametrize("options", SEARCHES, ids=" ".join)
 def test_translations_are_those_of_the_cpu(data, base, monkeypatch, options):
+    if REAL and "--sampling" in options:
+        pytest.skip("a real GPU draws other numbers")
     expected = translations(data, base, [*options, "--cpu"])
     with on_gpu(monkeypatch):
         found = translations(data, base, options)
-    assert len(found) >= 9 and found == expected
+    assert len(found) >= 9
+    if REAL:
+        assert_same_words(found, expected)
+    else:
+        assert found == expected
+
+
+def assert_same_words(found, expected):
+    """Of nearly all hypotheses: rounding may change a choice."""
+    assert len(found) == len(expected)
+    pairs = [[line.split("\t")[2:] for line in pair] for pair in zip(found, expected)]
+    assert sum(a == b for a, b in pairs) >= 0.75 * len(pairs)
 
 
 @pytest.mark.parametrize("options", [[], ["--fairseq-search"]], ids=["ours", "fairseq's"])
 def test_translation_in_half_precision(data, base, monkeypatch, options):
-    def words(lines):
-        return [line.split("\t")[2] for line in lines]
-
-    expected = words(translations(data, base, [*options, "--cpu"]))
+    expected = translations(data, base, [*options, "--cpu"])
     with on_gpu(monkeypatch):
-        found = words(translations(data, base, [*options, "--fp16"]))
-    # rounding may change a choice
-    assert len(found) == 9 and sum(a == b for a, b in zip(found, expected)) >= 7
+        found = translations(data, base, [*options, "--fp16"])
+    assert len(found) == 9
+    assert_same_words(found, expected)
 
 
 def test_sparse_layers(monkeypatch):
