@@ -14,7 +14,7 @@ in the same round. "srp_adam, freezing" puts weight decay off and pays for it in
 of many, which a median does not show; with --weight-decay 10 it pays in every step.
 
 On a GPU (--device cuda) masking is what srp_adam does, too, in one operator for all
-weights, so there is no other freezing; ten steps are timed in one and the GPU waited for.
+weights, so there is no other freezing; five steps are timed in one and the GPU waited for.
 """
 
 import torch

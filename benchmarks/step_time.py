@@ -14,8 +14,8 @@ the kernel counts it: with libraries, and what the allocator could not use again
     python benchmarks/step_time.py --arch multi30k --device cuda
 
 On a GPU every variant runs in float32 and with --fp16, --bf16 and --amp. A process makes
-ten steps a round and waits for the GPU after the last. "ratio" is to fairseq's transformer
-in the same precision, "of float32" to it in float32. "tensors MB" is the most of the GPU's
+five steps a round and waits for the GPU after the last. "ratio" is to fairseq's transformer
+in the same precision, "of float32" to it in float32 (or the first of --precisions). "tensors MB" is the most of the GPU's
 memory that PyTorch has in use at once, weights and moments included.
 """
 
@@ -49,7 +49,7 @@ BASE = "fairseq transformer"
 COMPILED = "SRP dense, --compile"
 COMPILED_SHRINKING = "SRP shrinking, --compile"
 PRECISIONS = {"float32": [], "fp16": ["--fp16"], "bf16": ["--bf16"], "amp": ["--amp"]}
-STEPS_A_ROUND = {"cpu": 1, "cuda": 10}
+STEPS_A_ROUND = {"cpu": 1, "cuda": 5}
 STOCK = ["--task", "translation", "--arch", "transformer", "--optimizer", "adam"]
 STOCK += ["--criterion", "label_smoothed_cross_entropy"]
 
@@ -156,12 +156,22 @@ def main():
         default="",
         help="separated by ; (default: all but those with --compile, which take minutes)",
     )
+    parser.add_argument(
+        "--precisions",
+        default=",".join(PRECISIONS),
+        help="on a GPU; those to run in",
+    )
     args = parser.parse_args()
     check(parser, args, length=4)  # a quarter of a shorter sentence is no token
     check(parser, args, tokens=args.length)
 
     variants = {BASE: STOCK, "SRP dense": SRP, "SRP shrinking": SRP}
     on_gpu = args.device == "cuda"
+    chosen = args.precisions.split(",")
+    for name in chosen:
+        if name not in PRECISIONS:
+            parser.error(f"--precisions {name}: must be of {', '.join(PRECISIONS)}")
+    precisions = {n: o for n, o in PRECISIONS.items() if n in chosen} if on_gpu else {"float32": []}
     if not on_gpu and torch.cpu._is_avx512_bf16_supported():
         variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
@@ -174,7 +184,6 @@ def main():
             parser.error(f"--variants {unknown[0]}: must be of {'; '.join(variants)}")
         variants = {name: o for name, o in variants.items() if name in chosen}
     common = dimensions(args.arch) + TRAINING
-    precisions = PRECISIONS if on_gpu else {"float32": []}
     with temporary_data() as data:
         workers = {
             (precision, name): Worker(data, options + half + common, "shrinking" in name, args)
@@ -186,7 +195,8 @@ def main():
         times = interleave(workers, args.rounds)
         steps = STEPS_A_ROUND[args.device]
         times = {key: [t / steps for t in found] for key, found in times.items()}
-        wide = {name: row["ratio"] for name, row in rows_of(times, ("float32", BASE)).items()}
+        first = next(iter(precisions))
+        wide = {name: row["ratio"] for name, row in rows_of(times, (first, BASE)).items()}
         rows = []
         for precision in precisions:
             same = {key: found for key, found in times.items() if key[0] == precision}
@@ -194,7 +204,7 @@ def main():
                 tensors, resident = workers[key]("memory")
                 row["variant"] = key[1]
                 if on_gpu:
-                    row = {"precision": precision, **row, "of float32": wide[key]}
+                    row = {"precision": precision, **row, f"of {first}": wide[key]}
                 row["tensors MB"] = round(tensors / 2**20)
                 if not on_gpu:
                     row["process MB"] = round(resident / 2**20)
