@@ -13,10 +13,10 @@ the kernel counts it: with libraries, and what the allocator could not use again
 
     python benchmarks/step_time.py --arch multi30k --device cuda
 
-On a GPU every variant runs in float32 and with --fp16, --bf16 and --amp. A process makes
-five steps a round and waits for the GPU after the last. "ratio" is to fairseq's transformer
-in the same precision, "of float32" to it in float32 (or the first of --precisions). "tensors MB" is the most of the GPU's
-memory that PyTorch has in use at once, weights and moments included.
+On a GPU every variant runs in float32 and with --fp16, --bf16 and --amp, all in one
+process, five steps a round, after which the GPU is waited for. "ratio" is to fairseq's
+transformer in the same precision, "of float32" to it in float32 (or the first of
+--precisions). "tensors MB" is of the GPU's memory.
 """
 
 import multiprocessing
@@ -90,36 +90,48 @@ def shrinking(trainer) -> None:
     trainer._epoch_itr = Endless()
 
 
-def work(connection, data: str, options: list, shrinks: bool, args) -> None:
-    """A process with one variant: "step" makes some, "memory" tells the peaks."""
-    torch.set_num_threads(args.threads)
-    trainer = build_trainer(data, options, args.device)
-    if shrinks:
-        shrinking(trainer)
-    types = len(trainer.task.source_dictionary)
-    batch = synthetic_batch(args.tokens, args.length, types, types)
+class Variant:
+    """A trainer of one variant and its batch."""
+
+    def __init__(self, data: str, options: list, shrinks: bool, args):
+        self.device = args.device
+        self.trainer = build_trainer(data, options, args.device)
+        if shrinks:
+            shrinking(self.trainer)
+        types = len(self.trainer.task.source_dictionary)
+        self.batch = synthetic_batch(args.tokens, args.length, types, types)
+
+    def step(self) -> None:
+        self.trainer.train_step([self.batch])
+
+    def steps(self) -> None:
+        """Those of a round."""
+        for _ in range(STEPS_A_ROUND[self.device]):
+            self.step()
+        wait(self.device)
+
+    def memory(self) -> tuple:
+        """Peaks in bytes: of the tensors made in a step, of the process up to now."""
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        if self.device == "cpu":
+            return tensor_peak(self.step), resident
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.step()
+        return torch.cuda.max_memory_allocated() - before, resident
+
+
+def work(connection, threads: int, *given) -> None:
+    """A process with one variant, which does what it is asked for."""
+    torch.set_num_threads(threads)
+    variant = Variant(*given)
     connection.send("ready")
-    while True:
-        wish = connection.recv()
-        if wish == "end":
-            return
-        if wish == "memory":
-            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-            if args.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                trainer.train_step([batch])
-                connection.send((torch.cuda.max_memory_allocated(), resident))
-            else:
-                connection.send((tensor_peak(lambda: trainer.train_step([batch])), resident))
-        else:
-            for _ in range(STEPS_A_ROUND[args.device]):
-                trainer.train_step([batch])
-            wait(args.device)
-            connection.send("done")
+    while (wish := connection.recv()) != "end":
+        connection.send(getattr(variant, wish)())
 
 
-class Worker:
-    """The near end of a process that runs :func:`work`."""
+class Remote:
+    """A :class:`Variant` in a process of its own."""
 
     def __init__(self, *given):
         context = multiprocessing.get_context("spawn")
@@ -129,12 +141,18 @@ class Worker:
         far.close()
 
     def wait(self) -> None:
-        """Until it is ready for wishes."""
+        """Until it is ready."""
         self.connection.recv()
 
-    def __call__(self, wish: str = "step"):
+    def _ask(self, wish: str):
         self.connection.send(wish)
         return self.connection.recv()
+
+    def steps(self) -> None:
+        self._ask("steps")
+
+    def memory(self) -> tuple:
+        return self._ask("memory")
 
     def close(self) -> None:
         self.connection.send("end")
@@ -184,15 +202,20 @@ def main():
             parser.error(f"--variants {unknown[0]}: must be of {'; '.join(variants)}")
         variants = {name: o for name, o in variants.items() if name in chosen}
     common = dimensions(args.arch) + TRAINING
+    torch.set_num_threads(args.threads)
     with temporary_data() as data:
-        workers = {
-            (precision, name): Worker(data, options + half + common, "shrinking" in name, args)
+        given = {
+            (precision, name): (data, options + half + common, "shrinking" in name, args)
             for precision, half in precisions.items()
             for name, options in variants.items()
         }
-        for worker in workers.values():
-            worker.wait()
-        times = interleave(workers, args.rounds)
+        if on_gpu:
+            timed = {key: Variant(*values) for key, values in given.items()}
+        else:
+            timed = {key: Remote(args.threads, *values) for key, values in given.items()}
+            for process in timed.values():
+                process.wait()
+        times = interleave({key: one.steps for key, one in timed.items()}, args.rounds)
         steps = STEPS_A_ROUND[args.device]
         times = {key: [t / steps for t in found] for key, found in times.items()}
         first = next(iter(precisions))
@@ -201,16 +224,15 @@ def main():
         for precision in precisions:
             same = {key: found for key, found in times.items() if key[0] == precision}
             for key, row in rows_of(same, (precision, BASE)).items():
-                tensors, resident = workers[key]("memory")
+                tensors, resident = timed[key].memory()
                 row["variant"] = key[1]
                 if on_gpu:
                     row = {"precision": precision, **row, f"of {first}": wide[key]}
                 row["tensors MB"] = round(tensors / 2**20)
                 if not on_gpu:
                     row["process MB"] = round(resident / 2**20)
+                    timed[key].close()
                 rows.append(row)
-                workers[key].close()
-    torch.set_num_threads(args.threads)  # for the report
     report(
         f"Training step, {args.arch} shape",
         rows,

@@ -1,12 +1,16 @@
 """The benchmarks' own logic: what they compare, and what they refuse; nothing is timed."""
 
 import argparse
+import contextlib
 import importlib
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
+
+from pretended_gpu import pretended_gpu
 
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
@@ -104,3 +108,73 @@ def test_help_says_what_options_are_and_their_defaults(script, monkeypatch, caps
         assert told, action.option_strings
         if action.default not in (None, "", False, argparse.SUPPRESS):
             assert f"default: {action.default}" in told, action.option_strings
+
+
+def run_on_gpu(script, options, monkeypatch, capsys):
+    """Rows of a benchmark's table, by a real GPU or a pretended one."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--device", "cuda", *map(str, options)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    real = torch.cuda.is_available()
+    with contextlib.nullcontext() if real else pretended_gpu(monkeypatch):
+        importlib.import_module(script).main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's of CUDA calls that fairseq makes
+def test_training_steps_on_a_gpu(monkeypatch, capsys):
+    step_time = importlib.import_module("step_time")
+    monkeypatch.setitem(step_time.SHAPES, "multi30k", (16, 24, 2, 1))
+    options = ["--rounds", "2", "--tokens", "50", "--precisions", "float32,fp16"]
+    rows = run_on_gpu("step_time", options, monkeypatch, capsys)
+    variants = ["fairseq transformer", "SRP dense", "SRP shrinking"]
+    expected = [[p, v] for p in ("float32", "fp16") for v in variants]
+    assert [row[:2] for row in rows] == expected
+    assert all(float(row[3]) == 1 for row in rows[::3])  # each beside its own precision
+    assert float(rows[0][5]) == 1 and all(float(row[5]) > 0 for row in rows)
+
+    rows = run_on_gpu("optimizer_time", ["--rounds", "2"], monkeypatch, capsys)
+    assert [row[1] for row in rows] == ["fairseq adam", "srp_adam", "srp_adam, masking"] * 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_translation_on_a_gpu(data, base, monkeypatch, capsys):
+    engines = ["--engines", "pytorch,pytorch-fp16,fairseq-search", "--rounds", "2"]
+    options = [data, base, "--sentences", "2", *engines]
+    rows = run_on_gpu("translation_speed", options, monkeypatch, capsys)
+    names = ["fairseq", "fairseq-fp16", "pytorch", "pytorch-fp16", "fairseq-search"]
+    assert [row[2] for row in rows] == names
+    exact = [row[6] for row in rows if row[2] != "fairseq-fp16" and row[2] != "pytorch-fp16"]
+    assert exact == ["100.0%"] * 3
+
+    compression_speed = importlib.import_module("compression_speed")
+    monkeypatch.setitem(
+        compression_speed.SHAPES, "srp_multi30k_de_en", (16, 24, 2, 1, 60, 60)
+    )
+    options = ["--rates", "0.5", "--sentences", "4", "--length", "5", *engines]
+    rows = run_on_gpu("compression_speed", options, monkeypatch, capsys)
+    assert [row[:2] for row in rows] == [
+        ["fairseq transformer", "1"],
+        *([name, rate] for name in names[2:] for rate in ("1", "0.5")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "script, options, message",
+    [
+        ("step_time", "", "--device cuda: PyTorch finds no GPU; leave it out"),
+        ("compression_speed", "", "--device cuda: PyTorch finds no GPU; leave it out"),
+        ("step_time", "--precisions fp8", "--precisions fp8: must be of float32, fp16"),
+        (
+            "compression_speed",
+            "--engines ctranslate2-int8",
+            "--engines ctranslate2-int8: on cuda must be of pytorch, pytorch-fp16",
+        ),
+    ],
+)
+def test_refusals_on_a_gpu(script, options, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(options))
+    monkeypatch.setattr(sys, "argv", [script, "--device", "cuda", *options.split()])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main()
+    assert stop.value.code == 2 and f"error: {message}" in capsys.readouterr().err
