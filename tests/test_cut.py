@@ -251,3 +251,13 @@ def test_a_checkpoint_tells_what_its_model_computes(name):
     check_structure(model, state, "model.pt")
     with pytest.raises(UserError, match=f"has .*--{name.replace('_', '-')}"):
         check_structure(build(shared=shared, **usual), state, "model.pt")
+
+
+def test_a_graph_that_is_kept_does_not_know_the_old_widths_afterwards():
+    """As torch.compile keeps some: its nodes hold those of the parameters."""
+    model = build()
+    kept = model(*batch())[0]
+    cut(model, random_keep(model, KINDS))
+    model(*batch())[0].sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters())
+    assert kept.requires_grad

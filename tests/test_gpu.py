@@ -10,15 +10,18 @@ import re
 
 import pytest
 import torch
-from conftest import RUN, TINY, run_training
+from conftest import RUN, TINY, build, run_training
 from fairseq.logging import metrics
 from fairseq_cli import train as fairseq_train
 
 from pretended_gpu import CUDA, pretended_gpu
 from src import generate
 from src.adapters import SPLoPA, SPLoRA, adapter_state_dict, fuse, load_adapter_state_dict
+from src.connectivity.freeze import Freezer
+from src.connectivity.groups import KINDS
 from src.sparsity import Pruning, prune_by_pct, to_sparse
 from src.trainer import SRPTrainer
+from test_freeze import adam, removed
 
 ON_GPU = [option for option in RUN if option != "--cpu"] + ["--scoring-batches", "2"]
 STAGE = ["--srp", "--compression-rate", "0.4", "--weighted-layernorm", "--max-epoch", "2"]
@@ -119,6 +122,34 @@ class Watcher(SRPTrainer):
             for parameter, mask, values in self.stage.freezer.frozen:
                 Watcher.log.append(torch.equal(parameter[mask], values[mask]))
         return result
+
+
+def test_freezing_and_clipping_in_one_operator(monkeypatch):
+    """Gradients, their norm and weights are those of the CPU, where frozen and elsewhere."""
+    results = []
+    for device in ("cpu", "cuda"):
+        with on_gpu(monkeypatch) if device == "cuda" else contextlib.nullcontext():
+            torch.manual_seed(1)
+            model = build().float()
+            gone = removed(model, KINDS)
+            gradients = [torch.randn_like(p) for p in model.parameters()]
+            model.to(device)
+            optimizer = adam(model)
+            freezer = Freezer(model, gone)
+            for number, (parameter, gradient) in enumerate(zip(model.parameters(), gradients)):
+                parameter.grad = gradient.to(device) if number % 5 else None
+            freezer.mask_gradients()
+            norm = optimizer.clip_grad_norm(1.0)
+            kept = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(100)
+            freezer.restore()
+            results.append([norm.cpu(), *kept, *(p.detach().cpu() for p in model.parameters())])
+    assert len(results[0]) == len(results[1])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other)
+        assert torch.equal(one == 0, other == 0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

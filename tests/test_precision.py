@@ -15,7 +15,7 @@ from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
 from src.errors import UserError
 from src.modules.linear import bfloat16_gain
-from src.optim.half_precision import unscale_once
+from src.optim.half_precision import prepare, unscale_once
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
 from test_cut import random_keep
@@ -164,7 +164,7 @@ def half_optimizer(model, flat):
     params = list(model.parameters())
     if flat:
         copy = torch.nn.Parameter(torch.cat([p.detach().float().view(-1) for p in params]))
-        copies, listed = {0: copy}, [copy]
+        copies, listed = {params[0].device.index: copy}, [copy]
     else:
         copies = listed = [torch.nn.Parameter(p.detach().float()) for p in params]
     optimizer = FP16Optimizer.__new__(FP16Optimizer)
@@ -178,6 +178,38 @@ def half_optimizer(model, flat):
 
     optimizer.fp32_optimizer = Inner()
     return optimizer
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_copying_at_once_is_fairseqs_copying(flat):
+    """Gradients and weights, of parameters without a gradient as well; update by update."""
+    from conftest import build
+
+    found = []
+    for at_once in (False, True):
+        torch.manual_seed(1)
+        model = build().to(torch.bfloat16)
+        optimizer = half_optimizer(model, flat)
+        listed = list(optimizer.fp32_params.values() if flat else optimizer.fp32_params)
+        for copy in listed:
+            copy.grad = torch.full_like(copy, 7)  # left from before
+        optimizer._multiply_factor = 1.0
+        if at_once:
+            prepare(optimizer, None, "cpu")
+            assert type(optimizer) is not FP16Optimizer
+        for update in range(3):
+            if update != 1:
+                optimizer.zero_grad()
+            for number, parameter in enumerate(model.parameters()):
+                there = (number + update) % 3
+                parameter.grad = torch.randn_like(parameter) if there else None
+            optimizer._needs_sync = update < 2  # the last has no backward pass
+            optimizer.step()
+            for copy in listed:
+                found.append(copy.grad.clone())
+        found += [p.detach().clone() for p in [*model.parameters(), *listed]]
+    half = len(found) // 2
+    assert all(torch.equal(a, b) for a, b in zip(found[:half], found[half:]))
 
 
 @pytest.mark.parametrize("flat", [True, False])
