@@ -10,7 +10,7 @@ from conftest import RUN, TINY, build, run_training
 
 from src.connectivity.budget import ParameterCount
 from src.connectivity.cut import cut
-from src.connectivity.groups import channel_groups
+from src.connectivity.groups import ChannelGroup, channel_groups
 from src.connectivity.shrink import GEOMETRIC_END, SCHEDULES, connectivity_at
 from src.modules.layer_norm import WeightedLayerNorm
 from src.pretrained import inherit_layernorm
@@ -581,3 +581,16 @@ def test_importance_is_deterministic_and_follows_its_definition(data, base, name
         group.set_connectivity(torch.ones(group.width, dtype=torch.float64))
         expected = -sum(slopes) if name == "connectivity" else sum(s * s for s in slopes)
         assert scores[group_name][channel].item() == pytest.approx(expected, rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [1.0, 1 - 1e-9, 0.9999, 0.5, 0.0])
+def test_shrinking_channels_is_setting_their_connectivity(value, dtype):
+    """What a type rounds to 1 gates nothing, as after a checkpoint is loaded."""
+    group = ChannelGroup("ffn", 6).to(dtype)
+    group.shrink(torch.tensor([1, 4]), value)
+    found, gated = group.connectivity.clone(), group.gated
+    group.refresh()
+    assert gated == group.gated == (torch.tensor(value, dtype=dtype) != 1)
+    expected = torch.tensor([1, value, 1, 1, value, 1], dtype=dtype)
+    assert torch.equal(found, expected)
