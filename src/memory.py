@@ -1,4 +1,4 @@
-"""Freed memory stays in the process between training steps, without growing for ever."""
+"""Freed memory stays in the process between steps and batches, without growing for ever."""
 
 import ctypes
 import os
@@ -29,8 +29,9 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed, for the next step.
 
     glibc gives the activations of a step back to the system when they are freed, and
-    the system zeroes and maps every page again in the next one: a tenth of a step's
-    time on a CPU. The peak stays the same, but for fragmentation.
+    the system zeroes and maps every page again in the next one: a tenth of a training
+    step's time on a CPU, a twentieth of a beam search's. The peak stays the same, but for
+    fragmentation.
 
     Returns:
         Whether the C library took the settings; others than glibc have none.
@@ -56,6 +57,8 @@ def resident() -> Optional[int]:
 
 class HeapKeeper:
     """Keeps freed memory, and gives it back when steps leave more and more of it.
+
+    A step is one of training, or a batch that is translated.
 
     Small blocks that outlive a step come to lie between its activations; the next step's
     no longer fit in the gaps, and the heap grows: much with what oneDNN caches, see

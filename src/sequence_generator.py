@@ -22,6 +22,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from .errors import UserError
 from .hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
+from .memory import HeapKeeper
 from .modules.decoder_step import Cache, DecoderStep, fingerprint, unsupported
 from .modules.linear import use_sparse_products
 
@@ -65,6 +66,7 @@ class FastSequenceGenerator(SequenceGenerator):
                 use_sparse_products(model)
         self.fallback = self._unsupported()
         self._steps: List[Tuple[tuple, DecoderStep]] = []
+        self._heap: Optional[HeapKeeper] = None
         if self.fallback:
             logger.info(f"translating with fairseq's own search: {self.fallback}")
 
@@ -117,6 +119,9 @@ class FastSequenceGenerator(SequenceGenerator):
                     tokens = tokens[stay]
                     for cache in caches:
                         cache.keep(stay)
+        if source.device.type == "cpu":
+            self._heap = self._heap or HeapKeeper()
+            self._heap.after_step()
         return _checked(hypotheses.results())
 
     def _leave_to_fairseq(self, sample, *options):

@@ -146,6 +146,25 @@ def test_packed_weights(onednn, monkeypatch, dtype, packed, error):
             assert len(onednn) == made
 
 
+def test_weights_lie_by_inputs_where_mkl_multiplies(monkeypatch):
+    """From four rows on, and only float32 ones on a CPU; the result is F.linear's."""
+    monkeypatch.setattr(module, "uses_onednn", lambda: False)
+    torch.manual_seed(1)
+    x, weight, bias = torch.randn(40, 19), torch.randn(11, 19), torch.randn(11)
+    for given in (bias, None):
+        product = PackedLinear(weight, given)
+        assert product._by_inputs.is_contiguous() and product._by_inputs.shape == (19, 11)
+        for rows in (0, 1, 3, 4, 40):
+            torch.testing.assert_close(product(x[:rows]), F.linear(x[:rows], weight, given))
+        product._by_inputs.zero_()  # which tells what multiplied
+        assert product(x[:3]).any() and torch.equal(
+            product(x), torch.zeros(40, 11) if given is None else given.expand(40, 11)
+        )
+    for dtype in (torch.float64, torch.bfloat16):
+        assert PackedLinear(weight.to(dtype))._by_inputs is None
+    assert PackedLinear(weight[:0])(x).shape == (40, 0)
+
+
 @needs_onednn
 def test_a_model_trains_the_same(onednn):
     """Outputs and gradients of a whole model are F.linear's to float32 rounding."""

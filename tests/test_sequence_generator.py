@@ -265,6 +265,26 @@ def test_attention_in_pieces(largest, monkeypatch):
     assert_same([lively()], beam_size=1, min_len=9)
 
 
+def test_freed_memory_stays_for_the_next_batch(monkeypatch):
+    """One keeper for all batches, told of each."""
+    kept = []
+
+    class Keeper:
+        def __init__(self):
+            kept.append(0)
+
+        def after_step(self):
+            kept[-1] += 1
+
+    monkeypatch.setattr(sequence_generator, "HeapKeeper", Keeper)
+    model = lively()
+    generator = FastSequenceGenerator([model], DICTIONARY, **LENGTHS)
+    assert not kept  # nor is anything set before it is used
+    for seed in (1, 2, 3):
+        generator.generate([model], sample(seed=seed))
+    assert kept == [3]
+
+
 @BEAMS
 @pytest.mark.parametrize("share", [1, 1000])
 def test_when_finished_sentences_leave_does_not_matter(share, beam, monkeypatch):

@@ -85,7 +85,7 @@ class BeamCache:
             more = max(slots, hypotheses)
             self.mask = F.pad(self.mask, (0, more), value=float("-inf"))
             self.written = [
-                tuple(F.pad(x, (0, 0, 0, more)) for x in pair) for pair in self.written
+                tuple(_with_room(x, self.used, more) for x in pair) for pair in self.written
             ]
         self.used += hypotheses
         self.mask[:, :, self.used - hypotheses : self.used].diagonal(dim1=1, dim2=2).zero_()
@@ -134,6 +134,14 @@ class BeamCache:
             for old, new in zip(pair, smaller):
                 new[:, :, :used] = old[:, :, :used].index_select(0, sentences)
             self.written[number] = smaller
+
+
+def _with_room(x: Tensor, used: int, more: int) -> Tensor:
+    """``x [B, H, slots, K]`` with more slots, of which the used ones are copied alone."""
+    sentences, heads, slots, width = x.shape
+    larger = x.new_empty(sentences, heads, slots + more, width)
+    larger[:, :, :used] = x[:, :, :used]
+    return larger
 
 
 def _split(x: Tensor, sentences: int, heads: int) -> Tensor:
