@@ -2,6 +2,7 @@
 """The fast beam search gives the hypotheses of fairseq's."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -249,14 +250,32 @@ def test_no_ngram_is_repeated(size, beam):
 
 def test_a_beam_beyond_twice_the_slots(monkeypatch):
     monkeypatch.setattr(decoder_cache, "_SLOTS", 2)
+    monkeypatch.setattr(decoder_cache, "_EXPECTED", 0)
     assert_same([lively()], beam_size=8)
 
 
 @BEAMS
 def test_caches_that_grow_and_small_blocks(beam, monkeypatch):
     monkeypatch.setattr(decoder_cache, "_SLOTS", 3)
+    monkeypatch.setattr(decoder_cache, "_EXPECTED", 0)
     monkeypatch.setattr(hypotheses_module, "_BLOCK", 3)
     assert_same([lively()], beam_size=beam, min_len=9)
+
+
+def test_room_for_what_is_expected(monkeypatch):
+    """For every hypothesis of a beam some more tokens than the source has."""
+    widths = []
+
+    class Cache(decoder_cache.BeamCache):
+        def __init__(self, *given):
+            super().__init__(*given)
+            widths.append(self.mask.shape[-1])
+
+    monkeypatch.setattr("src.modules.decoder_step.BeamCache", Cache)
+    length = sample()["net_input"]["src_tokens"].shape[1]
+    for beam, slots in ((2, 64), (16, 16 * math.ceil(1.2 * length))):
+        assert_same([lively()], beam_size=beam)
+        assert widths.pop() == slots
 
 
 @pytest.mark.parametrize("largest", [1, 7 * 16, 3 * 7 * 16])

@@ -7,13 +7,17 @@ first dimension: a step's keys and values are written in one piece, and attentio
 few positions is faster as vectorized sums than as many tiny matrix products.
 """
 
+import math
 from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SLOTS = 64  # positions with room to begin with; doubled when they are full
+_SLOTS = 64  # positions with room to begin with, at least; doubled when they are full
+# Tokens of a hypothesis for each of the source with room to begin with: more slots take no
+# time before they are written, but everything is copied when they are doubled.
+_EXPECTED = 1.2
 # PyTorch's softmax over fewer numbers is not vectorized, ten times as slow
 _VECTOR = 16
 # Numbers in an intermediate result of SingleCache on CPUs. Of larger ones the memory is
@@ -49,6 +53,7 @@ class BeamCache:
             ``[S, B, H*V]``; beams of a sentence share them.
         padding: ``[B, S]``, True at the source's padding, or None.
         heads: of each layer.
+        beam: hypotheses that are expected.
     """
 
     def __init__(
@@ -56,9 +61,11 @@ class BeamCache:
         memory: List[Tuple[Tensor, Tensor]],
         padding: Optional[Tensor],
         heads: List[Heads],
+        beam: int,
     ):
         self.heads, self.used = heads, 0
         length, sentences, _ = memory[0][0].shape
+        slots = max(_SLOTS, math.ceil(_EXPECTED * length) * beam)
         missing = max(0, _VECTOR - length)
         if missing:
             if padding is None:
@@ -76,7 +83,7 @@ class BeamCache:
             )
         self.written: List[Optional[Tuple[Tensor, Tensor]]] = [None] * len(heads)
         # [B, n, slots], 0 where slot was written by an ancestor, else -inf
-        self.mask = memory[0][0].new_full((sentences, 1, _SLOTS), float("-inf"))
+        self.mask = memory[0][0].new_full((sentences, 1, slots), float("-inf"))
 
     def open(self, hypotheses: int) -> None:
         """Make room for one position of each hypothesis, seen by itself alone."""
@@ -170,6 +177,7 @@ class SingleCache:
         memory: List[Tuple[Tensor, Tensor]],
         padding: Optional[Tensor],
         heads: List[Heads],
+        beam: int = 1,
     ):
         self.heads, self.used = heads, 0
         self.memory = [  # [S, B, H, K] and [S, B, H, V]

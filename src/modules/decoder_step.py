@@ -188,7 +188,7 @@ class DecoderStep:
         padding = encoder_out["encoder_padding_mask"]
         kind = SingleCache if beam == 1 else BeamCache
         heads = [layer.heads for layer in self.layers]
-        return kind(pairs, padding[0] if padding else None, heads)
+        return kind(pairs, padding[0] if padding else None, heads, beam)
 
     def _position(self, step: int) -> Tensor:
         """Embedding of a step's position, ``[1, D]``."""
