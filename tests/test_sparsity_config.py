@@ -220,6 +220,7 @@ BAD_VALUES = [
     ("target_sparsity", "0.5"),
     ("target_sparsity", float("nan")),
     ("max_sparsity_ratio_per_layer", 1.5),
+    ("max_sparsity_ratio_per_layer", 1.0),
     ("update_frequency_on_step", 0),
     ("update_frequency_on_step", 2.5),
     ("prune_domain", "everywhere"),
@@ -319,7 +320,7 @@ def test_files_that_make_no_sense_are_refused_by_name(tmp_path, old, new, name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"- 3", b"\xff\xfe\xff", b"a: \x00"])
+@pytest.mark.parametrize("content", [b"", b"- 3", b"\xff\xfe\xff", b"a: \x00", b"[" * 600])
 def test_files_that_hold_no_settings_are_refused_by_name(tmp_path, content):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)

@@ -213,6 +213,9 @@ def test_threshold_keeps_what_equals_it():
     prune_by_threshold(half, 0.1)
     assert torch.equal(half.weight != 0, torch.tensor([[True, True, True, False]]))
     assert remaining(prune_by_threshold(half, 1e6)) == [0]
+    double = nn.Linear(4, 1).double()
+    nn.init.constant_(double.weight, 0.1)  # below float32's
+    assert remaining(prune_by_threshold(double, 0.1)) == [4]
 
 
 def test_rank_and_threshold_and_share_agree():
@@ -258,6 +261,9 @@ def test_tied_weights_count_once_and_stay_tied():
     twice[2].weight = twice[0].weight
     assert list(prunable_layers(twice)) == ["0"]
     assert remaining(prune_by_pct(twice, [0.5])) == [8]
+    twice = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    twice[1].bias = twice[0].bias
+    assert calc_num_prunable_params(twice) == (36, 36)
     again = nn.Linear(4, 4)
     assert list(prunable_layers(nn.Sequential(again, again))) == ["0"]
 
@@ -318,6 +324,9 @@ def test_layers_that_store_their_values_count_as_the_dense_ones(capsys):
         assert capsys.readouterr().out == lines
         weights = sparse.calc_num_prunable_params(count_bias=False)
         assert weights == model.calc_num_prunable_params(count_bias=False)
+    with torch.no_grad():
+        sparse.classifier[2].values[:3] = 0  # stored, and pruned all the same
+    assert sparse.calc_num_prunable_params() == (expected[0] - 3, expected[1])
 
 
 def test_pruning_between_forward_and_backward_is_noticed_by_autograd():

@@ -116,6 +116,9 @@ def test_a_wrapped_model_is_pruned_as_it_is_without(wrap):
 def test_a_layer_that_is_called_module_keeps_its_name():
     model = nn.ModuleDict({"module": nn.Linear(4, 4), "out": nn.Linear(4, 4)})
     assert owned(prune(model, {})) == [["module", "out"]]
+    alone = Wrapper(nn.Linear(4, 4))
+    alone.scale = nn.Parameter(torch.ones(()))
+    assert owned(prune(alone, {})) == [["module"]]
 
 
 def test_layers_without_weights_are_left_out():

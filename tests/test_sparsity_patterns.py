@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from src.sparsity import allocation
@@ -57,6 +57,7 @@ def plain_removed(text, block, scores):
 
 @FEW
 @given(patterns, shapes, st.integers(0, 999), st.sampled_from(["mean", "sum", "max"]))
+@example("3:70", (2, 150), 1, "sum")  # the first of many equal ones
 def test_scores_and_sizes_equal_plain_loops(text, shape, seed, reduce):
     pattern, scores = parse_pattern(text), tied(shape, seed)
     blocks = plain_blocks(text, shape)
@@ -74,6 +75,7 @@ def test_scores_and_sizes_equal_plain_loops(text, shape, seed, reduce):
 
 @FEW
 @given(patterns, shapes, st.integers(0, 999))
+@example("3:70", (2, 150), 1)
 def test_expanding_removes_what_plain_loops_remove(text, shape, seed):
     pattern, scores = parse_pattern(text), tied(shape, seed)
     blocks = plain_blocks(text, shape)
@@ -88,6 +90,15 @@ def test_expanding_removes_what_plain_loops_remove(text, shape, seed):
     sizes = pattern.block_sizes(shape)
     assert int((~mask).sum()) == int(sizes[chosen].sum())
     assert torch.equal(pattern.removed_blocks(mask), chosen & (sizes > 0))
+
+
+@pytest.mark.parametrize("text", ["4x1", "3:4"])
+def test_the_largest_of_a_smaller_block_may_be_below_zero(text):
+    scores = -1 - tied((5, 5), 1)
+    found = parse_pattern(text).block_scores(scores, "max")
+    for block, score in zip(plain_blocks(text, (5, 5)), found):
+        removed = plain_removed(text, block, scores)
+        assert not removed or float(score) == max(float(scores[at]) for at in removed)
 
 
 def test_a_convolution_is_seen_as_outputs_by_positions_by_channels():
@@ -241,6 +252,21 @@ def test_a_target_equal_to_the_caps_is_reached_to_one_block(text):
     block = int(sizes[0].max())
     assert abs(sum(counts) - 0.9 * 50 * 64 * 33) < block
     assert max(counts) < 0.9 * 64 * 33 + block
+
+
+def test_caps_that_no_layer_can_fill_are_passed_by_the_last_weight():
+    scores = [torch.tensor([1.0, 2.0, 3.0])] * 2
+    sizes, none = [torch.ones(3, dtype=torch.int64)] * 2, [torch.zeros(3) > 0] * 2
+    found = allocate(scores, sizes, none, [3, 3], 0.5, 0.5)
+    assert sum(int(block.sum()) for block in found) == 3
+
+
+def test_a_layer_beyond_a_lower_cap_gives_nothing_more():
+    scores = [torch.arange(10.0)] * 2
+    sizes = [torch.ones(10, dtype=torch.int64)] * 2
+    past = [torch.arange(10) < 6, torch.arange(10) < 0]
+    first, second = allocate(scores, sizes, past, [10, 10], 0.4, 0.4)
+    assert not first.any() and second.tolist() == [True] * 2 + [False] * 8
 
 
 def test_a_layer_never_goes_whole():

@@ -98,6 +98,16 @@ def test_picture_grows_so_that_labels_stay_apart(layers, monkeypatch):
         assert all(low[1] <= high[0] for low, high in zip(boxes, boxes[1:]))
     every = [t.get_text() for axes in figures[0].axes for t in axes.texts]
     assert every.count("100%") == 2 * layers + 7
+    assert all(axes.yaxis_inverted() for axes in figures[0].axes)  # the first on top
+
+
+def test_the_title_tells_both_densities(monkeypatch):
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **how: titles.append(text))
+    model = nn.Sequential(nn.Embedding(12, 4), nn.Linear(4, 4, bias=False))
+    prune_by_pct(model, 0.5)
+    picture.draw_density(sparsity_report(model, bytes=False), io.BytesIO())
+    assert titles == ["Density: 50.0% of the prunable weights, 87.5% of all"]
 
 
 def test_percents_are_whole_only_where_they_are():

@@ -64,6 +64,18 @@ def test_every_criterion_is_tested():
     assert set(FORMULAS) | {"random"} == set(SCORES)
 
 
+def test_layers_of_one_shape_are_drawn_apart():
+    pruning = start(
+        nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)),
+        prune_type="random",
+        pattern="1x1",
+        target_sparsity=0.5,
+    )
+    pruning.on_before_optimizer_step()
+    first, second = pruning.masks.values()
+    assert not torch.equal(first, second)
+
+
 def test_scores_of_half_precision_do_not_vanish():
     layer = nn.Linear(4, 1, bias=False).half()
     pruning = start(layer, pattern="1x1", target_sparsity=0.5, start_step=5, end_step=5)
@@ -271,6 +283,49 @@ def test_a_step_with_broken_gradients_is_passed_over(prune_type):
     assert all(torch.equal(a, masks[1][name]) for name, a in masks[0].items())
 
 
+def test_a_broken_last_step_is_passed_over_too():
+    model = network()
+    pruning = start(model, target_sparsity=0.5, start_step=1, end_step=1)
+    backward(model, 0)
+    model[2].weight.grad[1, 1] = float("inf")
+    pruning.on_before_optimizer_step()
+    pruning.on_after_optimizer_step()
+    assert not pruning.masks
+    model.zero_grad()
+    backward(model, 1)
+    pruning.on_before_optimizer_step()
+    assert pruning.finished
+
+
+def test_a_broken_step_holds_up_those_who_need_its_gradients_only():
+    model = network()
+    pruning = Pruning(
+        {
+            "pruners": [
+                {"names": ["2"], "prune_type": "magnitude"},
+                {"names": ["4"], "end_step": 5},
+            ],
+            "target_sparsity": 0.5,
+        }
+    )
+    pruning.model = model
+    backward(model, 0)
+    model[4].weight.grad[1, 1] = float("inf")
+    pruning.on_before_optimizer_step()
+    assert list(pruning.masks) == ["2.weight"]
+    assert not pruning.finished  # as long as one is not
+
+
+def test_training_begins_and_ends_with_what_was_removed_at_zero():
+    model = network()
+    pruning = start(model, target_sparsity=0.5, prune_type="magnitude")
+    pruning.on_before_optimizer_step()
+    for call in (pruning.on_train_begin, pruning.on_train_end):
+        nn.init.ones_(model[2].weight)  # as of a moving average
+        call()
+        assert torch.equal(model[2].weight != 0, pruning.masks["2.weight"])
+
+
 def test_layers_without_gradients_are_refused_by_name():
     model = network()
     model[2].weight.requires_grad_(False)
@@ -288,6 +343,12 @@ def test_layers_without_gradients_are_refused_by_name():
     broken = network()
     nn.init.constant_(broken[4].weight, float("nan"))
     pruning = start(broken, target_sparsity=0.5, prune_type="magnitude")
+    with pytest.raises(SparsityError, match="layer 4: .* not all finite"):
+        pruning.on_before_optimizer_step()
+    nn.init.constant_(broken[4].weight, float("inf"))
+    pruning = start(broken, target_sparsity=0.5, prune_type="connectivity")
+    for parameter in broken.parameters():
+        parameter.grad = torch.ones_like(parameter)
     with pytest.raises(SparsityError, match="layer 4: .* not all finite"):
         pruning.on_before_optimizer_step()
 
@@ -332,7 +393,7 @@ def test_a_model_that_is_set_again_keeps_its_masks():
     assert pruning.sparsity > 0.4 and pruning.model["module"] is model
     with pytest.raises(SparsityError, match="model: a list is none"):
         pruning.model = [model]
-    for seed in ("1", 1.5, None):
+    for seed in ("1", 1.5, True, None):
         with pytest.raises(SparsityError, match="seed: .* is not valid; give an int"):
             Pruning({"pruners": [{}]}, seed=seed)
 
@@ -344,3 +405,12 @@ def test_masks_cover_all_layers_of_a_pruner_once_it_pruned():
     pruning.on_before_optimizer_step()
     assert list(pruning.masks) == ["0.weight", "2.weight", "4.weight"]
     assert pruning.masks["4.weight"].all()
+
+
+def test_a_model_cannot_be_exchanged_within_its_first_step():
+    model = network()
+    pruning = start(model, target_sparsity=0.5, prune_type="magnitude")
+    pruning.on_before_optimizer_step()
+    with pytest.raises(SparsityError, match="model: training began with another"):
+        pruning.model = network()
+    assert pruning.model is model and pruning.masks

@@ -173,6 +173,15 @@ def test_bytes_are_those_of_a_sparse_file_without_header(share, tmp_path):
         assert (layers < (1.15 - share) * table.dense_bytes[["0", "1", "2"]]).all()
 
 
+def test_bytes_of_complex_numbers_are_those_of_a_sparse_file(tmp_path):
+    model = nn.Linear(30, 20, dtype=torch.complex128)
+    random_prune_by_pct(model, 0.9, seed=1)
+    save_sparse(str(tmp_path / "model"), {"weight": model.weight})
+    content = (tmp_path / "model").read_bytes()
+    size = len(content) - 8 - int.from_bytes(content[:8], "little")
+    assert sparsity_report(model)["sparse_bytes"][0] == size
+
+
 def test_names_select_layers_and_the_last_row_is_over_all():
     model = Small()
     whole, part = sparsity_report(model), sparsity_report(model, names=["^out", "in.ar"])
@@ -206,6 +215,8 @@ def test_models_without_weights_to_count():
     assert table["parameters"].tolist() == [0, 4, 4, 10]
     assert table["block_sparsity"].tolist()[1:] == [0, 0, 0]
     assert pd.isna(table["block_sparsity"][0])
+    table = sparsity_report(nn.Sequential(nn.Linear(0, 4, bias=False)), "4x1")
+    assert table["sparsity"].tolist() == [0, 0, 0] and table["block_sparsity"].isna().all()
 
 
 def test_readable_form_has_units_and_no_empty_columns():

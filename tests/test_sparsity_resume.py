@@ -80,6 +80,9 @@ def test_items_can_change_on_the_way_but_not_what_was_removed():
     pruning.update_items_for_all_pruners(end_step=30, target_sparsity=0.1)
     train(model, pruning, optimizer, range(21, 31))
     assert pruning.finished and abs(pruning.sparsity - 0.6) < 0.02
+    # nor does one that is pruned already need another prune
+    pruning.update_items_for_all_pruners(target_sparsity=0.5)
+    assert pruning.finished
 
 
 def test_states_of_other_runs_are_refused():
@@ -97,6 +100,9 @@ def test_states_of_other_runs_are_refused():
     wide = start(network(width=12), target_sparsity=0.5)
     with pytest.raises(SparsityError, match="layer 2: .*shape .10, 20., .*.12, 20."):
         wide.load_state_dict(other.state_dict())
+    narrow = start(network(), target_sparsity=0.5, exclude_names=["4"])
+    with pytest.raises(SparsityError, match="layer 4: .*shape .7, 10., this one with None"):
+        narrow.load_state_dict(other.state_dict())
     with pytest.raises(SparsityError, match="model: missing"):
         Pruning({"pruners": [{}]}).load_state_dict(state)
 
