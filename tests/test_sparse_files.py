@@ -258,6 +258,10 @@ def test_ties_are_stored_once_and_come_back_tied():
     found["a"][0, 0] = 7
     assert found["flat"][0] == 7
     assert found["part"][0, 0] != 7 and found["copy"][0, 0] != 7
+    numbers = torch.randn(9, dtype=torch.complex64)
+    state = {"numbers": numbers, "conjugated": numbers.conj()}  # in the same memory
+    resolved = {name: tensor.resolve_conj() for name, tensor in state.items()}
+    assert_same(load_bytes(to_bytes(state)), resolved)
     one = sparse_size({"a": w})
     assert sparse_size({"a": w, "b": w.detach()}) < one + 100
 
@@ -356,6 +360,40 @@ def test_any_safetensors_reader_opens_it(tmp_path):
             assert_same({name: opened.get_tensor(name)}, {name: state[name]})
         assert opened.get_tensor("layer.weight").dtype == torch.uint8
     assert read_metadata(tmp_path / "m.safetensors") == {"note": "é"}
+
+
+def test_a_reader_sees_the_dtypes_and_aligned_buffers(tmp_path):
+    path = tmp_path / "model.safetensors"
+    raw = torch.arange(64, dtype=torch.uint8)
+    names = ["uint8", "int8", "float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64"]
+    state = {n: raw.clone().view(container.DTYPES[n])[:3] for n in (*names, "bfloat16")}
+    state["bool"] = raw[:3] > 0
+    save_sparse(path, state)
+    with safe_open(path, "pt") as file:
+        assert_same({name: file.get_tensor(name) for name in state}, state)
+    data = path.read_bytes()
+    header, buffers = opened(data)
+    start = len(data) - len(buffers)
+    for name, tensor in state.items():
+        assert (start + header[name]["data_offsets"][0]) % tensor.itemsize == 0
+
+
+def test_truth_values_of_any_byte_are_saved():
+    odd = torch.tensor([2, 0, 1, 255] * 30, dtype=torch.uint8).view(torch.bool)
+    assert load_bytes(to_bytes({"x": odd}))["x"].tolist() == [True, False, True, True] * 30
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_loaded_can_be_written_to():
+    state = {"x": torch.tensor([3] * 500 + [4] * 500, dtype=torch.uint8)}
+    assert described(to_bytes(state))[0]["values"]["planes"][0][2] < 1000  # deflated
+    load_bytes(to_bytes(state))["x"].zero_()
+
+
+def test_a_sparse_tensor_without_zeros_takes_what_the_dense_one_does():
+    torch.manual_seed(0)
+    x = torch.randn(50, 60)
+    assert sparse_size({"x": x.to_sparse()}) == sparse_size({"x": x})
 
 
 def test_is_sparse_file(tmp_path):
@@ -695,6 +733,47 @@ def test_contradictions_are_named(case):
     with pytest.raises(SparsityError, match=message) as caught:
         load_bytes(forged_tensor(**changes))
     assert "tensor 'w'" in str(caught.value) or "memory" in str(caught.value)
+
+
+BIT, GAP = {"planes": [[0, 1, 2]]}, {"planes": [[0, 1, 1]]}
+ONE = {"count": 1, "as": "gaps", "width": 1, "symbols": 1, "words": GAP}
+
+
+@pytest.mark.parametrize(
+    "n, data, message, positions, more",
+    [
+        (12, [0, 32], "out of bounds", {"count": 1, "as": "bitmap", "words": BIT}, {}),
+        (12, [12], "out of bounds", ONE, {}),
+        (300, [5, 255], "gaps contradict", {**ONE, "symbols": 2, "words": BIT}, {}),
+        (12, [3, 3], "one position", ONE, {"signs": ONE}),
+        (12, [3, 0], "more data than described", ONE, {}),
+    ],
+)
+def test_positions_that_cannot_be_are_refused(n, data, message, positions, more):
+    description = {"values": {"constant": "00000001"}, "positions": positions, **more}
+    with pytest.raises(SparsityError, match=message):
+        encodings.decode(description, n, 4, np.array(data, np.uint8))
+
+
+def test_data_behind_a_deflated_plane_are_refused():
+    words = np.arange(100, dtype=np.uint8) % 3
+    description, (data,) = planes.pack(words, True)
+    assert np.array_equal(planes.unpack(description, 100, 1, planes.Bytes(data)), words)
+    description["planes"][0][2] += 1
+    longer = planes.Bytes(np.append(data, np.uint8(7)))
+    with pytest.raises(SparsityError, match="wrong length"):
+        planes.unpack(description, 100, 1, longer)
+
+
+def test_truth_values_and_strings_are_checked():
+    header, buffers = opened(to_bytes({"w": torch.arange(99, dtype=torch.uint8)}))
+    header["__metadata__"]["sparse_tensors"]["tensors"][0]["dtype"] = "bool"
+    with pytest.raises(SparsityError, match="neither 0 nor 1"):
+        load_bytes(sealed(header, buffers))
+    header, buffers = opened(to_bytes({"w": torch.ones(3)}, {"note": ""}))
+    header["__metadata__"]["sparse_tensors"]["metadata"]["note"] = 3
+    with pytest.raises(SparsityError, match="metadata are no strings"):
+        load_bytes(sealed(header, buffers))
 
 
 def test_a_bomb_is_refused_before_it_unfolds():
