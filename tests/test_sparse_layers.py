@@ -157,6 +157,8 @@ CONVS = [
     dict(in_channels=4, out_channels=6, kernel_size=3),
     dict(in_channels=4, out_channels=6, kernel_size=(3, 2), stride=(2, 1), padding=(2, 1)),
     dict(in_channels=4, out_channels=6, kernel_size=1, bias=False),
+    dict(in_channels=4, out_channels=6, kernel_size=1, stride=2),
+    dict(in_channels=4, out_channels=6, kernel_size=1, padding=1),
     dict(in_channels=4, out_channels=6, kernel_size=3, dilation=2, padding="same"),
     dict(in_channels=4, out_channels=6, kernel_size=(2, 3), padding="same"),
     dict(in_channels=4, out_channels=6, kernel_size=2, padding="valid"),
@@ -290,6 +292,8 @@ def test_a_state_dict_brings_its_number_of_values(density):
     for mode in (True, False):
         assert torch.equal(target.train(mode)(x), source.train(mode)(x))
     target(x).sum().backward()
+    target.load_state_dict(to_sparse(net(0.5)).state_dict())
+    assert parameter.grad is None  # that of another number of values
     empty = SparseLinear(64, 10, dtype=torch.float64)
     empty.load_state_dict(source.classifier[2].state_dict())
     assert torch.equal(empty.to_dense().weight, source.classifier[2].to_dense().weight)
@@ -347,6 +351,20 @@ def test_dense_and_back_is_exact():
     assert type(to_sparse(linear())) is SparseLinear
 
 
+def test_layers_take_over_what_is_frozen_and_the_mode_and_no_memory():
+    for frozen in ("weight", "bias"):
+        dense = linear().eval()
+        getattr(dense, frozen).requires_grad_(False)
+        sparse = SparseLinear.from_dense(dense)
+        back = sparse.to_dense()
+        assert not sparse.training and not back.training
+        assert sparse.values.requires_grad == back.weight.requires_grad == (frozen == "bias")
+        assert sparse.bias.requires_grad == back.bias.requires_grad == (frozen == "weight")
+        with torch.no_grad():
+            sparse.bias.add_(1)
+        assert torch.equal(back.bias, dense.bias)
+
+
 def test_layers_print_as_in_model_pruning_library():
     model = nn.Sequential(
         DenseConv2d(1, 32, kernel_size=(5, 5), padding=(2, 2)), DenseLinear(3136, 2048)
@@ -397,6 +415,45 @@ def test_what_cannot_be_replaced_stays_and_is_named(caplog):
     assert type(listed.scaled) is SparseLinear and type(listed.plain) is nn.Linear
     with pytest.raises(SparsityError, match="Embedding"):
         to_sparse(model, layers=(nn.Embedding,))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda m: m.register_forward_hook(lambda *a: None), "has hooks"),
+        (lambda m: m.register_full_backward_hook(lambda *a: None), "has hooks"),
+        (lambda m: m.register_full_backward_pre_hook(lambda *a: None), "has hooks"),
+        (lambda m: setattr(m, "forward", lambda x: x), "has hooks"),
+        (lambda m: m.add_module("scale", nn.Identity()), "has more than weight and bias"),
+        (lambda m: m.register_buffer("seen", torch.ones(1)), "has more than weight"),
+    ],
+)
+def test_layers_with_something_added_stay(change, reason, caplog):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    change(model[0])
+    sparse = to_sparse(model)
+    assert [type(layer) for layer in sparse] == [nn.Linear, SparseLinear]
+    assert f"left dense: 0 ({reason}" in caplog.text
+
+
+def test_a_layout_is_chosen_anew_after_another_demand(monkeypatch):
+    timed = []
+
+    def measure(products, x, budget):
+        timed.append(list(products))
+        return {name: [1.0 + (name == "dense")] * 9 for name in products}
+
+    monkeypatch.setattr(timing, "_measure", measure)
+    torch.manual_seed(1)
+    sparse = SparseLinear.from_dense(linear(0.05, 128, 128)).eval().requires_grad_(False)
+    sparse.force("dense")
+    assert sparse.optimize() == {24: "dense"} and not timed
+    sparse.force(None)
+    assert sparse.optimize() != {24: "dense"} and len(timed) == 1
+    sparse.optimize()
+    assert len(timed) == 1
+    sparse.optimize(dense=lambda weight, bias: lambda x: F.linear(x, weight, bias))
+    assert len(timed) == 2
 
 
 def test_for_inference_layers_stay_dense_where_sparse_is_not_faster(monkeypatch):
@@ -465,6 +522,10 @@ def test_autocast_computes_in_its_type():
             assert torch.equal(y, dense(x)) and y.dtype == torch.bfloat16
         y.float().sum().backward()
     assert sparse.values.grad is not None
+    dense = nn.Conv2d(2, 3, 3)
+    sparse, x = SparseConv2d.from_dense(dense).eval(), torch.randn(1, 2, 5, 5)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sparse(x), dense(x)) and sparse(x).dtype == torch.bfloat16
 
 
 def test_the_weight_of_a_sparse_layer_can_be_read_and_differentiated():
@@ -526,6 +587,17 @@ def test_held_zeros_stay_zero_after_momentum_of_before():
         step()
         kept = read()
         assert all(torch.equal(kept[name], found[name]) for name in found)
+    layer = model.classifier[2]
+    x, weight = torch.randn(2, 64), found["classifier.2.weight"]
+    step()
+    assert layer.weight[~weight].any()  # until it is read
+    expected = F.linear(x, layer.weight * weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    layer.hold_zeros()
+    step()
+    model.load_state_dict({}, strict=False)
+    assert all(torch.equal(mask, found[name]) for name, mask in masks(model).items())
+    assert type(to_sparse(model).classifier[2]) is SparseLinear
     # zeros of a state dict are the ones held from then on
     other = {k: v.flip(0) for k, v in model.state_dict().items()}
     model.load_state_dict(other)
@@ -601,6 +673,25 @@ def test_sgd_forgets_the_momentum_of_what_is_pruned_on_the_way():
         optimizer.step()
     assert not weight[1].any() and weight[0].all()
     assert not optimizer.state[weight]["momentum_buffer"][1].any()
+
+
+def test_sgd_moves_biases_and_stored_values_that_are_zero():
+    layer = SparseLinear.from_dense(linear(0.3))
+    with torch.no_grad():
+        layer.values.zero_()
+        layer.bias.zero_()
+    optimizer = SGD(layer.parameters(), lr=0.1)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert layer.values.all() and layer.bias.all()
+
+
+def test_sgd_refuses_sparse_gradients_with_what_to_do():
+    embedding = nn.Embedding(4, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(SparsityError, match="sparse tensor; make its layer with sparse=F"):
+        SGD(embedding.parameters(), lr=0.1).step()
 
 
 def test_sgd_resumes_and_can_let_zeros_grow():
