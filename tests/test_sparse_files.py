@@ -432,6 +432,7 @@ def test_nothing_of_torch_is_changed_and_no_pickle_is_read():
 
 
 REFUSED = {
+    "no values yet": (torch.nn.LazyLinear(3).state_dict(), "'weight' has no values yet"),
     "a number": ({"x": 1}, "'x' is no tensor but int"),
     "a name": ({1: torch.ones(1)}, "must be strings"),
     "quantized": (

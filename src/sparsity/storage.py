@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 import torch
 from isal.isal_zlib import crc32
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import encodings
 from .container import CODES, DTYPES, START_LENGTH, Buffer, Source, Tie
@@ -44,6 +44,8 @@ def _plain(name: str, value: Any) -> Tensor:
         raise SparsityError(f"{name!r} is no tensor but {type(value).__name__}")
     if str(value.dtype)[6:] not in DTYPES or value.is_quantized:
         raise SparsityError(f"{name!r}: {value.dtype} can't be stored")
+    if nn.parameter.is_lazy(value):
+        raise SparsityError(f"{name!r} has no values yet")
     if value.device.type == "meta":
         raise SparsityError(f"{name!r} has no values, it is on the meta device")
     if value.requires_grad:
@@ -110,6 +112,8 @@ def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, P
 
 def _memory(tensor: Tensor) -> Tuple:
     """What two tensors have in common that are the same numbers in the same memory."""
+    if nn.parameter.is_lazy(tensor):  # which has no size to ask for
+        return (id(tensor),)
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return (id(tensor),)
     same = (tensor.device, tensor.dtype, tensor.data_ptr())
