@@ -215,6 +215,9 @@ def test_models_without_weights_to_count():
     assert table["parameters"].tolist() == [0, 4, 4, 10]
     assert table["block_sparsity"].tolist()[1:] == [0, 0, 0]
     assert pd.isna(table["block_sparsity"][0])
+    for other in (nn.LayerNorm(3, device="meta"), nn.LazyConv1d(3, 3)):
+        with pytest.raises(SparsityError, match="parameter 1.weight: has no values yet"):
+            sparsity_report(nn.Sequential(nn.Linear(3, 3), other))
     table = sparsity_report(nn.Sequential(nn.Linear(0, 4, bias=False)), "4x1")
     assert table["sparsity"].tolist() == [0, 0, 0] and table["block_sparsity"].isna().all()
 

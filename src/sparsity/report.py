@@ -65,8 +65,8 @@ def sparsity_report(
         its weight, without the bias. What doesn't apply is missing.
 
     Raises:
-        SparsityError: nothing prunable, a name that is found in no layer, or no such
-            pattern.
+        SparsityError: nothing prunable, a name that is found in no layer, no such
+            pattern, or a parameter without values.
     """
     check_model(model)
     if any(isinstance(module, StoredWeight) for module in model.modules()):
@@ -74,6 +74,9 @@ def sparsity_report(
     types = [types] if isinstance(types, str) else types
     layers = _selected(prunable_layers(model, types), names)
     patterns = _patterns(pattern, layers)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or nn.parameter.is_lazy(parameter):
+            raise SparsityError(f"parameter {name}: has no values yet; load them first")
     parameters = list(model.parameters())
     sizes = {id(p): sparse_bytes(p) for p in parameters} if bytes else {}
 
