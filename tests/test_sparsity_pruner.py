@@ -223,6 +223,22 @@ def test_inf_and_nan_are_masked_to_zero():
         assert (tensor[~gone] != 0).all() and tensor.isfinite().all()
 
 
+def test_complex_weights_go_by_their_magnitude():
+    layer = nn.Linear(2, 2, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1j, 2j], [0.5, 0.4]]))
+    settings = dict(pattern="1x1", target_sparsity=0.5)
+    with pytest.raises(SparsityError, match="its weight is complex, and prune_type snip"):
+        start(layer, prune_type="snip", **settings)
+    pruning = start(layer, prune_type="magnitude", **settings)
+    pruning.on_before_optimizer_step()
+    assert pruning.masks["weight"].tolist() == [[True, True], [False, False]]
+    with torch.no_grad():
+        layer.weight[1] = complex("nan")
+    pruning.mask_weights()
+    assert layer.weight.tolist() == [[1j, 2j], [0, 0]]
+
+
 def test_accumulated_batches_count_as_one_step_and_score_their_sum():
     masks = []
     for passes in (1, 2):

@@ -85,6 +85,12 @@ class Pruner:
                 shapes.append(self.pattern.matrix(layer.weight.detach()).shape)
             except SparsityError as error:
                 raise SparsityError(f"layer {layer.name}: {error}") from None
+            if layer.weight.is_complex() and self.scores.uses_gradients:
+                raise SparsityError(
+                    f"layer {layer.name}: its weight is complex, and prune_type "
+                    f"{settings.prune_type} scores real ones; exclude it by name, or use "
+                    "prune_type magnitude"
+                )
         check_reachable(
             self.pattern,
             shapes,

@@ -144,7 +144,8 @@ class Scores:
         Not to be written to.
         """
         if self.name == "magnitude":
-            return weight.detach().to(_accurate(weight)).abs()
+            magnitudes = weight.detach().abs()
+            return magnitudes.to(_accurate(magnitudes))
         if self.name == "random":
             return _draw(f"{self.seed}/{layer}", weight)
         state = self.state.get(layer)
