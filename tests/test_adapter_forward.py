@@ -414,3 +414,13 @@ def test_traced_and_exported_layers_compute_the_same(method):
             for made in (traced, exported):
                 torch.testing.assert_close(made(other), expected)
             assert torch.equal(layer(other), expected)
+
+
+@pytest.mark.parametrize("name", ["in_proj_weight", "out_proj.weight"])
+def test_attention_sees_that_its_weights_change(name):
+    attention = SPLoRA(nn.MultiheadAttention(8, 2), rank=2).eval()
+    x = torch.randn(3, 1, 8)
+    with torch.no_grad():
+        before = attention(x, x, x)[0]
+        attention.get_parameter(name).mul_(2)
+        assert not torch.allclose(attention(x, x, x)[0], before)

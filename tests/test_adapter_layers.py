@@ -52,6 +52,9 @@ class TestSettings:
     def test_rank(self, rank, expected):
         assert SPLoRA(nn.Linear(40, 32), rank=rank).rank == expected
 
+    def test_rank_by_default(self):
+        assert SPLoRA(nn.Linear(40, 32)).rank == 16
+
     @pytest.mark.parametrize("rank", [0, -1, 1.0, 2.5, 0.0, True, "8", None])
     def test_rank_that_is_none(self, rank):
         with pytest.raises(AdapterError, match="rank"):
@@ -220,6 +223,21 @@ class TestCounts:
         assert large[-1]["exceeds"]
 
 
+    def test_bytes_are_of_everything_learned_once(self):
+        layer = SPLoRA(linear(10, 13), rank=3)
+        (row, total) = adapters.report(layer)
+        assert row["mask_bits"] == 23  # three bytes
+        assert row["bytes"] == total["bytes"] == 8 * (3 * 23 + 13) + 3
+        tied = nn.Sequential(linear(), linear())
+        tied[1].weight, tied[1].bias = tied[0].weight, tied[0].bias
+        first, second, total = adapters.report(SPLoRA(tied, rank=3))
+        assert first["adapter"] == 3 * 24 and first["weights"] == 140
+        assert second["adapter"] == second["weights"] == second["biases"] == 0
+        assert (total["adapter"], total["weights"], total["biases"]) == (72, 140, 14)
+        *_, shared, total = adapters.report(METHODS["SPLoPA"](linear()))
+        assert shared["kind"] == "Prototypes" and not shared["exceeds"]
+
+
 class TestBlocks:
     @pytest.mark.parametrize("rank", [1, 2])
     @pytest.mark.parametrize("size", [(7, 5), (4, 3), (1, 1), (16, 32), (5, 12)], ids=str)
@@ -275,6 +293,14 @@ class TestBlocks:
         assert (layer.weight[zero] != 0).all()
         assert (layer.to_module().weight[zero] == 0).all()
         assert (adapters.fuse(layer).weight[zero] == 0).all()
+
+    def test_mask_that_is_set_between_two_uses_is_seen(self):
+        layer = stir(SPLoPA(linear(), (4, 3), num_prototypes=3)).eval()
+        x = values(2, 10)
+        with torch.no_grad():
+            assert layer(x).std() > 0
+            layer.set_block_mask(torch.zeros(4, 4, dtype=torch.bool))
+            assert torch.equal(layer(x), layer.bias.expand(2, -1))
 
     def test_mask_that_does_not_fit(self):
         layer = SPLoPA(linear(), (4, 3), num_prototypes=5)

@@ -248,6 +248,75 @@ class TestStates:
         assert unchanged(net, before)
 
 
+def test_ties_stay_one_tensor_in_a_state():
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    net[1].weight = net[0].weight
+    state = adapters.adapter_state_dict(SPLoRA(net, rank=2))
+    assert state["0.rows"] is state["1.rows"]
+
+
+def test_biases_of_another_length_are_refused():
+    state = adapters.adapter_state_dict(SPLoRA(nn.Linear(8, 6), rank=2))
+    for bias in (state["bias"][:3], torch.ones(9)):
+        net = nn.Linear(8, 6)
+        with pytest.raises(AdapterError, match=r"bias: found shape .*, expected \(6,\)"):
+            adapters.load_adapter_state_dict(net, {**state, "bias": bias})
+        assert type(net) is nn.Linear
+
+
+def test_the_rest_of_a_loaded_network_may_be_trained():
+    state = adapters.adapter_state_dict(SPLoRA(nn.Sequential(nn.Linear(8, 6)), rank=2))
+    for others in (True, False):
+        net = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6))
+        adapters.load_adapter_state_dict(net, state, train_others=others)
+        assert net[1].weight.requires_grad == others and not net[0].weight.requires_grad
+
+
+def test_states_that_fit_no_layer_are_refused():
+    low = adapters.adapter_state_dict(SPLoRA(nn.Linear(8, 6), rank=2))
+    block = adapters.adapter_state_dict(blocks(nn.Linear(8, 6)))
+    with pytest.raises(AdapterError, match="entries of both SPLoPA and SPLoRA|of both SPLoRA"):
+        adapters.load_adapter_state_dict(nn.Linear(8, 6), {**low, **block})
+    with pytest.raises(AdapterError, match="SPLoPA can't adapt Conv1d"):
+        adapters.load_adapter_state_dict(nn.Conv1d(8, 6, 3), block)
+    with pytest.raises(AdapterError, match="its weight is of type torch.complex64"):
+        SPLoRA(nn.Linear(8, 6, dtype=torch.complex64), rank=2)
+
+
+def test_shared_positions_are_for_one_number_of_prototypes():
+    options = dict(shared_prototypes=False, shared_pos_weights=True)
+    net = blocks(network(), include="*up", **options)
+    with pytest.raises(AdapterError, match="position weights are for 5 prototypes, not 7"):
+        blocks(net, include="head", num_prototypes=7, **options)
+
+
+def test_a_layer_whose_reading_was_configured_is_plain_again_when_fused():
+    net = SPLoRA(nn.Sequential(nn.Linear(8, 6)), rank=2)
+    net[0].configure_parameter_read()
+    adapters.fuse(net)
+    assert list(net[0].state_dict()) == ["weight", "bias"]
+    assert [p.shape for p in net[0].parameters()] == [(6, 8), (6,)]
+
+
+def test_projections_of_one_weight_need_the_same_inputs():
+    attention = SPLoRA(nn.MultiheadAttention(8, 2), rank=2)
+    masks = {"q_adapter": {"in_features_mask": torch.arange(8) < 5}}
+    with pytest.raises(AdapterError, match="in_proj_weight is one weight, so its adapters"):
+        attention.configure_parameter_read(False, masks=masks)
+    attention.configure_parameter_read(True, masks=masks)
+
+
+def test_masked_weights_stand_in_the_state_of_a_parent():
+    net = SPLoRA(nn.Linear(8, 6), rank=2)
+    mask = {"in_features_mask": torch.arange(8) < 5}
+    net.configure_parameter_read(False, **mask)
+    state = nn.ModuleDict({"model": net}).state_dict()
+    assert state["model.weight"].shape == (6, 5)
+    assert all(name.startswith("model.") for name in state)
+    net.configure_parameter_read(True, **mask)
+    assert "a.rows" in net.state_dict({}, "a.", True)  # torch's old form
+
+
 def test_statistics_of_batch_normalization_are_saved():
     torch.manual_seed(1)
     base = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))

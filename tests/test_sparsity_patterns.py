@@ -262,7 +262,7 @@ def test_caps_that_no_layer_can_fill_are_passed_by_the_last_weight():
 
 
 def test_a_layer_beyond_a_lower_cap_gives_nothing_more():
-    scores = [torch.arange(10.0)] * 2
+    scores = [torch.arange(10.0), torch.arange(20.0, 30.0)]
     sizes = [torch.ones(10, dtype=torch.int64)] * 2
     past = [torch.arange(10) < 6, torch.arange(10) < 0]
     first, second = allocate(scores, sizes, past, [10, 10], 0.4, 0.4)

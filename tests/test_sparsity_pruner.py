@@ -361,7 +361,8 @@ def test_layers_without_gradients_are_refused_by_name():
     pruning = start(broken, target_sparsity=0.5, prune_type="magnitude")
     with pytest.raises(SparsityError, match="layer 4: .* not all finite"):
         pruning.on_before_optimizer_step()
-    nn.init.constant_(broken[4].weight, float("inf"))
+    nn.init.ones_(broken[4].weight)
+    broken[4].weight.data[0, 0] = float("inf")  # whose score is the lowest
     pruning = start(broken, target_sparsity=0.5, prune_type="connectivity")
     for parameter in broken.parameters():
         parameter.grad = torch.ones_like(parameter)
