@@ -91,6 +91,12 @@ def test_table_is_written_as_numbers_and_for_people(runs, capsys):
     assert not list(output.glob("*.tmp"))
 
 
+def test_the_share_is_of_the_uncut_model_though_the_first_run_is_cut(runs):
+    call(runs[1:])
+    shares = pd.read_csv(runs[0].parent / "report.csv")["share"].tolist()
+    assert shares == pytest.approx([0.4, 0.2, 0.2])
+
+
 def test_the_files_are_there_though_nobody_reads_the_table(runs):
     tool = Path(report.__file__)
     read, write = os.pipe()
@@ -161,6 +167,36 @@ def test_speeds_of_different_engines_are_said_to_be(tmp_path, capsys, engine):
     assert "Speed is NOT comparable: engine differ" in printed
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *[("device", "GPU"), ("machine", "another"), ("threads", 1), ("beam", 1)],
+        *[("batch_size", 1), ("max_tokens", 4000), ("quantization", "int8")],
+        ("vocabulary_map", True),
+    ],
+)
+def test_speeds_of_different_conditions_are_said_to_be(tmp_path, capsys, name, value):
+    runs = [write_run(tmp_path, "base"), write_run(tmp_path, "stage1", **{name: value})]
+    call([*runs, "--output", tmp_path])
+    printed = capsys.readouterr().out
+    assert re.findall("Speed is NOT comparable: (.*) differ", printed) == [name]
+
+
+def test_the_loss_is_that_of_the_last_validation_of_the_checkpoint(tmp_path):
+    """A run that was begun anew, or went on, has validated twice after as many updates."""
+    run = write_run(tmp_path, "base")
+    with open(run / "results.csv", "a") as stream:
+        stream.write("40,3.0\n")
+    assert report.valid_loss(run, 40) == 3.0
+
+
+def test_lengths_that_flops_are_of(tmp_path, capsys):
+    runs = [write_run(tmp_path, "base"), write_run(tmp_path, "stage1", flops_target_length=9)]
+    call([*runs, "--output", tmp_path])
+    said = capsys.readouterr().out
+    assert "sentence of 12 source and 13 target / 12 source and 9 target tokens" in said
+
+
 def test_the_output_is_checked_first(tmp_path, capsys):
     run = write_run(tmp_path, "base")
     with pytest.raises(SystemExit) as stopped:
@@ -208,6 +244,38 @@ def test_picture_shows_every_width_of_the_last_run(runs):
     percents = [f"{100 * w // whole}%" for w, whole in read[-1]["widths"].values()]
     assert sorted(t for t in shown if t.endswith("%")) == sorted(percents)
     assert "finetuned" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_row_of_the_picture_says_what_it_is_of(shared):
+    groups = widths(0.5)
+    if shared:
+        del groups["decoder.embedding"]
+    axes = Figure().subplots()
+    picture.draw_widths(axes, {"name": "x", "widths": groups})
+    shown = [text for text in texts(axes) if not re.search(r"\d[/%]|\d%", text)]
+    both = ["self-attention query/key", "self-attention value/output"]
+    cross = ["cross-attention query/key", "cross-attention value/output"]
+    assert shown == [
+        *["ENCODER", "layer 1", "layer 2"],
+        "embedding (encoder and decoder)" if shared else "embedding",
+        *[*both, "feed-forward"],
+        *["DECODER", "layer 1", "layer 2"],
+        *([] if shared else ["embedding"]),
+        *[*both, *cross, "feed-forward"],
+    ]
+
+
+def test_a_width_of_almost_nothing_is_not_said_to_be_none():
+    axes = Figure().subplots()
+    picture.draw_widths(axes, {"name": "x", "widths": {"encoder.embedding": [1, 512]}})
+    assert "<1%" in texts(axes) and "0%" not in texts(axes)
+
+
+def test_sizes_have_their_unit():
+    assert [picture._millions(n) for n in (6_005_760, 1_201_163, 200_000, 36_400)] == [
+        *["6.01 M", "1.2 M", "0.2 M", "36.4 k"]
+    ]
 
 
 def test_shares_can_be_read_on_their_colours():

@@ -4,6 +4,7 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import DictionaryTask, batch, build
@@ -23,7 +24,7 @@ from src import sequence_generator
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
 from src.modules import decoder_cache
-from src.hypotheses import largest, top
+from src.hypotheses import BeamHypotheses, largest, top
 from src.sequence_generator import FastSequenceGenerator
 
 DICTIONARY = DictionaryTask().target_dictionary
@@ -213,6 +214,24 @@ def test_prefixes(length, beam):
         assert beams[0]["tokens"].tolist()[: len(wanted)] == wanted
 
 
+@BEAMS
+def test_prefixes_beyond_the_longest_hypothesis(beam):
+    prefix = sample()["target"][:, :6].clamp(min=4)  # without padding and end
+    found = assert_same([lively()], prefix, beam_size=beam, max_len_b=3)
+    assert {len(h["tokens"]) for beams in found for h in beams} == {4}
+
+
+@BEAMS
+def test_another_token_to_begin_with(beam):
+    model, first = lively(), []
+    for kind in (SequenceGenerator, FastSequenceGenerator):
+        generator = kind([model], DICTIONARY, beam_size=beam, **LENGTHS)
+        for token in (DICTIONARY.eos(), 7):
+            found = generator.generate([model], sample(), bos_token=token)
+            first.append([beams[0]["tokens"].tolist() for beams in found])
+    assert first[0] == first[2] != first[1] == first[3]
+
+
 class _BlocksWhatWasGenerated(SequenceGenerator):
     """fairseq's search with its blocker shown the tokens without the padding."""
 
@@ -248,10 +267,30 @@ def test_no_ngram_is_repeated(size, beam):
     assert any(repeats(h["tokens"].tolist()) for beams in free for h in beams)
 
 
+@pytest.mark.parametrize("beam", [1, 5])
+def test_fewer_tokens_that_can_come_than_are_asked_for(beam):
+    """Those that can't come are among the best then, the end of sentence too."""
+    others = [s for s in DICTIONARY.symbols[DICTIONARY.nspecial :] if s not in ("en3", "en4")]
+    assert_same(
+        [lively()],
+        beam_size=beam,
+        min_len=3,
+        max_len_b=5,
+        no_repeat_ngram_size=2,
+        unk_penalty=100.0,
+        tokens_to_suppress=others,
+        reference=_BlocksWhatWasGenerated,
+    )
+
+
 def test_a_beam_beyond_twice_the_slots(monkeypatch):
     monkeypatch.setattr(decoder_cache, "_SLOTS", 2)
     monkeypatch.setattr(decoder_cache, "_EXPECTED", 0)
     assert_same([lively()], beam_size=8)
+
+
+def test_a_beam_that_is_no_short_list_to_sort():
+    assert_same([lively()], beam_size=12)
 
 
 @BEAMS
@@ -332,6 +371,15 @@ def test_largest_is_the_maximum():
     assert scores[torch.arange(9), torch.from_numpy(index)].tolist() == values.tolist()
 
 
+def test_an_end_that_cannot_come_ends_nothing():
+    """With few tokens that can come, one that can't is among the best."""
+    found = BeamHypotheses(1, eos=2, normalize=lambda n: n, beam=2, device="cpu")
+    scores = np.array([[-1.0, -np.inf, -np.inf, -np.inf]])
+    tokens, beams = np.array([[5, 2, 0, 1]]), np.zeros((1, 4), int)
+    found.advance(0, scores, tokens, beams, last=False)
+    assert found.results() == [[]]
+
+
 @BEAMS
 def test_results_are_ordinary_tensors(beam):
     """``fairseq-generate`` writes into them."""
@@ -375,15 +423,31 @@ def test_weights_that_a_fused_optimizer_changes_are_noticed(arch):
     assert scores[1] == scores[2] != scores[0]
 
 
+class _Unigrams(torch.nn.Module):
+    """What stands for a language model: the same scores after every token."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.scores = torch.nn.Parameter(torch.randn(len(DICTIONARY), generator=generator))
+
+    def forward(self, tokens):
+        return (self.scores.expand(*tokens.shape, -1),)
+
+    def get_normalized_probs(self, output, log_probs, sample=None):
+        return output[0].log_softmax(-1)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"search_strategy": search.Sampling(DICTIONARY)},
         {"search_strategy": search.DiverseBeamSearch(DICTIONARY, 2, 0.5)},
         {"match_source_len": True},
+        {"lm_model": _Unigrams(), "lm_weight": 1.0},
         {"beam_size": 30},
     ],
-    ids=["sampling", "diverse", "match-source-len", "beam"],
+    ids=["sampling", "diverse", "match-source-len", "language model", "beam"],
 )
 def test_the_rest_is_left_to_fairseq(options, caplog):
     caplog.set_level(logging.INFO, logger=sequence_generator.__name__)
@@ -396,6 +460,34 @@ def test_the_rest_is_left_to_fairseq(options, caplog):
         results.append([h["tokens"].tolist() for beams in found for h in beams])
     assert results[0] == results[1]
     assert "fairseq's own search" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"decoder_output_dim": 12}, "extra projections"),
+        ({"adaptive_softmax_cutoff": "10,20"}, "adaptive softmax"),
+        ({"scale_heads": True}, "layers are not a plain"),
+        ({"no_cross_attention": True}, "layers are not a plain"),
+        ({"no_cross_attention": True, "cross_self_attention": True}, "not a plain"),
+    ],
+    ids=str,
+)
+def test_other_transformers_are_left_to_fairseq(options, reason):
+    model, found = build(arch="transformer", **options), []
+    for kind in (SequenceGenerator, FastSequenceGenerator):
+        generator = kind([model], DICTIONARY, beam_size=3, **LENGTHS)
+        results = generator.generate([model], sample())
+        found.append([h["tokens"].tolist() for beams in results for h in beams])
+    assert found[0] == found[1]
+    assert reason in generator.fallback
+
+
+def test_dropout_that_is_retained_is_left_to_fairseq():
+    model = lively(dropout=0.3)
+    assert FastSequenceGenerator([model], DICTIONARY).fallback is None
+    model.make_generation_fast_(retain_dropout=True)
+    assert "--retain-dropout" in FastSequenceGenerator([model], DICTIONARY).fallback
 
 
 def test_diverse_beams_of_any_sentences_of_a_set():
