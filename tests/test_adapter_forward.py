@@ -424,3 +424,13 @@ def test_attention_sees_that_its_weights_change(name):
         before = attention(x, x, x)[0]
         attention.get_parameter(name).mul_(2)
         assert not torch.allclose(attention(x, x, x)[0], before)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(padding=(0, 2)), dict(padding="valid"), dict(padding=(3, 0), stride=2)]
+)
+def test_convolution_is_that_of_the_adapted_weight(options):
+    layer = stir(SPLoRA(nn.Conv2d(4, 6, (3, 5), **options).double(), rank=2))
+    x, weight = values(2, 4, 9, 8), adapters.adapted_weight(layer)
+    expected = F.conv2d(x, weight, layer.bias, **options)
+    torch.testing.assert_close(layer(x), expected)

@@ -102,6 +102,11 @@ class TestSettings:
         with pytest.raises(AdapterError, match="a list is neither"):
             SPLoRA([net])
 
+    def test_an_empty_weight_has_no_blocks(self):
+        net = nn.Sequential(nn.utils.skip_init(nn.Linear, 0, 8))
+        with pytest.raises(AdapterError, match=r"can't adapt 0: .*\(8, 0\) has no blocks"):
+            SPLoPA(net)
+
     def test_even_kernels_have_no_centre(self):
         with pytest.raises(AdapterError, match="odd"):
             SPLoRA(nn.Conv2d(8, 8, (3, 4)), rank=2)

@@ -60,7 +60,9 @@ class BlockSettings:
         return tuple(-(-s // b) for s, b in zip(shape, self.block_size))
 
     def check(self, weight: Tensor) -> None:
-        """Every matrix can be adapted."""
+        """Raises AdapterError if ``weight [n, m]`` is empty; every other can be adapted."""
+        if weight.numel() == 0:
+            raise AdapterError(f"its weight of shape {tuple(weight.shape)} has no blocks")
 
 
 def _positive(value) -> bool:
