@@ -13,6 +13,7 @@ from generate_helpers import (
     checkpoints,
     corpus,
     hypotheses,
+    make_checkpoints,
     random_pairs,
     write_data,
 )
@@ -81,6 +82,16 @@ def test_without_the_original(data, checkpoints, tmp_path):
         assert read(tmp_path / "one", "train", language) == both[PAIRS:]
 
 
+def test_an_empty_translation_is_no_pair(data, checkpoints, tmp_path, monkeypatch):
+    found = {number: [5, 6, 2] for number in range(PAIRS)}
+    found[1] = [2]
+    monkeypatch.setattr(distill_data, "translate", lambda *args: found)
+    distill(data, checkpoints.dense, tmp_path / "new", "--without-original")
+    assert read(tmp_path / "new", "train", "en") == [[5, 6, 2]] * (PAIRS - 1)
+    sources = read(data, "train", "de")
+    assert read(tmp_path / "new", "train", "de") == [sources[0], *sources[2:]]
+
+
 def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, capsys):
     distill(data, checkpoints.dense, tmp_path / "whole")
     original, calls = distill_data.batches, []
@@ -106,6 +117,40 @@ def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, ca
         assert read(tmp_path / "new", "train", language) == read(tmp_path / "whole", "train", language)
 
 
+def test_a_run_that_was_stopped_after_the_last_sentence_goes_on(
+    data, checkpoints, tmp_path, monkeypatch
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_data, "write_data", stop)
+        with pytest.raises(SystemExit):
+            distill(data, checkpoints.dense, tmp_path / "new")
+    distill(data, checkpoints.dense, tmp_path / "new")
+    assert len(read(tmp_path / "new", "train", "en")) > PAIRS
+
+
+def test_too_long_sentences_are_left_out(data, checkpoints, tmp_path, capsys):
+    limit = ["--max-source-positions", "9", "--skip-invalid-size-inputs-valid-test"]
+    distill(data, checkpoints.dense, tmp_path / "new", *limit, "--without-original")
+    short = [source for source in read(data, "train", "de") if len(source) <= 9]
+    assert 0 < len(short) < PAIRS
+    assert f"{len(short)} of {PAIRS} sentences translated" in capsys.readouterr().out
+    found = read(tmp_path / "new", "train", "de")
+    assert found and all(source in short for source in found)
+
+
+def test_the_other_direction_of_the_data(corpus, data, tmp_path):
+    """fairseq finds the files by either order of the languages."""
+    path = make_checkpoints(corpus, tmp_path, [*ARCH, "-s", "en", "-t", "de"]).dense
+    languages = ["-s", "en", "-t", "de"]
+    distill(data, path, tmp_path / "new", *languages)
+    source, target = read(tmp_path / "new", "train", "en"), read(tmp_path / "new", "train", "de")
+    assert source[:PAIRS] == read(data, "train", "en") and len(source) == len(target) > PAIRS
+    assert target[:PAIRS] == read(data, "train", "de")
+
+
 def test_what_another_model_translated_is_not_taken_over(
     data, checkpoints, tmp_path, monkeypatch, capsys
 ):
@@ -122,7 +167,7 @@ def test_what_another_model_translated_is_not_taken_over(
     assert read(tmp_path / "new", "train", "en") == read(tmp_path / "fresh", "train", "en")
 
 
-def test_other_options_of_the_task_are_other_settings(data, checkpoints, monkeypatch):
+def test_other_options_are_other_settings(data, checkpoints, monkeypatch):
     digests = set()
 
     def collect(args, cfg):
@@ -131,9 +176,10 @@ def test_other_options_of_the_task_are_other_settings(data, checkpoints, monkeyp
     monkeypatch.setattr(distill_data, "run", collect)
     languages = ["-s", "de", "-t", "en"]
     others = [["--max-source-positions", "9"], ["--fairseq-search"], ["-s", "en"]]
+    others += [["--beam", "3"], ["--lenpen", "0.5"], ["--max-len-b", "9"]]  # of the search
     for options in ([], *others):
         distill(data, checkpoints.dense, "new", *languages, *options)
-    assert len(digests) == 4
+    assert len(digests) == 7
 
 
 def test_a_model_exported_anew_is_another(data, checkpoints, tmp_path, monkeypatch):

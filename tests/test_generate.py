@@ -1,12 +1,16 @@
 """Translation: generate.py against fairseq's own tools, BLEU, report."""
 # ruff: noqa: F811  (fixtures are imported)
 
+import argparse
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import DictionaryTask
 from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
 from sacrebleu import corpus_bleu
@@ -34,6 +38,7 @@ from generate_helpers import (
     without_bpe,
     write_data,
 )
+from src import bleu, evaluation
 from src.flops_counter import count_flops, load_model
 
 
@@ -159,6 +164,31 @@ def test_tokenized_bleu_stands_beside(corpus, checkpoints, translated):
         assert float(line[1]) == pytest.approx(expected.score, abs=0.005)
 
 
+def test_bleu_is_of_the_first_of_several_hypotheses():
+    lines = bleu.OutputLines(io.StringIO())
+    for text in ("one", "two"):
+        print(f"D-3\t-0.5\t{text}", file=lines)
+    assert lines.hypotheses == {3: "one"}
+
+
+def test_words_outside_the_dictionary_match_nothing():
+    words = DictionaryTask().target_dictionary
+    task = argparse.Namespace(
+        target_dictionary=words,
+        dataset=lambda name: argparse.Namespace(tgt=[torch.tensor([5, words.unk(), 2])]),
+        build_bpe=lambda part: None,
+        build_tokenizer=lambda part: None,
+    )
+    cfg = argparse.Namespace(
+        dataset=argparse.Namespace(gen_subset="test"),
+        common_eval=argparse.Namespace(post_process=None),
+        bpe=None,
+        tokenizer=None,
+    )
+    (line,) = bleu.target_side(cfg, task)
+    assert line == f"{words[5]} <<unk>>" and words.unk_word not in line.split()
+
+
 def test_too_long_sentences_count_as_empty(
     corpus, checkpoints, tmp_path, capsys
 ):
@@ -244,6 +274,15 @@ def test_report_holds_what_can_be_checked(
     assert uncut["encoder.embedding"] == 128 and uncut["decoder.layers.1.ffn"] == 256
     assert all(0 < width < whole for width, whole in report["widths"].values())
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_speed_is_without_the_warm_up():
+    steps = [evaluation.Step(7.0, 4, 10), evaluation.Step(2.0, 4, 30), evaluation.Step(3.0, 2, 20)]
+    found = evaluation.speed(steps)
+    assert found["tokens_per_second"] == 10 and found["warm_up_batches"] == 1
+    assert (found["sentences"], found["tokens"], found["seconds"]) == (10, 60, 12)
+    alone = evaluation.speed(steps[:1])
+    assert alone["tokens_per_second"] == 1.43 and alone["warm_up_batches"] == 0
 
 
 def test_flops_are_of_the_mean_sentence_by_default(
