@@ -43,6 +43,7 @@ ENGINES = {
     "cpu": ("pytorch", "fairseq-search", *QUANTIZATIONS),
     "cuda": ("pytorch", "pytorch-fp16", "fairseq-search"),
 }
+EVERY_ENGINE = list(dict.fromkeys(name for names in ENGINES.values() for name in names))
 SENTENCES = {"multi30k": 256, "iwslt": 64}
 
 Variant = Tuple[str, float]  # engine, rate
@@ -300,8 +301,7 @@ def _draw_engines(axes, times, sizes, base: Callable[[str], List[float]]) -> Non
     """A line with quartiles for each engine; side by side, so that bars don't hide."""
     from src.picture import ACCENT, INK
 
-    every = dict.fromkeys(engine for known in ENGINES.values() for engine in known)
-    colours = dict(zip(every, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8", "#b0662a")))
+    colours = dict(zip(EVERY_ENGINE, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8", "#b0662a")))
     engines = list(dict.fromkeys(engine for engine, _ in times if engine != STOCK))
     for place, engine in enumerate(engines):
         aside = 1.02 ** (place - (len(engines) - 1) / 2)
@@ -345,10 +345,9 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__, gpu=True)
-    every = dict.fromkeys(engine for known in ENGINES.values() for engine in known)
     parser.add_argument("--arch", choices=SENTENCES, default="multi30k", help="shape of the model")
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05", help="compression rates")
-    parser.add_argument("--engines", default="pytorch", help=", ".join(every))
+    parser.add_argument("--engines", default="pytorch", help=", ".join(EVERY_ENGINE))
     parser.add_argument("--beam", type=int, default=5, help="beam size")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences a batch")
     usual = ", ".join(f"{number} for {arch}" for arch, number in SENTENCES.items())

@@ -176,8 +176,8 @@ def main():
     )
     parser.add_argument(
         "--precisions",
-        default=",".join(PRECISIONS),
-        help="on a GPU; those to run in",
+        default="",
+        help=f"with --device cuda; those to run in (default: {','.join(PRECISIONS)})",
     )
     args = parser.parse_args()
     check(parser, args, length=4)  # a quarter of a shorter sentence is no token
@@ -185,11 +185,15 @@ def main():
 
     variants = {BASE: STOCK, "SRP dense": SRP, "SRP shrinking": SRP}
     on_gpu = args.device == "cuda"
-    chosen = args.precisions.split(",")
+    if args.precisions and not on_gpu:
+        parser.error(f"--precisions {args.precisions}: needs --device cuda; leave it out")
+    chosen = args.precisions.split(",") if args.precisions else [*PRECISIONS]
     for name in chosen:
         if name not in PRECISIONS:
             parser.error(f"--precisions {name}: must be of {', '.join(PRECISIONS)}")
-    precisions = {n: o for n, o in PRECISIONS.items() if n in chosen} if on_gpu else {"float32": []}
+    precisions = {"float32": []}
+    if on_gpu:
+        precisions = {name: o for name, o in PRECISIONS.items() if name in chosen}
     if not on_gpu and torch.cpu._is_avx512_bf16_supported():
         variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]

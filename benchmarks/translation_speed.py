@@ -39,6 +39,7 @@ ENGINES = {
     "cpu": ("pytorch", "pytorch-bf16", "fairseq-search", *QUANTIZATIONS),
     "cuda": ("pytorch", "pytorch-fp16", "fairseq-search"),
 }
+EVERY_ENGINE = list(dict.fromkeys(name for names in ENGINES.values() for name in names))
 
 
 def batches_of(task, subset: str, sentences: int, size: int) -> List[dict]:
@@ -109,8 +110,7 @@ def main():
     parser = arguments(__doc__, gpu=True)
     parser.add_argument("data", help="fairseq data folder")
     parser.add_argument("checkpoints", nargs="+", help="the first one is uncut")
-    every = dict.fromkeys(engine for engines in ENGINES.values() for engine in engines)
-    parser.add_argument("--engines", default="pytorch", help=", ".join(every))
+    parser.add_argument("--engines", default="pytorch", help=", ".join(EVERY_ENGINE))
     parser.add_argument("--subset", default="test", help="part of the data")
     parser.add_argument("--sentences", type=int, default=256, help="how many of them")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences a batch")

@@ -75,6 +75,7 @@ def test_names_of_checkpoints():
         ("sparse_files", "--size 1", "--size 1: must be at least 10"),
         ("sparse_layers", "--rounds 0", "--rounds 0: must be at least 2"),
         ("step_time", "--tokens 9", "--tokens 9: must be at least 25"),
+        ("step_time", "--precisions bf16", "--precisions bf16: needs --device cuda; leave it"),
         ("training_memory", "d --updates 0", "--updates 0: must be at least 1"),
     ],
 )

@@ -117,16 +117,22 @@ def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, ca
         assert read(tmp_path / "new", "train", language) == read(tmp_path / "whole", "train", language)
 
 
-def test_a_run_that_was_stopped_after_the_last_sentence_goes_on(
-    data, checkpoints, tmp_path, monkeypatch
-):
+def distill_but_stop(monkeypatch, *given):
+    """Distil, and be stopped when all is translated and nothing written."""
+
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(distill_data, "write_data", stop)
         with pytest.raises(SystemExit):
-            distill(data, checkpoints.dense, tmp_path / "new")
+            distill(*given)
+
+
+def test_a_run_that_was_stopped_after_the_last_sentence_goes_on(
+    data, checkpoints, tmp_path, monkeypatch
+):
+    distill_but_stop(monkeypatch, data, checkpoints.dense, tmp_path / "new")
     distill(data, checkpoints.dense, tmp_path / "new")
     assert len(read(tmp_path / "new", "train", "en")) > PAIRS
 
@@ -154,13 +160,7 @@ def test_the_other_direction_of_the_data(corpus, data, tmp_path):
 def test_what_another_model_translated_is_not_taken_over(
     data, checkpoints, tmp_path, monkeypatch, capsys
 ):
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(distill_data, "write_data", stop)
-        with pytest.raises(SystemExit):
-            distill(data, checkpoints.dense, tmp_path / "new")
+    distill_but_stop(monkeypatch, data, checkpoints.dense, tmp_path / "new")
     distill(data, checkpoints.cut, tmp_path / "new")
     assert "starting over" in capsys.readouterr().err
     distill(data, checkpoints.cut, tmp_path / "fresh")

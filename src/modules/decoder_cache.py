@@ -177,7 +177,6 @@ class SingleCache:
         memory: List[Tuple[Tensor, Tensor]],
         padding: Optional[Tensor],
         heads: List[Heads],
-        beam: int = 1,
     ):
         self.heads, self.used = heads, 0
         self.memory = [  # [S, B, H, K] and [S, B, H, V]

@@ -186,9 +186,8 @@ class DecoderStep:
             joined = layer.memory(rows).unflatten(0, memory.shape[:2])
             pairs.append(joined.split(layer.memory_widths, dim=2))
         padding = encoder_out["encoder_padding_mask"]
-        kind = SingleCache if beam == 1 else BeamCache
-        heads = [layer.heads for layer in self.layers]
-        return kind(pairs, padding[0] if padding else None, heads, beam)
+        given = pairs, padding[0] if padding else None, [layer.heads for layer in self.layers]
+        return SingleCache(*given) if beam == 1 else BeamCache(*given, beam)
 
     def _position(self, step: int) -> Tensor:
         """Embedding of a step's position, ``[1, D]``."""
