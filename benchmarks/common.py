@@ -42,9 +42,7 @@ def write_synthetic_data(folder: Path, types: int = 4000, sentences: int = 64) -
             builder.finalize(prefix + ".idx")
 
 
-def synthetic_batch(
-    tokens: int, length: int, source_types: int, target_types: int
-) -> Dict:
+def synthetic_batch(tokens: int, length: int, source_types: int, target_types: int) -> Dict:
     """A training batch of about ``tokens`` target tokens, one sentence in five shorter."""
     generator = torch.Generator().manual_seed(1)
     sentences = tokens // length

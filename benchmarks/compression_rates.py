@@ -36,9 +36,7 @@ def build(arch: str):
     import src  # noqa: F401
 
     task = Task(*SHAPES[arch][4:])
-    options = argparse.Namespace(
-        arch=arch, _name=arch, share_decoder_input_output_embed=True
-    )
+    options = argparse.Namespace(arch=arch, _name=arch, share_decoder_input_output_embed=True)
     return models.build_model(options, task)
 
 

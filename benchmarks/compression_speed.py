@@ -110,9 +110,7 @@ def sentences_of_length(task, number: int, length: int) -> torch.Tensor:
     return torch.stack([dataset.src[i].long() for i in chosen])
 
 
-def in_pytorch(
-    args, model, dictionaries: Task, own_search: bool, half: bool = False
-) -> Translate:
+def in_pytorch(args, model, dictionaries: Task, own_search: bool, half: bool = False) -> Translate:
     """Translation in PyTorch, with generate.py's search or with fairseq's."""
     from fairseq.dataclass.configs import GenerationConfig
     from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -129,9 +127,7 @@ def in_pytorch(
     model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
     # one token is the end of the sentence, which fairseq does not count
     length = args.length - 1
-    search = GenerationConfig(
-        beam=args.beam, min_len=length, max_len_a=0, max_len_b=length
-    )
+    search = GenerationConfig(beam=args.beam, min_len=length, max_len_a=0, max_len_b=length)
     generator = task.build_generator([model], search)
     batches = [
         {"net_input": {"src_tokens": b, "src_lengths": torch.full((len(b),), b.shape[1])}}
@@ -159,9 +155,7 @@ def in_ctranslate2(
 
     both = dictionaries.source_dictionary, dictionaries.target_dictionary
     with tempfile.TemporaryDirectory() as folder:
-        export(
-            model, both, folder, quantization, "the model", candidates=vocabulary_map
-        )
+        export(model, both, folder, quantization, "the model", candidates=vocabulary_map)
         translator = load_translator(folder, "the model")
     symbols = vocabulary(both[0])
     batches = [
@@ -225,9 +219,7 @@ def variants_of(args, rates: List[float], engines: List[str]):
             if engine in QUANTIZATIONS:
                 how = QUANTIZATIONS[engine]
                 found = vocabulary_map if engine == WITH_MAP else None
-                timed[engine, rate] = in_ctranslate2(
-                    args, model, dictionaries, how, found
-                )
+                timed[engine, rate] = in_ctranslate2(args, model, dictionaries, how, found)
             else:
                 own, half = engine != "fairseq-search", engine.endswith("-fp16")
                 timed[engine, rate] = in_pytorch(args, model, dictionaries, own, half)
@@ -355,17 +347,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data", help="fairseq data folder to take dictionaries and sentences from"
     )
-    parser.add_argument(
-        "--length", type=int, default=15, help="tokens of a source and of a target"
-    )
+    parser.add_argument("--length", type=int, default=15, help="tokens of a source and of a target")
     args = parser.parse_args()
     args.rates = numbers(parser, "--rates", args.rates)
     args.engines = args.engines.split(",")
     for engine in args.engines:
         if engine not in ENGINES[args.device]:
             parser.error(
-                f"--engines {engine}: on {args.device} must be of "
-                f"{', '.join(ENGINES[args.device])}"
+                f"--engines {engine}: on {args.device} must be of {', '.join(ENGINES[args.device])}"
             )
     if WITH_MAP in args.engines and not args.data:
         parser.error(f"--engines {WITH_MAP}: needs --data, its map is of real sentences")

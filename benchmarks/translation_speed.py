@@ -120,8 +120,7 @@ def main():
     for engine in engines:
         if engine not in ENGINES[args.device]:
             parser.error(
-                f"--engines {engine}: on {args.device} must be of "
-                f"{', '.join(ENGINES[args.device])}"
+                f"--engines {engine}: on {args.device} must be of {', '.join(ENGINES[args.device])}"
             )
     check(parser, args, sentences=1, batch_size=1, beam=1)
     for path in args.checkpoints:
@@ -150,8 +149,7 @@ def main():
         groups = channel_groups(model).values()
         if number == 0 and any(group.width < group.original_width for group in groups):
             parser.error(
-                f"{path}: is cut, and fairseq's transformer can't hold it; give the uncut one "
-                "first"
+                f"{path}: is cut, and fairseq's transformer can't hold it; give the uncut one first"
             )
         if batches is None:
             batches = batches_of(task, args.subset, args.sentences, args.batch_size)
@@ -186,9 +184,7 @@ def main():
     rows = []
     for key, seconds in times.items():
         engine, path = key
-        quotients = [
-            tokens[key] / s * b / tokens[base] for s, b in zip(seconds, times[base])
-        ]
+        quotients = [tokens[key] / s * b / tokens[base] for s, b in zip(seconds, times[base])]
         quartiles = statistics.quantiles(quotients, n=4)
         same = sum(map(list.__eq__, found[key], found["reference", path]))
         rows.append(

@@ -121,9 +121,24 @@ def main(argv):
         import logging
 
         logging.basicConfig(level=logging.ERROR)  # fairseq would set it to DEBUG
-        for name in ("torch", "numpy", "sacrebleu", "sacremoses", "subword_nmt", "safetensors",
-                     "isal", "yaml", "pandas", "matplotlib", "tabulate", "pytest", "xdist",
-                     "hypothesis", "psutil", "ctranslate2"):
+        for name in (
+            "torch",
+            "numpy",
+            "sacrebleu",
+            "sacremoses",
+            "subword_nmt",
+            "safetensors",
+            "isal",
+            "yaml",
+            "pandas",
+            "matplotlib",
+            "tabulate",
+            "pytest",
+            "xdist",
+            "hypothesis",
+            "psutil",
+            "ctranslate2",
+        ):
             import_module(name)
         from fairseq.data import data_utils_fast  # noqa: F401  compiled part
     else:

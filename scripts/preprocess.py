@@ -58,7 +58,9 @@ def read_lines(path):
         raw = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
         text = raw.decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path if path.exists() else packed} cannot be read as UTF-8 text: {error}") from None
+        raise UserError(
+            f"{path if path.exists() else packed} cannot be read as UTF-8 text: {error}"
+        ) from None
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -74,7 +76,9 @@ def parallel(name, pair):
     """``pair`` itself, once its languages are known to have the same number of lines."""
     counts = {lang: len(pair[lang]) for lang in LANGS}
     if len(set(counts.values())) != 1:
-        raise UserError(f"{name} is not parallel: " + ", ".join(f"{n} lines in {l}" for l, n in counts.items()))
+        raise UserError(
+            f"{name} is not parallel: " + ", ".join(f"{n} lines in {l}" for l, n in counts.items())
+        )
     if not counts[LANGS[0]]:
         raise UserError(f"{name} is empty")
     return pair
@@ -92,17 +96,24 @@ def strip_train_tags(lines):
 def segments(lines):
     """Sentences of an IWSLT ``.xml`` file, with its typographic apostrophes made plain."""
     found = (SEGMENT.search(line) for line in lines)
-    return [match.group(1).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'") for match in found if match]
+    return [
+        match.group(1).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'") for match in found if match
+    ]
 
 
 def read_iwslt(folder):
     """Training pairs (validation still among them) and test pairs of an extracted ``de-en.tgz``."""
     inner = Path(folder) / "de-en"
     folder = inner if inner.is_dir() else Path(folder)
-    train = {lang: strip_train_tags(read_lines(folder / f"train.tags.de-en.{lang}")) for lang in LANGS}
+    train = {
+        lang: strip_train_tags(read_lines(folder / f"train.tags.de-en.{lang}")) for lang in LANGS
+    }
     test = {lang: [] for lang in LANGS}
     for name in IWSLT_TEST:
-        part = {lang: segments(read_lines(folder / f"IWSLT14.{name}.de-en.{lang}.xml")) for lang in LANGS}
+        part = {
+            lang: segments(read_lines(folder / f"IWSLT14.{name}.de-en.{lang}.xml"))
+            for lang in LANGS
+        }
         parallel(f"IWSLT14.{name}", part)
         for lang in LANGS:
             test[lang] += part[lang]
@@ -111,7 +122,9 @@ def read_iwslt(folder):
 
 def every(pairs, n):
     """Split off every ``n``-th element: ``(the others, the n-th ones)``."""
-    return [p for i, p in enumerate(pairs, 1) if i % n], [p for i, p in enumerate(pairs, 1) if i % n == 0]
+    return [p for i, p in enumerate(pairs, 1) if i % n], [
+        p for i, p in enumerate(pairs, 1) if i % n == 0
+    ]
 
 
 # --- tokens ------------------------------------------------------------------------------
@@ -182,13 +195,21 @@ def write_lines(path, lines):
 def fingerprint(args):
     """Hash of the inputs and of the settings that change the output."""
     digest = hashlib.sha256(
-        json.dumps([args.bpe, args.ratio, args.max_tokens, Path(__file__).read_text(encoding="utf-8")]).encode()
+        json.dumps(
+            [args.bpe, args.ratio, args.max_tokens, Path(__file__).read_text(encoding="utf-8")]
+        ).encode()
     )
     if args.iwslt:
         files = sorted(glob.glob(f"{args.iwslt}/**/*de-en*", recursive=True))
     else:
         prefixes = (args.train, args.valid, args.test)
-        files = [f for p in prefixes for l in LANGS for f in (f"{p}.{l}", f"{p}.{l}.gz") if os.path.exists(f)]
+        files = [
+            f
+            for p in prefixes
+            for l in LANGS
+            for f in (f"{p}.{l}", f"{p}.{l}.gz")
+            if os.path.exists(f)
+        ]
     for file in files:
         if os.path.isfile(file):
             digest.update(os.path.basename(file).encode())
@@ -200,15 +221,31 @@ def fingerprint(args):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result")
-    parser.add_argument("--iwslt", metavar="DIR", help="extracted IWSLT'14 folder de-en, instead of the next three")
+    parser.add_argument(
+        "--iwslt", metavar="DIR", help="extracted IWSLT'14 folder de-en, instead of the next three"
+    )
     for split in SPLITS:
-        parser.add_argument(f"--{split}", metavar="PREFIX", help=f"raw {split} data: PREFIX.de[.gz] and PREFIX.en[.gz]")
-    parser.add_argument("--bpe", type=int, required=True, help="BPE merges, both languages together")
-    parser.add_argument("--ratio", type=float, default=0.0, help="length-ratio filter on training data; 0: none")
-    parser.add_argument("--max-tokens", type=int, default=175, help="longest training sentence (default 175)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+        parser.add_argument(
+            f"--{split}",
+            metavar="PREFIX",
+            help=f"raw {split} data: PREFIX.de[.gz] and PREFIX.en[.gz]",
+        )
+    parser.add_argument(
+        "--bpe", type=int, required=True, help="BPE merges, both languages together"
+    )
+    parser.add_argument(
+        "--ratio", type=float, default=0.0, help="length-ratio filter on training data; 0: none"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=175, help="longest training sentence (default 175)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
+    )
     args = parser.parse_args(argv)
     if not args.iwslt and not (args.train and args.valid and args.test):
         parser.error("give --iwslt, or --train, --valid and --test")
@@ -249,7 +286,8 @@ def run(args):
         data["train"], data["valid"] = every(data["train"], IWSLT_VALID_EVERY)
 
     tokens = {
-        split: [[item[1][side].lower() for item in data[split]] for side in range(len(LANGS))] for split in SPLITS
+        split: [[item[1][side].lower() for item in data[split]] for side in range(len(LANGS))]
+        for split in SPLITS
     }
     code = learn_code([line for side in tokens["train"] for line in side], args.bpe)
     write_atomically(out / "code", code)
@@ -259,7 +297,9 @@ def run(args):
         bpe = BPE(handle)
     for split in SPLITS:
         for side, lang in enumerate(LANGS):
-            write_lines(out / f"{split}.{lang}", (bpe.segment(line) for line in tokens[split][side]))
+            write_lines(
+                out / f"{split}.{lang}", (bpe.segment(line) for line in tokens[split][side])
+            )
             if split != "train":
                 write_lines(out / f"raw.{split}.{lang}", (item[0][side] for item in data[split]))
     counts = {split: len(data[split]) for split in SPLITS}

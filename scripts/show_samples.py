@@ -40,7 +40,9 @@ def choose(numbers, how_many):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base", help="generate.txt of the base model")
     parser.add_argument("pruned", help="generate.txt of the pruned model")
     parser.add_argument("--number", type=int, default=5, help="sentences to show (default 5)")
@@ -52,19 +54,34 @@ def main(argv=None):
     except OSError as error:
         print(f"show_samples: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    complete = [n for n in base if n in pruned and {"S", "H"} <= base[n].keys() and "H" in pruned[n]]
+    complete = [
+        n for n in base if n in pruned and {"S", "H"} <= base[n].keys() and "H" in pruned[n]
+    ]
     if not complete:
-        print(f"show_samples: {args.base} and {args.pruned} have no translated sentence in common", file=sys.stderr)
+        print(
+            f"show_samples: {args.base} and {args.pruned} have no translated sentence in common",
+            file=sys.stderr,
+        )
         return 2
     for number in choose(complete, args.number):
         rows = [("source", base[number]["S"], args.source_lang)]
         if "T" in base[number]:
             rows.append(("reference", base[number]["T"], args.target_lang))
-        rows += [("base", base[number]["H"], args.target_lang), ("pruned", pruned[number]["H"], args.target_lang)]
+        rows += [
+            ("base", base[number]["H"], args.target_lang),
+            ("pruned", pruned[number]["H"], args.target_lang),
+        ]
         print()
         for label, text, lang in rows:
             indent = " " * 12
-            print(textwrap.fill(plain(lang, text), 100, initial_indent=f"  {label:<10}", subsequent_indent=indent))
+            print(
+                textwrap.fill(
+                    plain(lang, text),
+                    100,
+                    initial_indent=f"  {label:<10}",
+                    subsequent_indent=indent,
+                )
+            )
     return 0
 
 

@@ -87,16 +87,32 @@ def write(folder, splits):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("archive", type=Path, help="deu-eng.zip")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
-    parser.add_argument("--held-out", type=int, default=2000, metavar="N", help="pairs for validation, and as many for test (default 2000)")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder for the result"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="pairs for validation, and as many for test (default 2000)",
+    )
     args = parser.parse_args(argv)
     if args.held_out < 1:
         parser.error(f"--held-out {args.held_out}: must be at least 1")
     splits = split(read_pairs(args.archive), args.held_out)
     write(args.out, splits)
-    print(", ".join(f"{len(pairs):,} {name}" for name, pairs in zip(("training", "validation", "test"), splits)) + " pairs")
+    print(
+        ", ".join(
+            f"{len(pairs):,} {name}"
+            for name, pairs in zip(("training", "validation", "test"), splits)
+        )
+        + " pairs"
+    )
 
 
 if __name__ == "__main__":

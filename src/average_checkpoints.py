@@ -119,9 +119,7 @@ def chosen_inputs(args) -> List[str]:
             raise UserError(
                 f"{option} {number}: needs one folder as --inputs, not {' '.join(paths)}"
             )
-        paths = last_checkpoints(
-            paths[0], number, by_updates, args.checkpoint_upper_bound
-        )
+        paths = last_checkpoints(paths[0], number, by_updates, args.checkpoint_upper_bound)
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"--inputs {path}: no such file; give checkpoints (.pt)")

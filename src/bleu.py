@@ -117,9 +117,7 @@ def target_side(cfg, task) -> Optional[List[str]]:
     bpe, tokenizer = task.build_bpe(cfg.bpe), task.build_tokenizer(cfg.tokenizer)
     lines = []
     for tokens in dataset.tgt:
-        line = task.target_dictionary.string(
-            tokens, cfg.common_eval.post_process, escape_unk=True
-        )
+        line = task.target_dictionary.string(tokens, cfg.common_eval.post_process, escape_unk=True)
         line = line if bpe is None else bpe.decode(line)
         lines.append(line if tokenizer is None else tokenizer.decode(line))
     return lines

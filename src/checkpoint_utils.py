@@ -278,9 +278,7 @@ def trusted_pickle(trust: bool):
         yield
         return
     original = torch.load
-    torch.load = lambda *args, **kwargs: original(
-        *args, **{**kwargs, "weights_only": False}
-    )
+    torch.load = lambda *args, **kwargs: original(*args, **{**kwargs, "weights_only": False})
     try:
         yield
     finally:
@@ -319,24 +317,19 @@ def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, An
         raise UserError(f"{option} {path}: no such file; give a checkpoint (.pt)")
     problem = damage(path)
     if problem:
-        raise UserError(
-            f"{option} {path}: {problem}; use another checkpoint of that run"
-        )
+        raise UserError(f"{option} {path}: {problem}; use another checkpoint of that run")
     try:
         with trusted_pickle(trust):
             state = checkpoint_utils.load_checkpoint_to_cpu(path)
     except UNREADABLE as error:
         if isinstance(error, pickle.UnpicklingError) and not trust:
             raise UserError(
-                f"{option} {path}: {unsafe(error)}; if you trust its origin, add "
-                "--trust-checkpoint"
+                f"{option} {path}: {unsafe(error)}; if you trust its origin, add --trust-checkpoint"
             ) from None
         raise UserError(
             f"{option} {path}: can't be read as a fairseq checkpoint ({reason(error)}); "
             "use another checkpoint of that run"
         ) from None
     if not isinstance(state, dict) or "model" not in state or not state.get("cfg"):
-        raise UserError(
-            f"{option} {path}: is no fairseq checkpoint (it needs 'model' and 'cfg')"
-        )
+        raise UserError(f"{option} {path}: is no fairseq checkpoint (it needs 'model' and 'cfg')")
     return state

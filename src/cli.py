@@ -24,9 +24,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs):
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
-        )
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists all options)")

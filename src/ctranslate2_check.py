@@ -107,9 +107,7 @@ def load_translator(folder: str, what: str, **options):
     ctranslate2.set_log_level(logging.ERROR)  # check_same says what it computes in
     threads = torch.get_num_threads()
     try:
-        return ctranslate2.Translator(
-            folder, device="cpu", intra_threads=threads, **options
-        )
+        return ctranslate2.Translator(folder, device="cpu", intra_threads=threads, **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}: CTranslate2 can't load it ({reason})") from None
@@ -134,8 +132,7 @@ def deviation(
     """
     names = vocabulary(source), vocabulary(target)
     texts = [
-        tuple([symbols[i] for i in side] for symbols, side in zip(names, pair))
-        for pair in pairs
+        tuple([symbols[i] for i in side] for symbols, side in zip(names, pair)) for pair in pairs
     ]
     expected = pytorch_scores(model, target, pairs)
     results = []

@@ -81,9 +81,7 @@ def check_options(args, cfg) -> None:
         for name in ("quantization", "ctranslate2_model", "ctranslate2_vocabulary_map"):
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
-                raise UserError(
-                    f"--{option} {getattr(args, name)}: needs --engine ctranslate2"
-                )
+                raise UserError(f"--{option} {getattr(args, name)}: needs --engine ctranslate2")
         return
     require_ctranslate2("--engine ctranslate2")
     if args.ctranslate2_vocabulary_map is not None and args.ctranslate2_model is None:
@@ -103,9 +101,7 @@ def check_options(args, cfg) -> None:
                 "folder that export.py made"
             )
     if len(utils.split_paths(cfg.common_eval.path)) > 1:
-        raise UserError(
-            "--engine ctranslate2: translates with one model; --path names several"
-        )
+        raise UserError("--engine ctranslate2: translates with one model; --path names several")
     for option, given in (
         ("--fp16", cfg.common.fp16),
         ("--model-overrides", cfg.common_eval.model_overrides != "{}"),
@@ -113,9 +109,7 @@ def check_options(args, cfg) -> None:
         ("--fairseq-search", getattr(cfg.task, "fairseq_search", False)),
     ):
         if given:
-            raise UserError(
-                f"{option}: has no effect with --engine ctranslate2; leave it out"
-            )
+            raise UserError(f"{option}: has no effect with --engine ctranslate2; leave it out")
     for field in dataclasses.fields(GenerationConfig):
         if field.name.startswith("_") or field.name in (*_SAME, *_NO_EFFECT):
             continue
@@ -137,9 +131,7 @@ def check_options(args, cfg) -> None:
         )
 
 
-def prepare(
-    args, cfg, task, model, skipped: List[int]
-) -> Optional[CTranslate2Generator]:
+def prepare(args, cfg, task, model, skipped: List[int]) -> Optional[CTranslate2Generator]:
     """The generator that the options ask for, compared with the model; or None.
 
     Args:

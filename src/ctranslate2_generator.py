@@ -96,9 +96,7 @@ class CTranslate2Generator:
         try:
             return json.loads(self.files[name])
         except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{self.what}: its {name} is missing or damaged ({error})"
-            ) from None
+            raise UserError(f"{self.what}: its {name} is missing or damaged ({error})") from None
 
     def _map(self, target: Dictionary, eos: int) -> Optional[VocabularyMap]:
         if vocabulary_map.NAME not in self.files:
@@ -184,9 +182,7 @@ class CTranslate2Generator:
         tokens = sample["net_input"]["src_tokens"].cpu()
         names = self.names[0]
         sources = [[names[i] for i in row[row != self.pad].tolist()] for row in tokens]
-        length = min(
-            int(self.max_len_a * tokens.shape[1] + self.max_len_b), self.limit - 1
-        )
+        length = min(int(self.max_len_a * tokens.shape[1] + self.max_len_b), self.limit - 1)
         found = [
             self._hypotheses(result)
             for result in self.translator.translate_batch(
@@ -198,7 +194,8 @@ class CTranslate2Generator:
         ]
         # a search that came to the last step shows it: too few had finished before
         at_limit = [
-            i for i, hypotheses in enumerate(found)
+            i
+            for i, hypotheses in enumerate(found)
             if any(len(words) > length for words, _ in hypotheses)
         ]
         if at_limit:

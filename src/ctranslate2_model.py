@@ -96,8 +96,7 @@ def check_exportable(model: nn.Module, what: str) -> None:
     activation = str(model.cfg.activation_fn)
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"{what}: has --activation-fn {activation}, CTranslate2 has "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{what}: has --activation-fn {activation}, CTranslate2 has {', '.join(ACTIVATIONS)}"
         )
     for name, module in model.named_modules():
         for part, option in _EXTRA_PARTS.items():

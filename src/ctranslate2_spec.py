@@ -142,16 +142,12 @@ class SpecBuilder:
         tokens = side.embed_tokens.weight
         embeddings.weight = _array(tokens, len(tokens), shape.width)
         spec.scale_embeddings = float(side.embed_scale)
-        spec.position_encodings.encodings = _array(
-            positions(side, length), length, shape.width
-        )
+        spec.position_encodings.encodings = _array(positions(side, length), length, shape.width)
         for layer_spec, layer in zip(spec.layer, side.layers):
             self._attention(layer_spec.self_attention, layer.self_attn, shape)
             norms = [(layer_spec.self_attention, layer.self_attn_layer_norm)]
             if shape.memory is not None:
-                self._attention(
-                    layer_spec.attention, layer.encoder_attn, shape, shape.memory
-                )
+                self._attention(layer_spec.attention, layer.encoder_attn, shape, shape.memory)
                 norms.append((layer_spec.attention, layer.encoder_attn_layer_norm))
             units = max(1, len(layer.fc1.weight))  # CTranslate2 loads no width 0
             self._linear(layer_spec.ffn.linear_0, layer.fc1, units, shape.width)
@@ -198,9 +194,7 @@ class SpecBuilder:
             linear.bias = np.concatenate([bias for _, bias in fused])
         output = attention.out_proj
         weight = _array(output.weight, shape.width, output.weight.shape[1])
-        spec.linear[-1].weight = np.ascontiguousarray(
-            _per_head(weight.T, present, heads, width).T
-        )
+        spec.linear[-1].weight = np.ascontiguousarray(_per_head(weight.T, present, heads, width).T)
         if output.bias is not None:
             spec.linear[-1].bias = _array(output.bias, shape.width)
         # not that of the head's width now: cutting leaves the scale as it was

@@ -126,8 +126,7 @@ def set_up(make: Callable, folder: str):
     except Exception as error:  # fairseq raises plain Exceptions among others
         if "infer language pair" in str(error):
             raise UserError(
-                f"data {folder}: its files name no languages; give --source-lang and "
-                "--target-lang"
+                f"data {folder}: its files name no languages; give --source-lang and --target-lang"
             ) from None
         if type(error) is not Exception and not isinstance(error, UNREADABLE):
             raise

@@ -36,9 +36,7 @@ def teacher_file(cfg: SRPTranslationConfig) -> Tuple[str, str]:
     ):
         if path:
             return option, path
-    raise UserError(
-        "--prob-kd/--attn-kd: distillation needs a teacher; give --teacher-model"
-    )
+    raise UserError("--prob-kd/--attn-kd: distillation needs a teacher; give --teacher-model")
 
 
 def read_teacher(task) -> nn.Module:
@@ -81,8 +79,7 @@ def check_attention(teacher: nn.Module, student: SRPModel, cfg, attn_kd: float) 
     what = f"--attn-kd {attn_kd:g}: the teacher ({teacher_file(cfg)[0]})"
     if not isinstance(teacher, SRPModel):
         raise UserError(
-            f"{what} is a {type(teacher).__name__}, which gives no attention maps; use "
-            "--prob-kd"
+            f"{what} is a {type(teacher).__name__}, which gives no attention maps; use --prob-kd"
         )
     layers, its = len(student.decoder.layers), len(teacher.decoder.layers)
     if layers != its:

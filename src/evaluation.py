@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .adapters import adapted_layers, report as adapter_report
+from .adapters import adapted_layers
+from .adapters import report as adapter_report
 from .connectivity.budget import ParameterCount
 from .connectivity.groups import base_parameters
 from .errors import UserError

@@ -207,17 +207,13 @@ def export(
         vocabulary_map.write(folder, candidates, dictionaries)
         translator = load_translator(folder, what)
         sources = [source for source, _ in pairs["random sentences"]]
-        vocabulary_map.check(
-            translator, candidates, dictionaries, sources, limits[1], what
-        )
+        vocabulary_map.check(translator, candidates, dictionaries, sources, limits[1], what)
 
 
 def get_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("data", metavar="DATA", help="folder of binarized data")
-    parser.add_argument(
-        "--path", required=True, metavar="CHECKPOINT", help="the model to export"
-    )
+    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model to export")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder that will hold the model"
     )
@@ -305,17 +301,13 @@ def run(args) -> None:
     dictionaries = task.source_dictionary, task.target_dictionary
     check_dictionaries(state, *dictionaries, what)
     check_finite(state["model"].items(), what)
-    (model,), _ = checkpoint_utils.load_model_ensemble(
-        [args.path], task=task, state=state
-    )
+    (model,), _ = checkpoint_utils.load_model_ensemble([args.path], task=task, state=state)
     model = plain(model.eval())
     check_exportable(model, what)
     limits = [side.max_positions() for side in (model.encoder, model.decoder)]
     if args.max_length is not None:
         if args.max_length > max(limits):
-            raise UserError(
-                f"--max-length {args.max_length}: the model's limit is {max(limits)}"
-            )
+            raise UserError(f"--max-length {args.max_length}: the model's limit is {max(limits)}")
         limits = [min(limit, args.max_length) for limit in limits]
     pairs = _pairs(task, args.check_subset, limits)
     found = None
@@ -334,10 +326,7 @@ def run(args) -> None:
         )
     size = os.path.getsize(os.path.join(args.output, MODEL))
     parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"wrote {args.output}: {parameters:,} parameters in {size:,} bytes "
-        f"({args.quantization})"
-    )
+    print(f"wrote {args.output}: {parameters:,} parameters in {size:,} bytes ({args.quantization})")
     if found is not None:
         print(_describe(found, task, pairs))
 
@@ -345,9 +334,7 @@ def run(args) -> None:
 def _describe(found: VocabularyMap, task, pairs: Dict[str, Sequence[Pair]]) -> str:
     """How many candidates a sentence has, of the checked set or of training."""
     dataset = task.dataset("train")
-    sentences = {
-        "set train": [dataset.src[i].tolist() for i in range(min(200, len(dataset)))]
-    }
+    sentences = {"set train": [dataset.src[i].tolist() for i in range(min(200, len(dataset)))]}
     sentences.update({name: [x for x, _ in some] for name, some in pairs.items()})
     name, sources = list(sentences.items())[-1]
     return (

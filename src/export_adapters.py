@@ -49,9 +49,7 @@ def get_parser() -> ArgumentParser:
     parser.add_argument(
         "--path", required=True, metavar="CHECKPOINT", help="checkpoint with adapters"
     )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE.pt", help="file to write"
-    )
+    parser.add_argument("--output", required=True, metavar="FILE.pt", help="file to write")
     parser.add_argument(
         "--fuse",
         action="store_true",

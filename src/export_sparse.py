@@ -43,9 +43,7 @@ def get_parser() -> ArgumentParser:
     parser.add_argument(
         "--path", required=True, metavar="CHECKPOINT", help="checkpoint to write anew"
     )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="sparse file to write"
-    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="sparse file to write")
     add_trust(parser, "--path")
     return parser
 

@@ -46,8 +46,7 @@ from fairseq_cli import generate as fairseq_generate  # noqa: E402
 
 from . import bleu, cli, ctranslate2_engine, evaluation, search_checks  # noqa: E402
 from . import generation_checks as checks  # noqa: E402
-from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .checkpoint_utils import refusing_failed_writes, trusted_pickle  # noqa: E402
+from .checkpoint_utils import atomic_write, load_checkpoint, refusing_failed_writes, trusted_pickle  # noqa: E402  # noqa: E402
 from .connectivity.groups import shrinking_groups  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .pretrained import check_finite  # noqa: E402
@@ -200,9 +199,7 @@ def load(args, cfg) -> Loaded:
     models = []
     for path in paths:
         try:
-            loaded, _ = checkpoint_utils.load_model_ensemble(
-                [path], task=task, state=states.pop(0)
-            )
+            loaded, _ = checkpoint_utils.load_model_ensemble([path], task=task, state=states.pop(0))
         except RuntimeError as error:
             raise UserError(
                 f"--path {path}: its weights don't fit its options, with --model-overrides "
@@ -253,9 +250,7 @@ def run(args, cfg) -> None:
     if args.report:
         facts = {
             **bleu.report(scores),
-            **evaluation.report(
-                cfg, models[0], dataset, steps, _lengths(args), engine, skipped
-            ),
+            **evaluation.report(cfg, models[0], dataset, steps, _lengths(args), engine, skipped),
             "reference": args.reference,
             "skipped_sentences": len(skipped),
             "num_updates": updates,

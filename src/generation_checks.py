@@ -89,8 +89,7 @@ def check_options(args, cfg) -> None:
     for name in ("bf16", "amp"):  # which fairseq-generate would leave aside
         if getattr(cfg.common, name):
             raise UserError(
-                f"--{name}: is for training; translate with --cpu-bf16 on a CPU, --fp16 on "
-                "a GPU"
+                f"--{name}: is for training; translate with --cpu-bf16 on a CPU, --fp16 on a GPU"
             )
     if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
         raise UserError("--fp16: needs a GPU; on a CPU leave it out")
@@ -152,9 +151,7 @@ def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
         UserError: names the direction, or the first dictionary or option, that differs.
     """
     check_direction(task, state, path)
-    check_dictionaries(
-        state, task.source_dictionary, task.target_dictionary, f"--path {path}"
-    )
+    check_dictionaries(state, task.source_dictionary, task.target_dictionary, f"--path {path}")
     if args.weighted_layernorm:
         inherit_layernorm(argparse.Namespace(weighted_layernorm=True), state, path)
     if not hasattr(args, "arch"):

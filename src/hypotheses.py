@@ -91,9 +91,7 @@ class Hypotheses:
         self.rows = self.rows[stay]
         return rows
 
-    def _end(
-        self, sentences: np.ndarray, tokens: np.ndarray, cumulative: np.ndarray
-    ) -> None:
+    def _end(self, sentences: np.ndarray, tokens: np.ndarray, cumulative: np.ndarray) -> None:
         """Add finished hypotheses to the sentences that don't have ``beam`` of them yet.
 
         Shapes:
@@ -122,8 +120,7 @@ class Hypotheses:
     def results(self) -> List[List[dict]]:
         """Per sentence its finished hypotheses, best first."""
         return [
-            sorted(found, key=lambda h: float(h["score"]), reverse=True)
-            for found in self.finished
+            sorted(found, key=lambda h: float(h["score"]), reverse=True) for found in self.finished
         ]
 
 
@@ -184,9 +181,7 @@ class BeamHypotheses(Hypotheses):
             self.done[:] = True
         order = np.argsort(ends, axis=1, kind="stable")[:, : self.beam]
         choice = Choice(*(np.take_along_axis(x, order, 1) for x in (beams, tokens, scores)))
-        whole = Choice(
-            *(np.zeros((len(self.done), self.beam), x.dtype) for x in choice)
-        )
+        whole = Choice(*(np.zeros((len(self.done), self.beam), x.dtype) for x in choice))
         for mine, chosen in zip(whole, choice):
             mine[self.rows] = chosen
         self.history.append(whole)
@@ -247,9 +242,7 @@ class SingleHypotheses(Hypotheses):
         ends = tokens == self.eos
         if ends.any():
             found = rows[ends & (total != -np.inf) & ~self.done[rows]]
-            self._end(
-                found, self.tokens[found, : step + 1], self.cumulative[found, : step + 2]
-            )
+            self._end(found, self.tokens[found, : step + 1], self.cumulative[found, : step + 2])
         if last:
             self.done[:] = True
         return torch.from_numpy(tokens).to(scores.device).unsqueeze(1), None

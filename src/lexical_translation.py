@@ -115,6 +115,7 @@ def lexical_table(
         source_types: size of the dictionary.
         target_types: size of the dictionary.
     """
+
     def batches():
         return _batches(sources, targets, source_types, target_types)
 
@@ -145,7 +146,6 @@ def lexical_table(
         probability = counts / totals[source]
         # up to a constant, the lengths of the sources
         logger.info(
-            f"iteration {iteration + 1}: log-likelihood {likelihood / words:.4f} a "
-            "target token"
+            f"iteration {iteration + 1}: log-likelihood {likelihood / words:.4f} a target token"
         )
     return LexicalTable(source, target, probability)

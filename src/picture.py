@@ -61,12 +61,8 @@ def _cell(axes, left: float, top: float, span: float, pair, small: bool) -> None
     style = {"ha": "center", "color": on_share(share)}
     middle = left + span / 2
     percent = f"{100 * width // original}%" if 100 * width >= original else "<1%"
-    axes.text(
-        middle, top + 0.42, percent, va="center", weight="bold", fontsize=9, **style
-    )
-    axes.text(
-        middle, top + 0.74, f"{width}/{original}", va="center", fontsize=6 + small, **style
-    )
+    axes.text(middle, top + 0.42, percent, va="center", weight="bold", fontsize=9, **style)
+    axes.text(middle, top + 0.74, f"{width}/{original}", va="center", fontsize=6 + small, **style)
 
 
 def draw_widths(axes, run: Run) -> None:
@@ -84,14 +80,10 @@ def draw_widths(axes, run: Run) -> None:
         heading = {"va": "bottom", "color": FAINT, "fontsize": 8}
         axes.text(-0.1, top + 0.9, side.upper(), ha="right", weight="bold", **heading)
         for layer in range(layers):
-            axes.text(
-                layer + 0.5, top + 0.9, f"layer {layer + 1}", ha="center", **heading
-            )
+            axes.text(layer + 0.5, top + 0.9, f"layer {layer + 1}", ha="center", **heading)
         top += 1
         for label, cells in rows:
-            axes.text(
-                -0.1, top + 0.5, label, ha="right", va="center", fontsize=9, color=INK
-            )
+            axes.text(-0.1, top + 0.5, label, ha="right", va="center", fontsize=9, color=INK)
             span = layers / len(cells) if len(cells) == 1 else 1
             for number, pair in enumerate(cells):
                 _cell(axes, number * span, top, span, pair, columns <= 6)
@@ -101,9 +93,7 @@ def draw_widths(axes, run: Run) -> None:
     axes.set_ylim(top, 0)
 
 
-def _label_heights(
-    points: List[Tuple[float, float]], near: float, gap: float
-) -> List[float]:
+def _label_heights(points: List[Tuple[float, float]], near: float, gap: float) -> List[float]:
     """Heights of the labels, moved up where two would overlap.
 
     Args:

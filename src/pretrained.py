@@ -108,8 +108,7 @@ def inherit_layernorm(arguments: argparse.Namespace, state, path: str) -> None:
     config, weights = read_model_config(state), state["model"]
     asked = bool(getattr(arguments, "weighted_layernorm", False))
     cut = any(
-        weights[f"{side}.embed_tokens.weight"].shape[1]
-        < getattr(config, f"{side}_embed_dim")
+        weights[f"{side}.embed_tokens.weight"].shape[1] < getattr(config, f"{side}_embed_dim")
         for side in ("encoder", "decoder")
     )
     arguments.weighted_layernorm = _weighted(asked, config, cut, path)

@@ -25,8 +25,7 @@ from typing import Any, Dict, List, Optional  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from .checkpoint_utils import atomic_write  # noqa: E402
-from .cli import ArgumentParser, ending_quietly  # noqa: E402
-from .cli import make_output_folder, set_up_logging  # noqa: E402
+from .cli import ArgumentParser, ending_quietly, make_output_folder, set_up_logging  # noqa: E402  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .picture import draw  # noqa: E402
 
@@ -152,10 +151,7 @@ def readable(numbers: pd.DataFrame) -> pd.DataFrame:
     """The table for people: titles with units, few digits."""
 
     def column(name: str, pattern: str, unit: float = 1.0) -> List[str]:
-        return [
-            "–" if pd.isna(value) else pattern.format(value / unit)
-            for value in numbers[name]
-        ]
+        return ["–" if pd.isna(value) else pattern.format(value / unit) for value in numbers[name]]
 
     columns = {
         "run": numbers["name"].tolist(),

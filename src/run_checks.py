@@ -63,9 +63,7 @@ def check_parts(cfg: SRPTranslationConfig, run: Any) -> None:
     _check_average(run)
     if getattr(run, "tpu", False) and not find_spec("torch_xla"):
         if getattr(run, "bf16", False):  # which turns --tpu on
-            raise UserError(
-                "--bf16: fairseq-train takes it for a TPU's; run src/train.py with it"
-            )
+            raise UserError("--bf16: fairseq-train takes it for a TPU's; run src/train.py with it")
         raise UserError("--tpu: needs package torch_xla and a TPU; leave it out")
     if getattr(run, "model_parallel_size", 1) > 1:
         raise UserError(
@@ -75,8 +73,7 @@ def check_parts(cfg: SRPTranslationConfig, run: Any) -> None:
     backend = str(getattr(run, "ddp_backend", ""))
     if backend == "fully_sharded" and not find_spec("fairscale"):
         raise UserError(
-            "--ddp-backend fully_sharded: needs package fairscale; use pytorch_ddp or "
-            "legacy_ddp"
+            "--ddp-backend fully_sharded: needs package fairscale; use pytorch_ddp or legacy_ddp"
         )
     if getattr(run, "optimizer", None) == "composite" and not getattr(run, "groups", None):
         raise UserError(

@@ -42,9 +42,7 @@ def model_overrides(
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         overrides = None
     if not isinstance(overrides, dict):
-        raise UserError(
-            f"{option} {text}: must be a dictionary as Python writes it, as {example}"
-        )
+        raise UserError(f"{option} {text}: must be a dictionary as Python writes it, as {example}")
     return overrides
 
 
@@ -152,9 +150,7 @@ def check_search(cfg) -> None:
             "for its place in the batch; leave --fairseq-search out"
         )
     if search.constraints:
-        raise UserError(
-            "--constraints: binarized data hold none; give them to fairseq-interactive"
-        )
+        raise UserError("--constraints: binarized data hold none; give them to fairseq-interactive")
     if search.replace_unk is not None:
         # it takes the alignment for one number a token, which its search does not give
         raise UserError(
@@ -245,9 +241,7 @@ def check_lengths(cfg, models) -> None:
     """
     limit = min(model.max_decoder_positions() for model in models) - 1
     if cfg.generation.min_len > limit:
-        raise UserError(
-            f"--min-len {cfg.generation.min_len}: the model can write {limit} tokens"
-        )
+        raise UserError(f"--min-len {cfg.generation.min_len}: the model can write {limit} tokens")
 
 
 def check_language_model(cfg, task, trust: bool) -> None:

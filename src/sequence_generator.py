@@ -16,9 +16,9 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
 
 from .errors import UserError
 from .hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
@@ -56,9 +56,7 @@ class FastSequenceGenerator(SequenceGenerator):
         sparse: leave out zero weights where that is faster (``--sparse-inference``).
     """
 
-    def __init__(
-        self, models, tgt_dict, bfloat16: bool = False, sparse: bool = False, **kwargs
-    ):
+    def __init__(self, models, tgt_dict, bfloat16: bool = False, sparse: bool = False, **kwargs):
         super().__init__(models, tgt_dict, **kwargs)
         self.bfloat16, self.sparse = bfloat16, sparse
         if sparse:
@@ -85,9 +83,7 @@ class FastSequenceGenerator(SequenceGenerator):
         if self.fallback or constraints is not None or "src_tokens" not in sample["net_input"]:
             return self._leave_to_fairseq(sample, prefix_tokens, constraints, bos_token)
         source = sample["net_input"]["src_tokens"]
-        max_len = min(
-            int(self.max_len_a * source.shape[1] + self.max_len_b), self.max_len - 1
-        )
+        max_len = min(int(self.max_len_a * source.shape[1] + self.max_len_b), self.max_len - 1)
         if self.min_len > max_len:
             raise UserError(
                 f"--min-len {self.min_len}: sentences of {source.shape[1]} source tokens "
@@ -173,9 +169,7 @@ class FastSequenceGenerator(SequenceGenerator):
             return several[0]
         return torch.logsumexp(torch.stack(several), dim=0) - math.log(len(several))
 
-    def _constrain(
-        self, scores, hypotheses: Hypotheses, prefix, step, max_len
-    ) -> Optional[Tensor]:
+    def _constrain(self, scores, hypotheses: Hypotheses, prefix, step, max_len) -> Optional[Tensor]:
         """Apply to ``scores [B, n, N]``, in place, what the options ask for.
 
         Returns:

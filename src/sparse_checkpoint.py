@@ -57,9 +57,7 @@ def write(state: Dict[str, Any], path: str, what: str) -> None:
     try:
         text = json.dumps(_plain({**kept, **extra}))
     except TypeError as error:
-        raise UserError(
-            f"{what}: holds {error}, which a sparse file has no place for"
-        ) from None
+        raise UserError(f"{what}: holds {error}, which a sparse file has no place for") from None
     try:
         save_sparse(path, state["model"], {"format": FORMAT, "checkpoint": text})
     except SparsityError as error:
@@ -75,8 +73,7 @@ def read(path: str) -> Dict[str, Any]:
     about = read_metadata(path)
     if about.get("format") != FORMAT:
         raise SparsityError(
-            f"{path}: is a sparse file, but holds no checkpoint; make it with "
-            "export_sparse.py"
+            f"{path}: is a sparse file, but holds no checkpoint; make it with export_sparse.py"
         )
     try:
         head = json.loads(about["checkpoint"], object_hook=_restored)

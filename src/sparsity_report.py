@@ -39,8 +39,14 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, add_trust, check_output_folder  # noqa: E402
-from .cli import ending_quietly, make_output_folder, set_up_logging  # noqa: E402
+from .cli import (  # noqa: E402  # noqa: E402
+    ArgumentParser,
+    add_trust,
+    check_output_folder,
+    ending_quietly,
+    make_output_folder,
+    set_up_logging,
+)
 from .errors import UserError  # noqa: E402
 from .flops_counter import model_of  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
@@ -94,9 +100,7 @@ def read_model(path: str, trust: bool = False) -> nn.Module:
     """
     state = load_checkpoint(path, "--path", trust)
     model = model_of(state, f"--path {path}")  # which gives old weights their new names
-    stored = {
-        name: value.dtype for name, value in state["model"].items() if torch.is_tensor(value)
-    }
+    stored = {name: value.dtype for name, value in state["model"].items() if torch.is_tensor(value)}
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(stored[name])
     return model
@@ -139,9 +143,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         try:
             re.compile(expression)
         except re.error as error:
-            raise UserError(
-                f"--names {expression}: is no regular expression ({error})"
-            ) from None
+            raise UserError(f"--names {expression}: is no regular expression ({error})") from None
     if args.pattern is not None:
         try:
             parse_pattern(args.pattern)
@@ -153,9 +155,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         if args.layer_types != list(PRUNABLE):
             check_types(model, args.layer_types)
         try:
-            report = sparsity_report(
-                model, args.pattern, args.names, types=args.layer_types
-            )
+            report = sparsity_report(model, args.pattern, args.names, types=args.layer_types)
         except SparsityError as error:
             about_names = str(error).startswith("names:")
             where = "--" if about_names else f"--path {args.path}: "

@@ -33,13 +33,10 @@ def check_options(cfg: SRPTranslationConfig) -> None:
     rate = cfg.compression_rate
     if not (math.isfinite(rate) and 0 < rate <= 1):
         raise UserError(
-            f"--compression-rate {rate:g}: must be in (0, 1], the share of parameters "
-            "to keep"
+            f"--compression-rate {rate:g}: must be in (0, 1], the share of parameters to keep"
         )
     if cfg.decreasing not in SCHEDULES:
-        raise UserError(
-            f"--decreasing {cfg.decreasing}: must be one of {', '.join(SCHEDULES)}"
-        )
+        raise UserError(f"--decreasing {cfg.decreasing}: must be one of {', '.join(SCHEDULES)}")
     if cfg.pruning_stage not in (0, 1, 2):
         raise UserError(f"--pruning-stage {cfg.pruning_stage}: must be 0, 1 or 2")
     for name, least in (
@@ -51,9 +48,7 @@ def check_options(cfg: SRPTranslationConfig) -> None:
     ):
         value = getattr(cfg, name)
         if value < least:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: must be at least {least}"
-            )
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if cfg.srp and rate == 1:
         raise UserError("--srp: needs a --compression-rate below 1")
     if cfg.prune_heads and (rate == 1 or cfg.pruning_stage == 1):
@@ -62,8 +57,7 @@ def check_options(cfg: SRPTranslationConfig) -> None:
     ratio = cfg.embedding_ratio
     if not 1e-3 <= ratio <= 1e3:
         raise UserError(
-            f"--embedding-ratio {ratio:g}: must be above 0, from 0.001 to 1000; 1 is no "
-            "preference"
+            f"--embedding-ratio {ratio:g}: must be above 0, from 0.001 to 1000; 1 is no preference"
         )
     if ratio != 1 and (rate == 1 or cfg.pruning_stage == 2):
         problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 1"
@@ -321,8 +315,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     for name in (*memory_efficient, "fp16", "bf16", "amp"):
         if getattr(run, name, False) and not has_gpu:
             raise UserError(
-                f"--{name.replace('_', '-')}: needs a GPU; on a CPU leave it out"
-                " or use --cpu-bf16"
+                f"--{name.replace('_', '-')}: needs a GPU; on a CPU leave it out or use --cpu-bf16"
             )
     criterion = getattr(run, "criterion", "srp")
     if cfg.cpu_bf16 and criterion != "srp":

@@ -150,9 +150,7 @@ class SRPTranslationConfig(TranslationConfig):
     )
     adapter_prototypes: Optional[int] = field(
         default=None,
-        metadata={
-            "help": "number of blocks that the updates of splopa are made of (default 64)"
-        },
+        metadata={"help": "number of blocks that the updates of splopa are made of (default 64)"},
     )
     adapter_include: Optional[str] = field(
         default=None,

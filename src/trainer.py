@@ -62,9 +62,7 @@ class SRPTrainer(Trainer):
         self._validate_interval = cfg.dataset.validate_interval
         # without a limit of its own, a pruning run ends with the last cut
         self._ends_with_cut = (
-            self.stage is not None
-            and not optimization.max_epoch
-            and not optimization.max_update
+            self.stage is not None and not optimization.max_epoch and not optimization.max_update
         )
         if self._ends_with_cut:
             with open_dict(cfg):
@@ -124,14 +122,10 @@ class SRPTrainer(Trainer):
         cfg = self.cfg
         if validate and not cfg.dataset.disable_validation:
             subsets = cfg.dataset.valid_subset.split(",")
-            losses = fairseq_cli.train.validate(
-                cfg, self, self.task, self._epoch_itr, subsets
-            )
+            losses = fairseq_cli.train.validate(cfg, self, self.task, self._epoch_itr, subsets)
         else:
             losses = [None]
-        fairseq_checkpoints.save_checkpoint(
-            cfg.checkpoint, self, self._epoch_itr, losses[0]
-        )
+        fairseq_checkpoints.save_checkpoint(cfg.checkpoint, self, self._epoch_itr, losses[0])
         logger.info("pruned in one shot; give --max-epoch to train on")
         raise SystemExit(0)
 
@@ -238,9 +232,7 @@ class SRPTrainer(Trainer):
         """Let the optimizer see to frozen weights, if nothing else touches weights."""
         if self.weight_pruning is not None or hasattr(self.model, "perform_slowmo"):
             return False
-        return isinstance(self.optimizer, SRPAdam) and self.optimizer.freeze(
-            self.stage.freezer
-        )
+        return isinstance(self.optimizer, SRPAdam) and self.optimizer.freeze(self.stage.freezer)
 
     def valid_step(self, sample, raise_oom=False):
         with self._as_written():
@@ -343,9 +335,7 @@ class SRPTrainer(Trainer):
             with open_dict(self.cfg):
                 self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
         with refusing_checkpoint(filename, self.cfg):
-            extra_state = super().load_checkpoint(
-                filename, reset_optimizer, *args, **kwargs
-            )
+            extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
         if extra_state is not None and isinstance(self.get_model(), SRPModel):
             check_same_run(self, extra_state, filename)
             warn_of_other_start(self.cfg, written_with, filename)

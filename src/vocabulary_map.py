@@ -66,9 +66,7 @@ def build_map(
     order = np.lexsort((table.target, -table.probability, table.source))
     starts = np.searchsorted(table.source[order], np.arange(len(source) + 1))
     candidates = {}
-    for type_, (symbol, begin, end) in enumerate(
-        zip(vocabulary(source), starts[:-1], starts[1:])
-    ):
+    for type_, (symbol, begin, end) in enumerate(zip(vocabulary(source), starts[:-1], starts[1:])):
         found = table.target[order[begin : min(end, begin + number)]].tolist()
         same = target.indices.get(symbol)
         if same is not None and same >= target.nspecial and same not in found:
@@ -118,8 +116,7 @@ def to_text(found: VocabularyMap, names: Tuple[Sequence[str], Sequence[str]]) ->
     lines = [("", found.common)]
     lines += [(source[type_], types) for type_, types in found.candidates.items()]
     return "".join(
-        f"{symbol}\t{' '.join(target[type_] for type_ in types)}\n"
-        for symbol, types in lines
+        f"{symbol}\t{' '.join(target[type_] for type_ in types)}\n" for symbol, types in lines
     )
 
 
@@ -146,8 +143,7 @@ def from_text(
         if unknown or not tab:
             reason = f"{unknown[0]!r} is in no vocabulary" if tab else "it has no tab"
             raise UserError(
-                f"{what}: line {number + 1} of its {NAME} is damaged ({reason}); export "
-                "anew"
+                f"{what}: line {number + 1} of its {NAME} is damaged ({reason}); export anew"
             )
         listed = [numbers[1][name] for name in types]
         if symbol:

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from typing import Any, Dict
 
 import torch
-from torch import nn
 from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
+from torch import nn
 
 from .errors import UserError
 from .optim.state import memory

@@ -14,10 +14,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import src  # noqa: E402,F401
 from fairseq import models  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
 from fairseq.data.indexed_dataset import make_builder  # noqa: E402
+
+import src  # noqa: E402,F401
 
 TYPES = {"de": 44, "en": 40}
 
@@ -61,9 +62,7 @@ def write_corpus(folder: Path, sizes=(("train", 60), ("valid", 11), ("test", 9))
         ]
         for language in TYPES:
             prefix = str(folder / f"{split}.de-en.{language}")
-            builder = make_builder(
-                prefix + ".bin", "mmap", vocab_size=TYPES[language]
-            )
+            builder = make_builder(prefix + ".bin", "mmap", vocab_size=TYPES[language])
             for words in sentences:
                 shift = 0 if language == "de" else 1
                 builder.add_item(torch.tensor([w + shift for w in words] + [2]))
@@ -115,9 +114,7 @@ class DictionaryTask:
 
     def __init__(self, shared: bool = False):
         self.source_dictionary = make_dictionary("de")
-        self.target_dictionary = (
-            self.source_dictionary if shared else make_dictionary("en")
-        )
+        self.target_dictionary = self.source_dictionary if shared else make_dictionary("en")
 
 
 def build(arch="srp", shared=False, seed=1, **options):

@@ -88,8 +88,7 @@ def random_cut(model, seed: int = 1, minimum: float = 0.3) -> Dict[str, torch.Te
         kept = int(torch.randint(least, per_head, (), generator=generator))
         keep[name] = torch.cat(
             [
-                h * per_head
-                + torch.randperm(per_head, generator=generator)[:kept].sort().values
+                h * per_head + torch.randperm(per_head, generator=generator)[:kept].sort().values
                 for h in range(group.heads)
             ]
         )

@@ -13,9 +13,9 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.data._utils import pin_memory
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data._utils import pin_memory
 
 CUDA = torch.device("cuda", 0)
 # CUDA's operators take these arguments from either device, too.

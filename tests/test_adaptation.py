@@ -154,9 +154,7 @@ def test_a_stage_with_adapters(data, base, tmp_path, options, rate):
     assert len(gated) == 1
     model = trainer.get_model()
     count = ParameterCount(model)
-    assert count(count.current) / count(count.original) == pytest.approx(
-        float(rate), abs=0.02
-    )
+    assert count(count.current) / count(count.original) == pytest.approx(float(rate), abs=0.02)
     # the base is what it was, without the channels that were cut
     uncut = load_model(base)
     adaptation.write_adapters(model, str(tmp_path / "adapters.pt"))
@@ -197,9 +195,7 @@ def test_rank_remove_recover(data, base, tmp_path, given, adapter):
 
 
 @KINDS
-def test_files_of_adapters_and_fused_checkpoints(
-    data, cut_model, base, tmp_path, options, capsys
-):
+def test_files_of_adapters_and_fused_checkpoints(data, cut_model, base, tmp_path, options, capsys):
     finetune(data, cut_model, tmp_path, "--max-epoch", "1", *options)
     adapted = str(tmp_path / "checkpoint_last.pt")
     file, fused = str(tmp_path / "adapters.pt"), str(tmp_path / "fused.pt")
@@ -272,16 +268,12 @@ def test_export_of_adapted_models(data, cut_model, tmp_path, options):
     assert (tmp_path / "exported" / "model.bin").is_file()
 
 
-def test_adapters_of_the_checkpoint_are_fused_before_it_is_pruned(
-    data, cut_model, tmp_path
-):
+def test_adapters_of_the_checkpoint_are_fused_before_it_is_pruned(data, cut_model, tmp_path):
     finetune(data, cut_model, tmp_path, "--max-epoch", "1", *SPLORA)
     adapted = tmp_path / "adapted.pt"
     shutil.move(tmp_path / "checkpoint_last.pt", adapted)
     expected = logits(load_model(str(adapted)))
-    trainer = finetune(
-        data, adapted, tmp_path / "next", "--max-epoch", "1", "--lr", "1e-9"
-    )
+    trainer = finetune(data, adapted, tmp_path / "next", "--max-epoch", "1", "--lr", "1e-9")
     assert not adapted_layers(trainer.model)
     assert all(p.requires_grad for p in trainer.model.parameters())
     torch.testing.assert_close(logits(trainer.model), expected, rtol=1e-3, atol=1e-4)

@@ -6,13 +6,13 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from sparsity_helpers import check_replicas
+from test_adapter_layers import METHODS, both, linear, stir
+from test_adapters import values
 from torch import nn
 
 from src import adapters
 from src.adapters import SPLoRA
-from sparsity_helpers import check_replicas
-from test_adapter_layers import METHODS, both, linear, stir
-from test_adapters import values
 
 
 class TestPrecision:
@@ -50,9 +50,7 @@ class TestPrecision:
             assert torch.equal(adapters.adapted_weight(layer), weight)
             y = layer(x)
             with torch.no_grad():
-                assert torch.equal(
-                    layer.fused_weights()["weight"], weight.detach()
-                )
+                assert torch.equal(layer.fused_weights()["weight"], weight.detach())
                 assert layer(x).dtype == torch.bfloat16
         assert y.dtype == torch.bfloat16
         assert (y.float() - F.linear(x, weight, layer.bias)).abs().max() < 0.1
@@ -168,8 +166,7 @@ class TestCache:
             lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight * 2)),
             lambda layer: next(iter(layer.sources())).add_(1),
             lambda layer: layer.load_state_dict(
-                {k: v * 2 if v.is_floating_point() else v
-                 for k, v in layer.state_dict().items()}
+                {k: v * 2 if v.is_floating_point() else v for k, v in layer.state_dict().items()}
             ),
             lambda layer: (layer.weight.data.mul_(2), layer.eval()),
             lambda layer: (layer.weight.data.mul_(2), layer.train(), layer.eval()),

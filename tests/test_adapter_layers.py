@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_adapters import values
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src import adapters
 from src.adapters import AdapterError, SPLoPA, SPLoRA
-from test_adapters import values
 
 
 def stir(module, size=0.3):
@@ -38,9 +38,7 @@ def bits(size, kept, seed=0):
 
 METHODS = {
     "SPLoRA": lambda layer, **kw: SPLoRA(layer, rank=3, **kw),
-    "SPLoPA": lambda layer, **kw: SPLoPA(
-        layer, block_size=(4, 3), num_prototypes=5, rank=2, **kw
-    ),
+    "SPLoPA": lambda layer, **kw: SPLoPA(layer, block_size=(4, 3), num_prototypes=5, rank=2, **kw),
 }
 both = pytest.mark.parametrize("method", METHODS)
 
@@ -227,7 +225,6 @@ class TestCounts:
         assert large[0]["exceeds"] and "exceeds" in large[0]["note"]
         assert large[-1]["exceeds"]
 
-
     def test_bytes_are_of_everything_learned_once(self):
         layer = SPLoRA(linear(10, 13), rank=3)
         (row, total) = adapters.report(layer)
@@ -362,8 +359,7 @@ class TestCut:
         slice_by_hand(layer, *again)  # after a pass in evaluation mode
         weight = weight[again[0]][:, again[1]]
         with torch.no_grad():
-            assert (layer(x[:, :3]) - F.linear(x[:, :3], weight, layer.bias)
-                    ).abs().max() < 1e-13
+            assert (layer(x[:, :3]) - F.linear(x[:, :3], weight, layer.bias)).abs().max() < 1e-13
         assert (adapters.fuse(layer).weight - weight).abs().max() < 1e-14
 
     def test_a_view_of_the_first_channels_is_seen(self, method):
@@ -388,9 +384,7 @@ class TestCut:
                 base.load_state_dict(layer.state_dict(), strict=True)
             else:
                 base.weight.data = layer.weight.data.clone()
-                adapters.load_adapter_state_dict(
-                    base, adapters.adapter_state_dict(layer)
-                )
+                adapters.load_adapter_state_dict(base, adapters.adapter_state_dict(layer))
             with torch.no_grad():
                 assert torch.equal(base(x), layer.eval()(x))
             assert adapters.insert_like(base, layer.state_dict()) == [""]
@@ -404,9 +398,7 @@ class TestCut:
                 with pytest.raises(AdapterError, match="found .*expected"):
                     adapters.insert_like(base, state)
             with pytest.raises(AdapterError, match="found .*expected"):
-                adapters.load_adapter_state_dict(
-                    base, adapters.adapter_state_dict(layer)
-                )
+                adapters.load_adapter_state_dict(base, adapters.adapter_state_dict(layer))
             assert type(base) is before[0]
             assert list(base.state_dict()) == list(before[1])
 

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from conftest import batch, build
+from test_adapter_layers import METHODS, both, stir
+from test_adapters import values
 from torch import nn
 
 from src import adapters
 from src.adapters import AdapterError, SPLoPA, SPLoRA
-from test_adapter_layers import METHODS, both, stir
-from test_adapters import values
 
 
 class Network(nn.Module):
@@ -20,8 +20,7 @@ class Network(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(9, 8)
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(up=nn.Linear(8, 12), norm=nn.LayerNorm(12),
-                               down=nn.Linear(12, 8)))
+            nn.ModuleDict(dict(up=nn.Linear(8, 12), norm=nn.LayerNorm(12), down=nn.Linear(12, 8)))
             for _ in range(2)
         )
         self.head = nn.Linear(8, 9, bias=False)
@@ -123,8 +122,7 @@ class TestSelection:
 
     def test_all_else_is_frozen(self, method):
         adapted = METHODS[method](network(), include="blocks.*")
-        trained = {n.split(".")[-1] for n, p in adapted.named_parameters()
-                   if p.requires_grad}
+        trained = {n.split(".")[-1] for n, p in adapted.named_parameters() if p.requires_grad}
         assert trained == {"bias", "rows", "cols"} | (
             {"pos_weights"} if method == "SPLoPA" else set()
         )
@@ -242,9 +240,7 @@ class TestTies:
         adapted = stir(METHODS[method](net))
         if method == "SPLoPA":
             adapted.blocks[0]["up"].block_mask[1, 1] = False
-        assert adapted.blocks[1]["up"].fused_weights()["weight"].eq(0).any() == (
-            method == "SPLoPA"
-        )
+        assert adapted.blocks[1]["up"].fused_weights()["weight"].eq(0).any() == (method == "SPLoPA")
         expected = outputs(adapted)
         for state in (adapted.state_dict(), adapters.adapter_state_dict(adapted)):
             other = copy.deepcopy(net)
@@ -273,8 +269,9 @@ class TestTies:
         adapted = stir(METHODS[method](net))
         assert adapted[0] is adapted[2]
         assert list(adapters.adapted_layers(adapted)) == ["0"]
-        assert not adapters.adapted_layers(METHODS[method](
-            nn.Sequential(*net, nn.Linear(8, 8)), exclude="2")).get("0")
+        assert not adapters.adapted_layers(
+            METHODS[method](nn.Sequential(*net, nn.Linear(8, 8)), exclude="2")
+        ).get("0")
         for state in (adapted.state_dict(), adapters.adapter_state_dict(adapted)):
             other = copy.deepcopy(net)
             adapters.insert_like(other, state)
@@ -289,9 +286,7 @@ class TestTies:
         net = network(tie_head=True)
         before = snapshot(net)
         for options in (dict(), dict(include="head")):
-            with pytest.raises(
-                AdapterError, match=r"head: .*embed \(Embedding\).*exclude head"
-            ):
+            with pytest.raises(AdapterError, match=r"head: .*embed \(Embedding\).*exclude head"):
                 METHODS[method](net, inplace=True, **options)
         assert unchanged(net, before)
         adapted = METHODS[method](net, exclude="head")
@@ -312,8 +307,9 @@ class TestTies:
             assert all(s is t for s, t in zip(a.sources(), b.sources()))
         x = values(3, 2, 8)
         with torch.no_grad():
-            expected = [m(x, x, x)[0] for m in adapted.values()
-                        if isinstance(m, nn.MultiheadAttention)]
+            expected = [
+                m(x, x, x)[0] for m in adapted.values() if isinstance(m, nn.MultiheadAttention)
+            ]
             adapters.fuse(adapted)
             assert list(adapted) == ["a", "b"]
             for module, y in zip(adapted.values(), expected):
@@ -357,8 +353,7 @@ class TestTranslationModel:
     def test_a_few_steps_of_training_lower_the_loss(self, method):
         model = self.adapted(method).train()
         source, _, previous = batch()
-        before = {n: p.clone() for n, p in model.named_parameters()
-                  if not p.requires_grad}
+        before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learned, lr=0.01)
         losses = []

@@ -6,13 +6,12 @@ import pickle
 
 import pytest
 import torch
+from test_adapter_layers import METHODS, both, stir
+from test_adapter_networks import network, outputs, snapshot, unchanged
 from torch import nn
 
 from src import adapters
 from src.adapters import AdapterError, SPLoPA, SPLoRA
-from test_adapter_layers import METHODS, both, stir
-from test_adapter_networks import network, outputs, snapshot, unchanged
-
 
 SETS = {
     "shared prototypes": dict(),
@@ -60,9 +59,7 @@ class TestSharedParameters:
             adapters.insert_like(other, state)
             if i == 0:
                 other.load_state_dict(state, strict=True)
-            adapters.load_adapter_state_dict(
-                other, adapters.adapter_state_dict(adapted)
-            )
+            adapters.load_adapter_state_dict(other, adapters.adapter_state_dict(adapted))
             assert torch.equal(outputs(other), expected)
             shapes = {n: p.shape for n, p in adapted.named_parameters()}
             assert {n: p.shape for n, p in other.named_parameters()} == shapes
@@ -349,22 +346,20 @@ class TestParameterRead:
         adapters.configure_parameter_read(net, masks={"blocks.1.up": {name: mask}})
         assert sum(p.numel() for p in net.parameters()) == count - saved
         state = net.state_dict()
-        assert sum(v.numel() for n, v in state.items() if n in dict(
-            net.named_parameters())) == count - saved
+        assert (
+            sum(v.numel() for n, v in state.items() if n in dict(net.named_parameters()))
+            == count - saved
+        )
         others = {"model." + n for n in state}
         outer = nn.ModuleDict({"model": net})
         assert set(outer.state_dict()) == others  # a parent's state shows the same
         with pytest.raises(AdapterError, match="no adapter 'blocks.1.norm'"):
-            adapters.configure_parameter_read(
-                net, masks={"blocks.1.norm": {name: mask}}
-            )
+            adapters.configure_parameter_read(net, masks={"blocks.1.norm": {name: mask}})
         for wrong in ({"blocks.1.up": mask}, [mask]):
             with pytest.raises(AdapterError, match="masks: expected dicts of masks"):
                 adapters.configure_parameter_read(net, masks=wrong)
         with pytest.raises(AdapterError, match="blocks.1.up.* found a list"):
-            adapters.configure_parameter_read(
-                net, masks={"blocks.1.up": {name: mask.tolist()}}
-            )
+            adapters.configure_parameter_read(net, masks={"blocks.1.up": {name: mask.tolist()}})
         adapters.configure_parameter_read(net, adapter_weights_only=False)
         assert {n for n, _ in net.named_parameters()} >= {"bias", "embed.weight"}
         adapters.reset_parameter_read(net)
@@ -384,12 +379,8 @@ class TestParameterRead:
         adapters.configure_parameter_read(net)
         assert torch.equal(outputs(net), expected)
         other = copy.deepcopy(net)
-        assert {id(p) for p in other.parameters()}.isdisjoint(
-            id(p) for p in net.parameters()
-        )
-        assert [n for n, _ in other.named_parameters()] == [
-            n for n, _ in net.named_parameters()
-        ]
+        assert {id(p) for p in other.parameters()}.isdisjoint(id(p) for p in net.parameters())
+        assert [n for n, _ in other.named_parameters()] == [n for n, _ in net.named_parameters()]
         net.load_state_dict(full)
         assert torch.equal(outputs(net), expected)
         fresh = network()
@@ -439,7 +430,8 @@ class TestFigures:
         assert total["biases"] == 55296
         assert round(total["percent"], 2) == percent
         bits = sum(
-            (row["weights"] // 1024) if method is SPLoPA
+            (row["weights"] // 1024)
+            if method is SPLoPA
             else (1024 if row["weights"] == 512 * 512 else 1536)
             for row in layers
         )

@@ -6,12 +6,12 @@ import io
 import pytest
 import torch
 from conftest import batch, build
+from test_cut import random_keep
 from torch import nn
 
 from src import adapters
 from src.adapters import SPLoPA, SPLoRA
 from src.connectivity.cut import cut
-from test_cut import random_keep
 
 SMALL = {
     "SPLoRA": lambda module, **kw: SPLoRA(module, **{"rank": 2, **kw}),
@@ -228,13 +228,10 @@ class TestEveryAdapter:
     def test_fuse_gives_the_plain_network_back(self):
         module = self.adapted()
         expected = self.infer(module)
-        same = [id(p) for n, p in module.named_parameters()
-                if n in self.plain.state_dict()]
+        same = [id(p) for n, p in module.named_parameters() if n in self.plain.state_dict()]
         assert adapters.fuse(module) is module
         assert torch.equal(self.infer(module), expected)
-        assert [type(m) for m in module.modules()] == [
-            type(m) for m in self.plain.modules()
-        ]
+        assert [type(m) for m in module.modules()] == [type(m) for m in self.plain.modules()]
         assert list(module.state_dict()) == list(self.plain.state_dict())
         assert [id(p) for p in module.parameters()] == same
         assert not any(m._forward_pre_hooks for m in module.modules())
@@ -247,18 +244,14 @@ class TestEveryAdapter:
         torch.save(adapters.adapter_state_dict(module), file)
         file.seek(0)
         state = torch.load(file, weights_only=True)
-        assert set(state).isdisjoint(
-            n for n, p in self.plain.named_parameters() if "bias" not in n
-        )
+        assert set(state).isdisjoint(n for n, p in self.plain.named_parameters() if "bias" not in n)
         other = copy.deepcopy(self.plain)
         adapters.load_adapter_state_dict(other, state)
         assert torch.equal(self.infer(other), self.infer(module))
         assert torch.equal(self.run(other.train()), self.run(module.train()))
         adapters.load_adapter_state_dict(other, state)  # already inserted
         assert torch.equal(self.infer(other), self.infer(module))
-        assert [n for n, p in self.learned(other)] == [
-            n for n, p in self.learned(module)
-        ]
+        assert [n for n, p in self.learned(other)] == [n for n, p in self.learned(module)]
 
     def test_insert_like_needs_no_configuration(self):
         module = self.adapted()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import RUN, TINY, run_training
 from fairseq_cli import generate as fairseq_generate
-
 from generate_helpers import (
     SEARCH,
     USER_DIR,
@@ -22,6 +21,7 @@ from generate_helpers import (
     run_tool,
     translate,
 )
+
 from src import average_checkpoints as averaging
 from src import checkpoint_utils
 from src.average_checkpoints import average_checkpoints
@@ -118,9 +118,7 @@ def test_is_the_true_mean_rounded_once(base, tmp_path):
         size = 10.0 ** torch.randint(-6, 7, value.shape, generator=generator)
         return torch.randn(value.shape, generator=generator) * size
 
-    inputs = [
-        edited(base, tmp_path / f"{n}.pt", set_model(numbers)) for n in range(7)
-    ]
+    inputs = [edited(base, tmp_path / f"{n}.pt", set_model(numbers)) for n in range(7)]
     mean = average_checkpoints(inputs)["model"]["encoder.embed_tokens.weight"]
     values = torch.stack([weights(p)["encoder.embed_tokens.weight"] for p in inputs])
     expected = [math.fsum(column) / 7 for column in values.flatten(1).t().tolist()]
@@ -190,9 +188,7 @@ def test_a_folder_is_its_last_checkpoints(pruned, tmp_path, capsys):
     assert line.count("\n") == 0 and all(n in line for n in names)
     assert_same(state["model"], average(tmp_path / "b.pt", "--inputs", *names)["model"])
     last = by_updates(pruned)[-2:]
-    state = average(
-        tmp_path / "a.pt", "--inputs", pruned, "--num-update-checkpoints", "2"
-    )
+    state = average(tmp_path / "a.pt", "--inputs", pruned, "--num-update-checkpoints", "2")
     assert_same(state["model"], average(tmp_path / "b.pt", "--inputs", *last)["model"])
 
 
@@ -216,9 +212,7 @@ def test_generate_and_fairseq_generate_read_it(corpus, checkpoints, tmp_path):
 
     def shifted(sign):
         generator = torch.Generator().manual_seed(1)
-        return set_model(
-            lambda n, t: t + sign * 0.125 * torch.randn(t.shape, generator=generator)
-        )
+        return set_model(lambda n, t: t + sign * 0.125 * torch.randn(t.shape, generator=generator))
 
     inputs = [edited(checkpoints.cut, tmp_path / f"{s}.pt", shifted(s)) for s in (-1, 1)]
     output, report = str(tmp_path / "average.pt"), tmp_path / "report.json"
@@ -237,14 +231,10 @@ def test_restoring_it_anew_is_finetuning_from_it(data, pruned, tmp_path):
     output = tmp_path / "average.pt"
     average(output, "--inputs", pruned, "--num-epoch-checkpoints", "3")
     run = [data, *TINY, *RUN, "--max-epoch", "1", "--weighted-layernorm"]
-    finetuned = run_training(
-        [*run, "--pretrained-model", output, "--save-dir", tmp_path / "f"]
-    )
+    finetuned = run_training([*run, "--pretrained-model", output, "--save-dir", tmp_path / "f"])
     resets = ["--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
     resets.append("--reset-dataloader")
-    restored = run_training(
-        [*run, "--restore-file", output, *resets, "--save-dir", tmp_path / "r"]
-    )
+    restored = run_training([*run, "--restore-file", output, *resets, "--save-dir", tmp_path / "r"])
     assert restored.get_num_updates() == finetuned.get_num_updates() > 0
     assert_same(restored.get_model().state_dict(), finetuned.get_model().state_dict())
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from generate_helpers import quiet_logging
-from src import average_checkpoints as averaging
-from src.average_checkpoints import average_checkpoints
 from test_average_checkpoints import (
     assert_same,
     average,
@@ -18,6 +15,9 @@ from test_average_checkpoints import (
     pruned,  # noqa: F401
     weights,
 )
+
+from src import average_checkpoints as averaging
+from src.average_checkpoints import average_checkpoints
 
 
 def other_channels(state):
@@ -206,9 +206,7 @@ def test_a_trusted_pickle_is_averaged_and_left_out(pruned, tmp_path):
     assert_same(state["model"], weights(pruned / "checkpoint5.pt"))
 
 
-def test_output_is_checked_and_interruptions_end_quietly(
-    pruned, tmp_path, capsys, monkeypatch
-):
+def test_output_is_checked_and_interruptions_end_quietly(pruned, tmp_path, capsys, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 

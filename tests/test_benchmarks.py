@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-
 from pretended_gpu import pretended_gpu
 
 sys.path[:0] = [str(ROOT / "benchmarks")]
@@ -79,9 +78,7 @@ def test_names_of_checkpoints():
         ("training_memory", "d --updates 0", "--updates 0: must be at least 1"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_timed(
-    script, options, message, monkeypatch, capsys
-):
+def test_mistakes_are_told_before_anything_is_timed(script, options, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *options.split()])
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(script).main()
@@ -149,9 +146,7 @@ def test_translation_on_a_gpu(data, base, monkeypatch, capsys):
     assert exact == ["100.0%"] * 3
 
     compression_speed = importlib.import_module("compression_speed")
-    monkeypatch.setitem(
-        compression_speed.SHAPES, "srp_multi30k_de_en", (16, 24, 2, 1, 60, 60)
-    )
+    monkeypatch.setitem(compression_speed.SHAPES, "srp_multi30k_de_en", (16, 24, 2, 1, 60, 60))
     options = ["--rates", "0.5", "--sentences", "4", "--length", "5", *engines]
     rows = run_on_gpu("compression_speed", options, monkeypatch, capsys)
     assert [row[:2] for row in rows] == [

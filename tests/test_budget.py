@@ -124,24 +124,20 @@ def test_plan_meets_rate_on_real_shapes(arch, rate):
     }[arch]
     options = {}
     for side in ("encoder", "decoder"):
-        for name, value in zip(
-            ("embed_dim", "ffn_embed_dim", "attention_heads", "layers"), dims
-        ):
+        for name, value in zip(("embed_dim", "ffn_embed_dim", "attention_heads", "layers"), dims):
             options[f"{side}_{name}"] = value
     model = build(**options)
     count = ParameterCount(model)
     total = count(count.original)
     first = plan_widths(model, rate, 1)
-    assert all(
-        (first[n] < g.width) == (g.kind == "embedding") for n, g in count.groups.items()
-    )
+    assert all((first[n] < g.width) == (g.kind == "embedding") for n, g in count.groups.items())
     generator = torch.Generator().manual_seed(1)
-    scores = {
-        n: torch.rand(g.width, generator=generator) for n, g in count.groups.items()
-    }
+    scores = {n: torch.rand(g.width, generator=generator) for n, g in count.groups.items()}
     cut(model, select(model, scores, first))
     second = plan_widths(model, rate, 2)
-    keep = select(model, {n: scores[n][: g.width] for n, g in channel_groups(model).items()}, second)
+    keep = select(
+        model, {n: scores[n][: g.width] for n, g in channel_groups(model).items()}, second
+    )
     cut(model, keep)
     now = sum(p.numel() for p in model.parameters())
     assert abs(now - rate * total) <= 0.005 * rate * total

@@ -102,8 +102,6 @@ def test_inductor(data, tmp_path, monkeypatch):
 
 def test_another_model_is_refused(data, tmp_path, capfd):
     with pytest.raises(SystemExit) as failure:
-        run_training(
-            [data, "--arch", "transformer", *RUN, "--compile", "--save-dir", tmp_path]
-        )
+        run_training([data, "--arch", "transformer", *RUN, "--compile", "--save-dir", tmp_path])
     assert failure.value.code == 2
     assert "--compile: needs an --arch of this plug-in" in capfd.readouterr().err

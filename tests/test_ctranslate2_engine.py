@@ -252,13 +252,19 @@ def configuration(path="model.pt", common=None, evaluation=None, task=None, **se
 
 OPTIONS = {
     "quantization alone": (
-        dict(engine="pytorch", quantization="int8"), {}, "--quantization int8: needs"
+        dict(engine="pytorch", quantization="int8"),
+        {},
+        "--quantization int8: needs",
     ),
     "folder alone": (
-        dict(engine="pytorch", ctranslate2_model="x"), {}, "--ctranslate2-model x: needs"
+        dict(engine="pytorch", ctranslate2_model="x"),
+        {},
+        "--ctranslate2-model x: needs",
     ),
     "quantization of a folder": (
-        dict(quantization="int8", ctranslate2_model="x"), {}, "--quantization int8: .* own"
+        dict(quantization="int8", ctranslate2_model="x"),
+        {},
+        "--quantization int8: .* own",
     ),
     "map alone": (
         dict(engine="pytorch", ctranslate2_vocabulary_map="off"),
@@ -287,9 +293,7 @@ OPTIONS = {
     "half": ({}, dict(common=dict(fp16=True)), "--fp16"),
     "bfloat16": ({}, dict(task=dict(cpu_bf16=True)), "--cpu-bf16"),
     "search": ({}, dict(task=dict(fairseq_search=True)), "--fairseq-search"),
-    "overrides": (
-        {}, dict(evaluation=dict(model_overrides="{'dropout': 0}")), "--model-overrides"
-    ),
+    "overrides": ({}, dict(evaluation=dict(model_overrides="{'dropout': 0}")), "--model-overrides"),
 }
 
 
@@ -297,9 +301,7 @@ OPTIONS = {
 def test_refused_options(case):
     given, configured, expected = OPTIONS[case]
     with pytest.raises(UserError, match=expected):
-        ctranslate2_engine.check_options(
-            options_of(**given), configuration(**configured)
-        )
+        ctranslate2_engine.check_options(options_of(**given), configuration(**configured))
 
 
 def test_options_that_mean_the_same():

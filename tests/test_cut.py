@@ -25,9 +25,7 @@ VARIANTS = {
     "no positions": dict(no_token_positional_embeddings=True),
     "embedding norm": dict(layernorm_embedding=True, no_scale_embedding=True),
     "narrow decoder": dict(decoder_embed_dim=12, decoder_ffn_embed_dim=20),
-    "wide decoder": dict(
-        decoder_embed_dim=24, decoder_layers=1, decoder_attention_heads=3
-    ),
+    "wide decoder": dict(decoder_embed_dim=24, decoder_layers=1, decoder_attention_heads=3),
     "gelu": dict(activation_fn="gelu_accurate"),  # its "gelu" rounds to float32
 }
 
@@ -179,9 +177,9 @@ def test_incremental_decoding_equals_teacher_forcing():
             encoder_out = model.encoder(src_tokens)
             state = torch.jit.annotate(dict, {})
             for step in range(previous.shape[1]):
-                now = model.decoder(
-                    previous[:, : step + 1], encoder_out, incremental_state=state
-                )[0]
+                now = model.decoder(previous[:, : step + 1], encoder_out, incremental_state=state)[
+                    0
+                ]
                 assert (now[:, 0] - whole[:, step]).abs().max() <= 2e-6
 
 

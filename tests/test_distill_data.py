@@ -63,8 +63,7 @@ def test_pairs_are_the_models_translations(data, checkpoints, tmp_path, engine, 
     found = hypotheses((tmp_path / "printed" / "generate-train.txt").read_text(), "H")
     words = Dictionary.load(str(data / "dict.en.txt"))
     expected = {
-        i: words.encode_line(text, add_if_not_exist=False).tolist()
-        for i, text in found.items()
+        i: words.encode_line(text, add_if_not_exist=False).tolist() for i, text in found.items()
     }
     kept = [i for i in range(PAIRS) if len(expected[i]) > 1]
     assert source[PAIRS:] == [source[i] for i in kept]
@@ -114,7 +113,9 @@ def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, ca
     distill(data, checkpoints.dense, tmp_path / "new")
     assert "12 sentences were translated before" in capsys.readouterr().err
     for language in ("de", "en"):
-        assert read(tmp_path / "new", "train", language) == read(tmp_path / "whole", "train", language)
+        assert read(tmp_path / "new", "train", language) == read(
+            tmp_path / "whole", "train", language
+        )
 
 
 def distill_but_stop(monkeypatch, *given):

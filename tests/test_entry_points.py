@@ -62,7 +62,14 @@ def test_from_the_scripts_folder_with_workers(data, tmp_path, user_dir):
 @pytest.mark.parametrize("script", ["train.py", "pruning.py", "finetuning.py"])
 def test_help_teaches_the_options(script):
     text = run([sys.executable, "src/" + script, "--help"])
-    for option in ("--compression-rate", "--importance", "--weighted-layernorm", "--prob-kd", "--adam-betas", "--save-dir"):
+    for option in (
+        "--compression-rate",
+        "--importance",
+        "--weighted-layernorm",
+        "--prob-kd",
+        "--adam-betas",
+        "--save-dir",
+    ):
         assert option in text
 
 

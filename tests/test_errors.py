@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from conftest import ROOT, RUN, TINY, run_training, write_corpus
 from fairseq import options as fairseq_options
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
-from conftest import ROOT, RUN, TINY, run_training, write_corpus
 
-from src.checkpoint_utils import load_checkpoint
 from src import cli, generate, training
+from src.checkpoint_utils import load_checkpoint
 from src.errors import UserError
 from src.run_checks import (
     ALIGNED,
@@ -94,9 +94,7 @@ def test_embedding_ratio_where_no_embedding_is_cut(capsys, prune, tmp_path):
 
 
 def test_period_longer_than_the_run(capsys, prune, tmp_path):
-    line = refused(
-        capsys, [*prune, "--pruning-period", "4", "--max-epoch", "3"], tmp_path
-    )
+    line = refused(capsys, [*prune, "--pruning-period", "4", "--max-epoch", "3"], tmp_path)
     assert "--pruning-period 4" in line and "--max-epoch is 3" in line
     refused(
         capsys,
@@ -504,9 +502,7 @@ def test_a_missing_part_of_the_data(capsys, data, tmp_path):
         (["--warming-up", "2", "--max-epoch", "3"], 2, 3),
     ],
 )
-def test_a_cut_model_that_would_not_be_saved(
-    capsys, data, base, tmp_path, options, interval, last
-):
+def test_a_cut_model_that_would_not_be_saved(capsys, data, base, tmp_path, options, interval, last):
     command = [data, *TINY, *RUN, "--pretrained-model", base, "--compression-rate", "0.4"]
     command += [*options, "--save-interval", interval]
     words = f"the last cut comes in epoch 3, the run ends with epoch {last}, and none"
@@ -931,7 +927,10 @@ def test_entry_points(data, script, arguments, words):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--arch", "transformer", "--weighted-layernorm"], "needs an --arch of this plug-in: srp,"),
+        (
+            ["--arch", "transformer", "--weighted-layernorm"],
+            "needs an --arch of this plug-in: srp,",
+        ),
         (["--arch", "srp", "--criterion", "cross_entropy", "--prob-kd=1"], "needs --criterion srp"),
         (["--arch", "srp", "--task", "translation", "--srp"], "needs --task SRPtranslation"),
         (["--arch", "srp", "--no-such-option"], "--help lists all"),

@@ -25,7 +25,8 @@ from test_cut import VARIANTS
 from src import ctranslate2_check, ctranslate2_spec, export
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
-from src.ctranslate2_check import deviation, load_translator, random_pairs as pairs_of
+from src.ctranslate2_check import deviation, load_translator
+from src.ctranslate2_check import random_pairs as pairs_of
 from src.ctranslate2_model import QUANTIZATIONS, build_spec, vocabulary
 from src.errors import UserError
 
@@ -40,9 +41,7 @@ def dictionaries(shared=False):
 def exported(model, folder, quantization="float32", shared=False, length=SHORT):
     """The translator of an export that has passed its own check."""
     os.makedirs(folder, exist_ok=True)
-    export.export(
-        model, dictionaries(shared), str(folder), quantization, "model", None, length
-    )
+    export.export(model, dictionaries(shared), str(folder), quantization, "model", None, length)
     return load_translator(str(folder), "model")
 
 

@@ -28,8 +28,14 @@ from generate_helpers import (
     write_data,
 )
 
-from src import average_checkpoints, export, export_adapters, export_sparse, flops_counter
-from src import sparsity_report
+from src import (
+    average_checkpoints,
+    export,
+    export_adapters,
+    export_sparse,
+    flops_counter,
+    sparsity_report,
+)
 from src.checkpoint_utils import load_checkpoint
 from src.errors import UserError
 from src.modules.linear import ConstantLinear, PackedLinear

@@ -8,9 +8,9 @@ import torch
 from fairseq import models
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
+from generate_helpers import checkpoints, corpus, quiet_logging, random_cut
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from generate_helpers import checkpoints, corpus, quiet_logging, random_cut
 from src.connectivity.cut import cut
 from src.errors import UserError
 from src.flops_counter import count_flops, load_model, main
@@ -102,11 +102,7 @@ def test_each_part_is_what_torch_counts_in_its_modules(is_cut):
         return sum(v for name, v in by_module.items() if name.endswith(ends))
 
     def projections_and_scores(side, attention):
-        names = [
-            name
-            for name in by_module
-            if f"{side}.layers" in name and f"{attention}" in name
-        ]
+        names = [name for name in by_module if f"{side}.layers" in name and f"{attention}" in name]
         whole = sum(by_module[n] for n in names if n.endswith(attention))
         projections = sum(by_module[n] for n in names if n.endswith("_proj"))
         return projections, whole - projections

@@ -114,9 +114,7 @@ def assert_same(one, other):
 def test_the_optimizers_freezing_is_masking(kinds, weight_decay, monkeypatch):
     """Weights and moments, while frozen and after; decay in every step, as AdamW's."""
     monkeypatch.setattr(frozen_step, "LARGEST_OUTSTANDING", 0.0)
-    masked, frozen = (
-        Run(masking, kinds, weight_decay=weight_decay) for masking in (True, False)
-    )
+    masked, frozen = (Run(masking, kinds, weight_decay=weight_decay) for masking in (True, False))
     before = frozen.weights()
     for number in range(5):
         for run in (masked, frozen):
@@ -292,9 +290,7 @@ class Counting(SRPTrainer):
         return result
 
 
-def test_a_stage_frozen_by_the_optimizer_ends_as_one_by_masking(
-    data, base, tmp_path, monkeypatch
-):
+def test_a_stage_frozen_by_the_optimizer_ends_as_one_by_masking(data, base, tmp_path, monkeypatch):
     monkeypatch.setattr("src.trainer.SRPTrainer", Counting)
     Counting.by_optimizer = Counting.by_masking = 0
     states = []

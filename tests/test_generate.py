@@ -13,9 +13,6 @@ import torch
 from conftest import DictionaryTask
 from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
-from sacrebleu import corpus_bleu
-from sacremoses import MosesDetokenizer
-
 from generate_helpers import (
     ARCH,
     EMPTY,
@@ -38,6 +35,9 @@ from generate_helpers import (
     without_bpe,
     write_data,
 )
+from sacrebleu import corpus_bleu
+from sacremoses import MosesDetokenizer
+
 from src import bleu, evaluation
 from src.flops_counter import count_flops, load_model
 
@@ -68,9 +68,7 @@ def test_lines_are_those_of_stock_fairseq_generate(corpus, checkpoints, kind):
 
 
 def test_cut_model_translates_as_the_gated_one(corpus, checkpoints):
-    gated, cut = (
-        stock_generate(corpus, path) for path in (checkpoints.gated, checkpoints.cut)
-    )
+    gated, cut = (stock_generate(corpus, path) for path in (checkpoints.gated, checkpoints.cut))
     assert hypotheses(gated) == hypotheses(cut)
     assert len(set(hypotheses(cut).values())) > SENTENCES / 2
     assert hypotheses(cut) != hypotheses(stock_generate(corpus, checkpoints.dense))
@@ -123,17 +121,13 @@ def test_an_empty_source_line_keeps_the_numbers(translated):
 
 def test_bleu_is_sacrebleus_of_detokenized_text(translated):
     moses = MosesDetokenizer("en")
-    references = [
-        moses.detokenize(without_bpe(target).split()) for _, target in random_pairs(1)
-    ]
+    references = [moses.detokenize(without_bpe(target).split()) for _, target in random_pairs(1)]
     expected = corpus_bleu(detokenized(translated), [references])
     assert f"= {expected.score:.2f} " in translated.split("BLEU|")[1]
     assert "BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in translated
 
 
-def test_references_are_matched_by_number_not_by_order(
-    corpus, checkpoints, translated, tmp_path
-):
+def test_references_are_matched_by_number_not_by_order(corpus, checkpoints, translated, tmp_path):
     order = [int(line[2:].split("\t")[0]) for line in sentence_lines(translated, "H")]
     assert order != sorted(order)  # fairseq prints in the order of batches
     reference = tmp_path / "reference.en"
@@ -189,9 +183,7 @@ def test_words_outside_the_dictionary_match_nothing():
     assert line == f"{words[5]} <<unk>>" and words.unk_word not in line.split()
 
 
-def test_too_long_sentences_count_as_empty(
-    corpus, checkpoints, tmp_path, capsys
-):
+def test_too_long_sentences_count_as_empty(corpus, checkpoints, tmp_path, capsys):
     pairs = random_pairs(1)
     pairs[5] = (" ".join(["Hund"] * 40), "a dog")
     write_data(tmp_path, pairs)
@@ -245,9 +237,7 @@ def test_sources_are_truncated_at_the_models_limit(corpus, checkpoints):
 # -- report ----------------------------------------------------------------------------------
 
 
-def test_report_holds_what_can_be_checked(
-    corpus, checkpoints, translated, tmp_path
-):
+def test_report_holds_what_can_be_checked(corpus, checkpoints, translated, tmp_path):
     path = tmp_path / "report.json"
     lengths = ["--flops-source-length", "9", "--flops-target-length", "7"]
     output = translate(corpus, checkpoints.cut, "--report", str(path), *lengths)
@@ -285,9 +275,7 @@ def test_speed_is_without_the_warm_up():
     assert alone["tokens_per_second"] == 1.43 and alone["warm_up_batches"] == 0
 
 
-def test_flops_are_of_the_mean_sentence_by_default(
-    corpus, checkpoints, tmp_path
-):
+def test_flops_are_of_the_mean_sentence_by_default(corpus, checkpoints, tmp_path):
     path = tmp_path / "report.json"
     translate(corpus, checkpoints.cut, "--report", str(path))
     report = json.loads(path.read_text())

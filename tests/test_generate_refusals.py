@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq_cli import generate as fairseq_generate
-
 from generate_helpers import (
     SEARCH,
     SENTENCES,
@@ -21,6 +20,7 @@ from generate_helpers import (
     translate,
     write_data,
 )
+
 from src import cli, export_adapters, export_sparse, flops_counter, generate, training
 from src import sparsity_report as report_on_sparsity
 from src.errors import UserError

@@ -13,15 +13,15 @@ import torch
 from conftest import RUN, TINY, build, run_training
 from fairseq.logging import metrics
 from fairseq_cli import train as fairseq_train
-
 from pretended_gpu import CUDA, pretended_gpu
+from test_freeze import adam, removed
+
 from src import generate
 from src.adapters import SPLoPA, SPLoRA, adapter_state_dict, fuse, load_adapter_state_dict
 from src.connectivity.freeze import Freezer
 from src.connectivity.groups import KINDS
 from src.sparsity import Pruning, prune_by_pct, to_sparse
 from src.trainer import SRPTrainer
-from test_freeze import adam, removed
 
 ON_GPU = [option for option in RUN if option != "--cpu"] + ["--scoring-batches", "2"]
 STAGE = ["--srp", "--compression-rate", "0.4", "--weighted-layernorm", "--max-epoch", "2"]

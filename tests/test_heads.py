@@ -10,7 +10,8 @@ from fairseq.sequence_generator import SequenceGenerator
 from test_budget import random_scores
 from test_cut import VARIANTS, close_gates, logits, random_keep
 from test_export import exported, found_deviation
-from test_flops import SMALL, build as dense_float, teacher_forced
+from test_flops import SMALL, teacher_forced
+from test_flops import build as dense_float
 from test_sequence_generator import DICTIONARY, LENGTHS, assert_same, livelier, sample
 
 from src.connectivity.budget import ParameterCount, plan_widths, scaled_widths

@@ -70,9 +70,7 @@ def shrunk(data, dense, tmp_path_factory):
                 super()._cut()
                 difference = (model(*batch())[0] - before).abs().max().item()
             model.train()
-            after = {
-                n: state[p]["exp_avg_sq"].clone() for n, p in model.named_parameters()
-            }
+            after = {n: state[p]["exp_avg_sq"].clone() for n, p in model.named_parameters()}
             seen.append((removed, moments, after, difference))
 
     folder = tmp_path_factory.mktemp("shrunk")
@@ -138,9 +136,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_stopped_stage_resumes_bit_identically(
-    data, dense, tmp_path, shrunk, monkeypatch, share
-):
+def test_stopped_stage_resumes_bit_identically(data, dense, tmp_path, shrunk, monkeypatch, share):
     trainer, folder, _ = shrunk
     from src import trainer as trainers
 

@@ -126,9 +126,7 @@ def test_keys_have_no_gradient_sum_and_values_have_that_of_the_output():
             for n in "qkv"
         ]
         hooks.append(
-            attention.out_proj.register_forward_pre_hook(
-                lambda m, args: seen.update(heads=args[0])
-            )
+            attention.out_proj.register_forward_pre_hook(lambda m, args: seen.update(heads=args[0]))
         )
         gradients = torch.autograd.grad(loss_of(model, inputs, target), list(seen.values()))
         for hook in hooks:

@@ -133,9 +133,7 @@ def test_two_processes_score_as_one(name, number, by_head):
         share = scoring(model, data[rank::2])
         return measure(groups, share, reduce, name, norm="l1", per_example=per_example)
 
-    one = measure(
-        groups, scoring(model, data), alone, name, norm="l1", per_example=per_example
-    )
+    one = measure(groups, scoring(model, data), alone, name, norm="l1", per_example=per_example)
     first, second = as_processes(2, run)
     assert one.keys() == first.keys() and len(one) > 4
     for group_name, scores in one.items():

@@ -222,9 +222,7 @@ def test_accelerate_changes_plain_layers_only():
         ("1", "GenuineIntel", "AVX2", True, True),
     ],
 )
-def test_the_processor_decides(
-    monkeypatch, variable, vendor, capability, present, expected
-):
+def test_the_processor_decides(monkeypatch, variable, vendor, capability, present, expected):
     monkeypatch.setenv(module.VARIABLE, variable)
     monkeypatch.setattr(module, "_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

@@ -10,6 +10,7 @@ from fairseq import optim
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
 from fairseq_cli import train as fairseq_train
+from test_cut import random_keep
 
 from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
@@ -18,7 +19,6 @@ from src.modules.linear import bfloat16_gain
 from src.optim.half_precision import prepare, unscale_once
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
-from test_cut import random_keep
 
 STAGE = ["--srp", "--compression-rate", "0.4", "--max-epoch", "2"]
 
@@ -58,9 +58,7 @@ def in_precision(option):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
-def test_a_stage_in_half_precision(
-    data, base, tmp_path, monkeypatch, option, dtype, kind
-):
+def test_a_stage_in_half_precision(data, base, tmp_path, monkeypatch, option, dtype, kind):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # a key, no more
     monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
     Watcher.log, Watcher.expected = [], dtype
@@ -108,8 +106,7 @@ def test_the_learning_rate_of_an_epoch_stays_after_a_cut_at_its_start(
     for main in (None, in_precision("bf16")):
         rates.append([])
         run_training(
-            [data, *TINY, *RUN, *options, "--pretrained-model", base]
-            + ["--save-dir", tmp_path],
+            [data, *TINY, *RUN, *options, "--pretrained-model", base] + ["--save-dir", tmp_path],
             main=main,
         )
     assert rates[0] == rates[1] == [1e-3] * 4 + [1e-4] * 4 + [1e-5] * 4
@@ -215,6 +212,7 @@ def test_copying_at_once_is_fairseqs_copying(flat):
 @pytest.mark.parametrize("flat", [True, False])
 def test_copies_and_moments_follow_a_cut(flat):
     from conftest import build
+
     from src.connectivity.groups import KINDS, channel_groups
 
     model = build().to(torch.bfloat16)
@@ -298,9 +296,7 @@ def test_cpu_bf16_needs_the_processor(data, tmp_path, monkeypatch):
 
 @needs_bf16
 @pytest.mark.parametrize("gain, warns", [(0.54, True), (1.9, False)])
-def test_cpu_bf16_that_gains_nothing_is_told(
-    data, tmp_path, monkeypatch, caplog, gain, warns
-):
+def test_cpu_bf16_that_gains_nothing_is_told(data, tmp_path, monkeypatch, caplog, gain, warns):
     monkeypatch.setattr("src.task_checks.bfloat16_gain", lambda: gain)
     options = ["--cpu-bf16", "--max-update", "1", "--save-dir", tmp_path]
     run_training([data, *TINY, *RUN, *options])
@@ -329,9 +325,7 @@ def test_checkpoints_of_pruning_runs_load_anywhere(data, base, tmp_path, monkeyp
     """Their task is rebuilt without what only the run needed: the base, the processor."""
     from fairseq import checkpoint_utils
 
-    run_training(
-        [data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
-    )
+    run_training([data, *TINY, *RUN, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path])
     path = str(tmp_path / "checkpoint_last.pt")
     state = torch.load(path)
     state["cfg"]["task"]["cpu_bf16"] = True

@@ -77,9 +77,7 @@ def test_only_what_is_needed_is_computed(small_pieces, monkeypatch, learned):
     made = []
     for name in ("times", "weight_gradient"):
         product = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, n=name, p=product: made.append(n) or p(*a)
-        )
+        monkeypatch.setattr(module, name, lambda *a, n=name, p=product: made.append(n) or p(*a))
     projected_nll(features, projection, target, 0.1, PAD)
     expected = {"features": {"times"}, "weight": {"weight_gradient"}, "nothing": set()}
     assert set(made) == expected[learned]
@@ -127,18 +125,14 @@ def test_the_criterion(criterion, monkeypatch, prefix):
     criterion.ignore_prefix_size = prefix
     source, _, previous = batch()
     sample = {
-        "net_input": dict(
-            src_tokens=source, src_lengths=None, prev_output_tokens=previous
-        ),
+        "net_input": dict(src_tokens=source, src_lengths=None, prev_output_tokens=previous),
         "target": previous.roll(-1, 1),
         "ntokens": 30,
     }
     model = build(weighted_layernorm=True).train()
     asked = []
     output_layer = model.decoder.output_layer
-    monkeypatch.setattr(
-        model.decoder, "output_layer", lambda x: asked.append(x) or output_layer(x)
-    )
+    monkeypatch.setattr(model.decoder, "output_layer", lambda x: asked.append(x) or output_layer(x))
     results = []
     for without in (True, False):
         if not without:
@@ -146,9 +140,7 @@ def test_the_criterion(criterion, monkeypatch, prefix):
         model.zero_grad()
         loss, _, logged = criterion(model, sample)
         loss.backward()
-        results.append(
-            [loss, logged["nll_loss"], *(p.grad.clone() for p in model.parameters())]
-        )
+        results.append([loss, logged["nll_loss"], *(p.grad.clone() for p in model.parameters())])
         assert bool(asked) != without
     for one, other in zip(*results):
         assert torch.allclose(one, other, atol=1e-12)

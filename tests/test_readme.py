@@ -12,8 +12,16 @@ import torch
 from conftest import ROOT
 from fairseq import options
 
-from src import average_checkpoints, cli, distill_data, export, export_adapters, export_sparse
-from src import generate, sparsity_report
+from src import (
+    average_checkpoints,
+    cli,
+    distill_data,
+    export,
+    export_adapters,
+    export_sparse,
+    generate,
+    sparsity_report,
+)
 from src.sparsity import PrunerSettings, load_config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +32,11 @@ BLOCKS = [text for language, text in FENCES if not language]
 PARSERS = {
     f"src/{module.__name__.rsplit('.')[-1]}.py": module.get_parser
     for module in (
-        average_checkpoints, export, export_adapters, export_sparse, sparsity_report
+        average_checkpoints,
+        export,
+        export_adapters,
+        export_sparse,
+        sparsity_report,
     )  # fmt: skip
 }
 COMMANDS = [
@@ -54,7 +66,15 @@ def test_commands_parse(command):
 def test_there_are_commands_for_every_step():
     assert {c.split()[1] for c in COMMANDS} >= {
         f"src/{name}.py"
-        for name in ("train", "pruning", "finetuning", "distill_data", "generate", "report", "export")
+        for name in (
+            "train",
+            "pruning",
+            "finetuning",
+            "distill_data",
+            "generate",
+            "report",
+            "export",
+        )
     }
 
 

@@ -101,9 +101,7 @@ def test_epsilon_and_biases_keep_relevance(monkeypatch):
         (make("post"), 0, 1e-2, math.inf),
     ):
         seen = collect(model, embeddings(model))
-        start, found, kept = relevance_of(
-            model, seen, data, monkeypatch, epsilon=epsilon
-        )
+        start, found, kept = relevance_of(model, seen, data, monkeypatch, epsilon=epsilon)
         missing = abs(start - sum(found.values()) - sum(kept)) / abs(start)
         assert least < missing < most
 
@@ -200,9 +198,7 @@ def test_lrp_is_the_absolute_relevance_of_tokens():
     expected = 0
     for inputs, target in data:
         seen = {}
-        hook = attention.out_proj.register_forward_pre_hook(
-            lambda m, args: seen.update(vo=args[0])
-        )
+        hook = attention.out_proj.register_forward_pre_hook(lambda m, args: seen.update(vo=args[0]))
         start = gold_relevance(model, inputs, target, PAD)
         (gradient,) = torch.autograd.grad(start, seen["vo"])
         expected = expected + (seen["vo"] * gradient).abs().sum((0, 1))

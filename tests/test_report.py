@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from generate_helpers import quiet_logging
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from generate_helpers import quiet_logging
 from src import picture, report
 
 RUNS = {

@@ -77,9 +77,7 @@ def stop_at(update, command, monkeypatch):
             run_training(command)
 
 
-def test_updates_that_are_just_enough_are_so_within_an_epoch(
-    data, base, tmp_path, monkeypatch
-):
+def test_updates_that_are_just_enough_are_so_within_an_epoch(data, base, tmp_path, monkeypatch):
     """What is left of the epoch is not all of it."""
     command = [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path]
     command += ["--srp", "--compression-rate", "0.4", "--max-update", "4"]

@@ -36,7 +36,9 @@ BASH = shutil.which("bash")
 def project(tmp_path):
     """A copy of what the scripts need of the project, to write into."""
     home = tmp_path / "project"
-    shutil.copytree(ROOT / "scripts", home / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "scripts", home / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(ROOT / "requirements", home / "requirements")
     shutil.copy(ROOT / "Makefile", home)
     return home
@@ -44,11 +46,20 @@ def project(tmp_path):
 
 def run(*command, cwd=ROOT, timeout=600, **environment):
     """Run a command; its environment is the caller's, with ``environment`` on top."""
-    env = {k: v for k, v in os.environ.items() if k not in ("VENV", "PYTHON", "DATA", "RAW_DIR", "MAKEFLAGS", "MAKELEVEL")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("VENV", "PYTHON", "DATA", "RAW_DIR", "MAKEFLAGS", "MAKELEVEL")
+    }
     env.update(environment)
     return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=timeout,
+        [str(c) for c in command],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
@@ -62,7 +73,9 @@ def executable(path, text):
 # --- every script ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", SCRIPTS + [ROOT / "scripts/common.sh", ROOT / ".ci/run"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "script", SCRIPTS + [ROOT / "scripts/common.sh", ROOT / ".ci/run"], ids=lambda p: p.name
+)
 def test_bash_accepts_script(script):
     assert run(BASH, "-n", script).stderr == ""
 
@@ -86,20 +99,39 @@ def test_scripts_without_an_environment_say_what_to_do(tmp_path):
 
 
 def test_training_tags():
-    lines = ["<url>http://x</url>", "<keywords>a, b</keywords>", "<talkid>1</talkid>",
-             "<title>A talk: on <i>x</i></title>", "<description>TED: what</description>", " Plain  text . "]
-    assert preprocess.strip_train_tags(lines) == ["A talk: on <i>x</i>", "TED: what", "Plain text ."]
+    lines = [
+        "<url>http://x</url>",
+        "<keywords>a, b</keywords>",
+        "<talkid>1</talkid>",
+        "<title>A talk: on <i>x</i></title>",
+        "<description>TED: what</description>",
+        " Plain  text . ",
+    ]
+    assert preprocess.strip_train_tags(lines) == [
+        "A talk: on <i>x</i>",
+        "TED: what",
+        "Plain text .",
+    ]
 
 
 def test_segments_of_xml():
-    lines = ["<doc docid='1'>", '<seg id="1"> That’s it. </seg>', "<description>no</description>", '<seg id="22"></seg>']
+    lines = [
+        "<doc docid='1'>",
+        '<seg id="1"> That’s it. </seg>',
+        "<description>no</description>",
+        '<seg id="22"></seg>',
+    ]
     assert preprocess.segments(lines) == ["That's it.", ""]
 
 
 @pytest.mark.parametrize(
     "lang, line, tokens",
     [
-        ("en", "It's a woman's hat, isn't it?", "It &apos;s a woman &apos;s hat , isn &apos;t it ?"),
+        (
+            "en",
+            "It's a woman's hat, isn't it?",
+            "It &apos;s a woman &apos;s hat , isn &apos;t it ?",
+        ),
         ("de", "Er sagt: „Ja“ & geht (z.B. heim).", "Er sagt : „ Ja “ &amp; geht ( z.B. heim ) ."),
         ("en", "3.5% of $1,000 [sic] a|b", "3.5 % of $ 1,000 &#91; sic &#93; a &#124; b"),
         ("en", "", ""),
@@ -109,7 +141,9 @@ def test_moses_tokens(lang, line, tokens):
     assert preprocess.tokenize(lang, line) == tokens
 
 
-@pytest.mark.parametrize("line", ["It's a woman's hat, isn't it?", "He paid $1,000 (in cash).", "\"No,\" she said; A & B."])
+@pytest.mark.parametrize(
+    "line", ["It's a woman's hat, isn't it?", "He paid $1,000 (in cash).", '"No," she said; A & B.']
+)
 def test_tokens_detokenize_to_the_sentence(line):
     from sacremoses import MosesDetokenizer
 
@@ -119,7 +153,11 @@ def test_tokens_detokenize_to_the_sentence(line):
 @given(st.integers(0, 200), st.integers(0, 200), st.sampled_from([0, 1.5, 9]))
 def test_length_filter(de, en, ratio):
     kept = preprocess.keep(("x " * de, "y " * en), ratio, 175)
-    expected = 1 <= de <= 175 and 1 <= en <= 175 and (ratio == 0 or (de <= ratio * en and en <= ratio * de))
+    expected = (
+        1 <= de <= 175
+        and 1 <= en <= 175
+        and (ratio == 0 or (de <= ratio * en and en <= ratio * de))
+    )
     assert kept == expected
 
 
@@ -202,7 +240,9 @@ def test_preprocess_refuses_in_one_line(tmp_path, capsys):
         f"preprocess: {tmp_path / 'raw/train'} is not parallel: 6 lines in de, 1 lines in en"
     ]
     (tmp_path / "raw/train.en").unlink()
-    assert preprocess.main(command) == 2 and "train.en.gz) does not exist" in capsys.readouterr().err
+    assert (
+        preprocess.main(command) == 2 and "train.en.gz) does not exist" in capsys.readouterr().err
+    )
     (tmp_path / "raw/train.en.gz").write_bytes(gzip.compress(b"x\n" * 6)[:-9])
     assert preprocess.main(command) == 2 and "cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -223,11 +263,18 @@ def iwslt_archive(path, pairs=92):
 
         for lang in "de", "en":
             body = "".join(f"Sentence number {i} isn't {lang}.\n" for i in range(1, pairs - 1))
-            body += "One two three four five six seven.\n" if lang == "de" else "One.\n"  # the ratio filter's
-            add(f"train.tags.de-en.{lang}", f"<url>x</url>\n<title>A title {lang}</title>\n{body}<talkid>1</talkid>\n")
+            body += (
+                "One two three four five six seven.\n" if lang == "de" else "One.\n"
+            )  # the ratio filter's
+            add(
+                f"train.tags.de-en.{lang}",
+                f"<url>x</url>\n<title>A title {lang}</title>\n{body}<talkid>1</talkid>\n",
+            )
             for name in preprocess.IWSLT_TEST:
-                add(f"IWSLT14.{name}.de-en.{lang}.xml",
-                    "".join(f'<seg id="{i}"> {name} {i} {lang}. </seg>\n' for i in (1, 2)))
+                add(
+                    f"IWSLT14.{name}.de-en.{lang}.xml",
+                    "".join(f'<seg id="{i}"> {name} {i} {lang}. </seg>\n' for i in (1, 2)),
+                )
     return path
 
 
@@ -245,28 +292,56 @@ def test_iwslt_from_archive_to_binary(project, tmp_path):
     assert len((text / "train.de").read_text().splitlines()) == 88
     test = (text / "raw.test.de").read_text().splitlines()
     assert test == [f"{name} {i} de." for name in preprocess.IWSLT_TEST for i in (1, 2)]
-    assert {"dict.de.txt", "dict.en.txt", "train.de-en.de.bin", "test.de-en.en.idx", "code"} <= set(os.listdir(binary))
+    assert {"dict.de.txt", "dict.en.txt", "train.de-en.de.bin", "test.de-en.en.idx", "code"} <= set(
+        os.listdir(binary)
+    )
     assert (binary / "raw.test.en").read_text() == (text / "raw.test.en").read_text()
 
     stamp = (binary / "dict.de.txt").stat().st_mtime_ns
     again = run(*command, cwd=tmp_path, PYTHON=sys.executable)
-    assert again.stdout.count("up to date") == 2 and (binary / "dict.de.txt").stat().st_mtime_ns == stamp
+    assert (
+        again.stdout.count("up to date") == 2
+        and (binary / "dict.de.txt").stat().st_mtime_ns == stamp
+    )
 
     archive.write_bytes(archive.read_bytes()[:-200])
     cut = run(*command, cwd=tmp_path, PYTHON=sys.executable)
-    assert cut.returncode == 2 and "not a whole archive" in cut.stderr and len(cut.stderr.splitlines()) == 1
+    assert (
+        cut.returncode == 2
+        and "not a whole archive" in cut.stderr
+        and len(cut.stderr.splitlines()) == 1
+    )
 
 
 def binarize(folder, *arguments, status=0):
     """``binarize`` with a stand-in for fairseq's preprocessing; the calls it got."""
-    python = executable(folder / "python", f"""#!{BASH}
+    python = executable(
+        folder / "python",
+        f"""#!{BASH}
 case "$*" in *fairseq_cli*) echo "$*" >>"{folder}/calls"; mkdir -p "{folder}/bin.part"; echo usage; echo "error: why"; exit {status} ;; esac
-""")
+""",
+    )
     text = folder / "text"
     text.mkdir(exist_ok=True)
-    for name in ("raw.valid.de", "raw.valid.en", "raw.test.de", "raw.test.en", "code", "preprocess.json"):
+    for name in (
+        "raw.valid.de",
+        "raw.valid.en",
+        "raw.test.de",
+        "raw.test.en",
+        "code",
+        "preprocess.json",
+    ):
         (text / name).exists() or (text / name).touch()
-    done = run(BASH, "-c", f'source "{ROOT}/scripts/common.sh"; binarize "$@"', "binarize", text, folder / "bin", *arguments, PYTHON=str(python))
+    done = run(
+        BASH,
+        "-c",
+        f'source "{ROOT}/scripts/common.sh"; binarize "$@"',
+        "binarize",
+        text,
+        folder / "bin",
+        *arguments,
+        PYTHON=str(python),
+    )
     return done, len((folder / "calls").read_text().splitlines())
 
 
@@ -283,10 +358,19 @@ def test_arguments_of_data_that_are_there(tmp_path):
     assert calls == 2 and not (tmp_path / "bin").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--raw-dir", "given", "--workers", "1"], ["--workers", "1", "--raw-dir", "given"], ["--raw-dir=given", "--workers", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--raw-dir", "given", "--workers", "1"],
+        ["--workers", "1", "--raw-dir", "given"],
+        ["--raw-dir=given", "--workers", "1"],
+    ],
+)
 def test_raw_dir_anywhere(tmp_path, arguments):
     (tmp_path / "given").mkdir()
-    command = f'source "{ROOT}/scripts/common.sh"; take_raw_dir "$@"; echo "$raw_dir" "${{REST[@]}}"'
+    command = (
+        f'source "{ROOT}/scripts/common.sh"; take_raw_dir "$@"; echo "$raw_dir" "${{REST[@]}}"'
+    )
     done = run(BASH, "-c", command, "x", *arguments, cwd=tmp_path)
     assert done.stdout == f"{tmp_path}/given --workers 1\n"
     for wrong in (["--raw-dir"], ["--raw-dir="], ["--raw-dir", "nowhere"]):
@@ -300,8 +384,16 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not in
 
 def download(url, target, sha256=""):
     """``download`` of common.sh; a target that ends in neither .tgz is taken for gzip."""
-    return run(BASH, "-c", f'source "{ROOT}/scripts/common.sh"; download "$@"', "download", url, target, sha256,
-               PYTHON=sys.executable)
+    return run(
+        BASH,
+        "-c",
+        f'source "{ROOT}/scripts/common.sh"; download "$@"',
+        "download",
+        url,
+        target,
+        sha256,
+        PYTHON=sys.executable,
+    )
 
 
 @pytest.fixture
@@ -316,7 +408,9 @@ def test_download_of_whole_file_is_recorded(packed, tmp_path):
     target = tmp_path / "new/x.gz"
     assert download(packed.as_uri(), target).returncode == 0
     assert target.read_bytes() == packed.read_bytes()
-    assert (tmp_path / "new/x.gz.sha256").read_text().strip() == hashlib.sha256(packed.read_bytes()).hexdigest()
+    assert (tmp_path / "new/x.gz.sha256").read_text().strip() == hashlib.sha256(
+        packed.read_bytes()
+    ).hexdigest()
     assert not (tmp_path / "new/x.gz.part").exists()
     packed.unlink()  # a second call needs no source
     assert download(packed.as_uri(), target).returncode == 0
@@ -326,7 +420,12 @@ def test_download_of_whole_file_is_recorded(packed, tmp_path):
 @pytest.mark.parametrize("content", ["beginning", "wrong", "too long", "whole"])
 def test_download_continues_or_starts_again(packed, tmp_path, content):
     data = packed.read_bytes()
-    part = {"beginning": data[:20_000], "wrong": b"x" * 20_000, "too long": data + b"xx" * 9, "whole": data}[content]
+    part = {
+        "beginning": data[:20_000],
+        "wrong": b"x" * 20_000,
+        "too long": data + b"xx" * 9,
+        "whole": data,
+    }[content]
     (tmp_path / "x.gz.part").write_bytes(part)
     done = download(packed.as_uri(), tmp_path / "x.gz")
     assert done.returncode == 0, done.stderr
@@ -389,7 +488,10 @@ def test_connection_that_breaks(packed, tmp_path, ranges):
         # without --retry the first call would end here; with it, curl may go on by itself
         first = download(url, tmp_path / "x.gz")
         if first.returncode:
-            assert not (tmp_path / "x.gz").exists() and (tmp_path / "x.gz.part").stat().st_size == 30_000
+            assert (
+                not (tmp_path / "x.gz").exists()
+                and (tmp_path / "x.gz.part").stat().st_size == 30_000
+            )
             assert "again to continue" in first.stderr
             assert download(url, tmp_path / "x.gz").returncode == 0
         server.shutdown()
@@ -404,8 +506,18 @@ def step(tmp_path, *extra, disposable="", **environment):
     """One ``step`` whose command counts its calls and writes a checkpoint."""
     (tmp_path / "input").exists() or (tmp_path / "input").write_text("")
     work = 'echo once >>"$0/calls"; [ ! -e "$0/fail" ] || exit 2; mkdir -p "$0/run"; : >"$0/run/checkpoint_last.pt"'
-    done = run(BASH, "-c", f'source "{ROOT}/scripts/common.sh"; DISPOSABLE={disposable}; dir=$1; shift; step "$dir/run" "$dir/input" bash -c "$@"',
-               "step", tmp_path, work, tmp_path, *extra, PYTHON=sys.executable, **environment)
+    done = run(
+        BASH,
+        "-c",
+        f'source "{ROOT}/scripts/common.sh"; DISPOSABLE={disposable}; dir=$1; shift; step "$dir/run" "$dir/input" bash -c "$@"',
+        "step",
+        tmp_path,
+        work,
+        tmp_path,
+        *extra,
+        PYTHON=sys.executable,
+        **environment,
+    )
     calls = tmp_path / "calls"
     return done, len(calls.read_text().splitlines()) if calls.exists() else 0
 
@@ -447,7 +559,11 @@ def test_refused_step_keeps_what_it_would_replace(tmp_path):
     (tmp_path / "run/keepsake").touch()
     (tmp_path / "fail").touch()
     done, calls = step(tmp_path, "--wrong", disposable="1", SRP_QUIET="1")
-    assert done.returncode == 2 and calls == 2 and f"the whole log is {tmp_path / 'run/train.log'}" in done.stderr
+    assert (
+        done.returncode == 2
+        and calls == 2
+        and f"the whole log is {tmp_path / 'run/train.log'}" in done.stderr
+    )
     assert (tmp_path / "run/keepsake").exists() and (tmp_path / "run/train.log").exists()
     (tmp_path / "fail").unlink()
     assert step(tmp_path, disposable="1")[1] == 2  # finished already
@@ -462,14 +578,22 @@ def test_log_of_a_failed_step_can_be_opened(project):
     assert done.returncode == 1 and done.stderr.endswith(f"{project}/log/train.log\n")
 
 
-@pytest.mark.parametrize("arguments", [["--data=multi30k", "--raw-dir=/nowhere"], ["--dropout", "0.1", "--data", "multi30k", "--raw-dir", "/nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data=multi30k", "--raw-dir=/nowhere"],
+        ["--dropout", "0.1", "--data", "multi30k", "--raw-dir", "/nowhere"],
+    ],
+)
 def test_arguments_of_the_demo_in_any_order(project, arguments):
     done = run(BASH, project / "scripts/demo.sh", *arguments, PYTHON=sys.executable)
     refused(done, "--raw-dir /nowhere is not a folder")
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
-    (tmp_path / "train.py").write_text("import os, pathlib, time\npathlib.Path(str(os.getpid())).touch()\ntime.sleep(60)\n")
+    (tmp_path / "train.py").write_text(
+        "import os, pathlib, time\npathlib.Path(str(os.getpid())).touch()\ntime.sleep(60)\n"
+    )
     command = [sys.executable, ROOT / "scripts/cpu_distributed.py", "--processes", "2", "train.py"]
     starter = subprocess.Popen(command, cwd=tmp_path)
     while len(started := [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]) < 2:
@@ -488,9 +612,15 @@ def test_environment_whose_path_has_a_space(project):
 
 
 def test_step_without_its_input(tmp_path):
-    done = run(BASH, "-c", f'source "{ROOT}/scripts/common.sh"; step "{tmp_path}/run" "{tmp_path}/no.pt" touch "{tmp_path}/x"',
-               PYTHON=sys.executable)
-    assert done.returncode == 2 and "no.pt is missing" in done.stderr and not (tmp_path / "x").exists()
+    done = run(
+        BASH,
+        "-c",
+        f'source "{ROOT}/scripts/common.sh"; step "{tmp_path}/run" "{tmp_path}/no.pt" touch "{tmp_path}/x"',
+        PYTHON=sys.executable,
+    )
+    assert (
+        done.returncode == 2 and "no.pt is missing" in done.stderr and not (tmp_path / "x").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -526,13 +656,24 @@ def test_one_line_an_epoch():
 
 def test_samples_side_by_side(tmp_path, capsys):
     for name, word in (("base", "house"), ("pruned", "hut")):
-        (tmp_path / name).write_text("noise\n" + "".join(
-            f"S-{i}\tein hau@@ s {i}\nT-{i}\ta house {i}\nH-{i}\t-0.5\ta {word[:2]}@@ {word[2:]} {i}\n"
-            f"D-{i}\t-0.5\ta {word} {i}\nP-{i}\t-0.1 -0.2\nH-{i}\t-0.9\tthe second best\n"
-            for i in (3, 1, 2)) + "Generate test with beam=5\n")
-    assert show_samples.main([str(tmp_path / "base"), str(tmp_path / "pruned"), "--number", "2"]) == 0
+        (tmp_path / name).write_text(
+            "noise\n"
+            + "".join(
+                f"S-{i}\tein hau@@ s {i}\nT-{i}\ta house {i}\nH-{i}\t-0.5\ta {word[:2]}@@ {word[2:]} {i}\n"
+                f"D-{i}\t-0.5\ta {word} {i}\nP-{i}\t-0.1 -0.2\nH-{i}\t-0.9\tthe second best\n"
+                for i in (3, 1, 2)
+            )
+            + "Generate test with beam=5\n"
+        )
+    assert (
+        show_samples.main([str(tmp_path / "base"), str(tmp_path / "pruned"), "--number", "2"]) == 0
+    )
     out = capsys.readouterr().out
-    assert out.count("source    ein haus") == 2 and out.count("base      a house") == 2 and out.count("pruned    a hut") == 2
+    assert (
+        out.count("source    ein haus") == 2
+        and out.count("base      a house") == 2
+        and out.count("pruned    a hut") == 2
+    )
     assert show_samples.main([str(tmp_path / "base"), str(tmp_path / "none")]) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -560,7 +701,9 @@ def narrow_path(tmp_path):
 
 def base_python(folder, name, version, info="header pip"):
     """A Python that knows its version and makes environments that are ``sys.executable``."""
-    return executable(folder / name, f"""#!{BASH}
+    return executable(
+        folder / name,
+        f"""#!{BASH}
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin"; cat >"$3/bin/python" <<'END'
 #!{BASH}
@@ -571,7 +714,8 @@ END
         chmod +x "$3/bin/python" ;;
     "-c"*) echo "{version} {info}" ;;
 esac
-""")
+""",
+    )
 
 
 def setup(project, **environment):
@@ -587,13 +731,20 @@ def refused(done, *words):
 
 def test_unsupported_python(project, narrow_path):
     base_python(narrow_path, "python3", "3.9.2")
-    refused(setup(project, PATH=str(narrow_path)), "python3 3.9.2", "3.11, 3.12 or 3.13 is needed", "PYTHON=")
+    refused(
+        setup(project, PATH=str(narrow_path)),
+        "python3 3.9.2",
+        "3.11, 3.12 or 3.13 is needed",
+        "PYTHON=",
+    )
     assert not (project / ".venv").exists()
 
 
 def test_missing_python(project, narrow_path):
     refused(setup(project, PATH=str(narrow_path)), "found no python3")
-    refused(setup(project, PATH=str(narrow_path), PYTHON="/nowhere/python3.12"), "/nowhere/python3.12")
+    refused(
+        setup(project, PATH=str(narrow_path), PYTHON="/nowhere/python3.12"), "/nowhere/python3.12"
+    )
 
 
 def test_stand_in_that_does_not_run_is_passed_over(project, narrow_path):
@@ -619,7 +770,10 @@ def test_make_passes_refusals_on(project, narrow_path):
 
 
 complete = pytest.mark.skipif(
-    any(list(check_env.missing(ROOT / f"requirements/{name}.txt", own=True)) for name in ("build", "run")),
+    any(
+        list(check_env.missing(ROOT / f"requirements/{name}.txt", own=True))
+        for name in ("build", "run")
+    ),
     reason="the environment of the tests was not made with the pinned versions",
 )
 
@@ -641,7 +795,9 @@ def test_second_set_up_is_cheap(made):
     calls.unlink()
     done = setup(project, PATH=str(path))
     assert done.returncode == 0 and done.stdout == ""
-    assert calls.read_text() == "scripts/check_env.py key\n"  # one look, nothing imported or installed
+    assert (
+        calls.read_text() == "scripts/check_env.py key\n"
+    )  # one look, nothing imported or installed
 
 
 @complete
@@ -653,7 +809,11 @@ def test_changed_pins_are_noticed(made):
     assert "is ready" in setup(project, PATH=str(path)).stdout
     pins.write_text(pins.read_text().replace("psutil==", "psutil==0."))
     done = setup(project, PATH=str(path))  # psutil must be installed, and the stand-in's pip fails
-    assert done.returncode == 1 and "run it again" in done.stderr and (project / ".venv/keepsake").exists()
+    assert (
+        done.returncode == 1
+        and "run it again" in done.stderr
+        and (project / ".venv/keepsake").exists()
+    )
     assert not (project / ".venv/.srp-ready").exists()
     assert "-m pip install" in (project / ".venv/bin/calls").read_text()
 
@@ -701,17 +861,36 @@ def test_official_fairseq_is_refused(tmp_path, monkeypatch):
     assert "official fairseq 0.12.2" in check_env.refusal()
 
 
-@pytest.mark.parametrize("torch, good", [("2.9.1+cu128", False), ("1.12.1", False), ("2.10.0", True), ("2.13.0+cpu", True), ("3.0", True)])
+@pytest.mark.parametrize(
+    "torch, good",
+    [
+        ("2.9.1+cu128", False),
+        ("1.12.1", False),
+        ("2.10.0", True),
+        ("2.13.0+cpu", True),
+        ("3.0", True),
+    ],
+)
 def test_torch_of_existing_environment(tmp_path, monkeypatch, torch, good):
     installed_versions(tmp_path, monkeypatch, fairseq_fixed="0.12.3.1", torch=torch)
     assert (check_env.refusal() is None) == good
 
 
 def test_existing_environment_gets_only_what_is_missing(tmp_path, monkeypatch):
-    installed_versions(tmp_path, monkeypatch, torch="2.11.0+cu128", numpy="2.3.0", cython="3.1", setuptools="70", fairseq_fixed="0.12.3")
+    installed_versions(
+        tmp_path,
+        monkeypatch,
+        torch="2.11.0+cu128",
+        numpy="2.3.0",
+        cython="3.1",
+        setuptools="70",
+        fairseq_fixed="0.12.3",
+    )
     build, more = (ROOT / f"requirements/{name}.txt" for name in ("build", "run"))
     assert [r.split("==")[0] for r in check_env.missing(build, own=False)] == ["wheel"]
-    assert f"fairseq-fixed=={check_env.pins(more)['fairseq-fixed']}" in list(check_env.missing(more, own=False))
+    assert f"fairseq-fixed=={check_env.pins(more)['fairseq-fixed']}" in list(
+        check_env.missing(more, own=False)
+    )
     assert "torch" in [r.split("==")[0] for r in check_env.missing(build, own=True)]
 
 

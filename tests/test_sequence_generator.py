@@ -23,8 +23,8 @@ from src import hypotheses as hypotheses_module
 from src import sequence_generator
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
-from src.modules import decoder_cache
 from src.hypotheses import BeamHypotheses, largest, top
+from src.modules import decoder_cache
 from src.sequence_generator import FastSequenceGenerator
 
 DICTIONARY = DictionaryTask().target_dictionary
@@ -62,9 +62,7 @@ def assert_same(models, prefix=None, inputs=None, reference=SequenceGenerator, *
         results.append(generator.generate(models, inputs, prefix_tokens=prefix))
     assert generator.fallback is None
     for expected, found in zip(*results, strict=True):
-        assert [h["tokens"].tolist() for h in expected] == [
-            h["tokens"].tolist() for h in found
-        ]
+        assert [h["tokens"].tolist() for h in expected] == [h["tokens"].tolist() for h in found]
         for one, other in zip(expected, found):
             torch.testing.assert_close(one["score"], other["score"].to(one["score"]))
             torch.testing.assert_close(

@@ -99,9 +99,7 @@ tensors = st.builds(
     st.integers(0, 2**32),
     st.sampled_from([0, 0, 0.01, 0.5]),
 )
-quick = settings(
-    deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)
-)
+quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 
 
 @quick
@@ -111,7 +109,7 @@ quick = settings(
     st.sampled_from(COMPRESSIONS),
 )
 @example({"__metadata__": torch.ones(3), "tensor 0": torch.ones(2)}, {}, "full")
-@example({"\ud800": torch.zeros(3), "\0\"\n": torch.ones(())}, {"\udfff": "\0é𝄞"}, "none")
+@example({"\ud800": torch.zeros(3), '\0"\n': torch.ones(())}, {"\udfff": "\0é𝄞"}, "none")
 @example({}, {"sparse_tensors": "", "sparse_checksum": ""}, "index")
 def test_whatever_is_saved_comes_back(state, metadata, compression):
     data = to_bytes(state, metadata, compression)
@@ -474,9 +472,7 @@ def test_a_failed_save_leaves_what_was_there(failing, tmp_path, monkeypatch):
     save_sparse(path, {"x": torch.ones(3)})
     if failing == "write":
         original = storage._assemble
-        monkeypatch.setattr(
-            storage, "_assemble", lambda *a: (original(*a)[0], [b"12", "no bytes"])
-        )
+        monkeypatch.setattr(storage, "_assemble", lambda *a: (original(*a)[0], [b"12", "no bytes"]))
         error = TypeError
     else:
 
@@ -668,9 +664,9 @@ def mutate(node, r: random.Random) -> None:
         del parent[key]
     elif r.random() < 0.2:
         other, another = r.choice(places)
-        parent[key] = json.loads(json.dumps(other.get(another, 0))) if isinstance(
-            other, dict
-        ) else 0
+        parent[key] = (
+            json.loads(json.dumps(other.get(another, 0))) if isinstance(other, dict) else 0
+        )
     else:
         parent[key] = json.loads(json.dumps(r.choice(WRONG)))
 

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from sparsity_helpers import check_replicas
 from torch import nn
 
 from src.sparsity import stored, timing
@@ -24,7 +25,6 @@ from src.sparsity.layers import (
 from src.sparsity.layouts import LAYOUTS
 from src.sparsity.magnitude import masks, prune_by_pct
 from src.sparsity.optim import SGD
-from sparsity_helpers import check_replicas
 
 CPU = tuple(name for name in LAYOUTS if name != "semi_structured")
 
@@ -341,9 +341,7 @@ def test_dense_and_back_is_exact():
         int((p != 0).sum()) for p in model.parameters()
     )
     back = to_dense(sparse)
-    for (name, expected), (_, found) in zip(
-        model.state_dict().items(), back.state_dict().items()
-    ):
+    for (name, expected), (_, found) in zip(model.state_dict().items(), back.state_dict().items()):
         assert torch.equal(expected, found), name
     assert type(model.features[0]) is DenseConv2d
     assert to_sparse(model, inplace=True) is model
@@ -651,9 +649,7 @@ def test_sgd_equals_that_of_torch_with_masked_gradients(settings, kind):
         ours.step()
         theirs.step()
     found = to_dense(model) if kind == "sparse" else model
-    for (name, parameter), expected in zip(
-        found.named_parameters(), reference.parameters()
-    ):
+    for (name, parameter), expected in zip(found.named_parameters(), reference.parameters()):
         if kind == "dense":
             assert torch.equal(parameter, expected), name
         else:

@@ -53,9 +53,7 @@ def close(found: Tensor, x: Tensor, weight: Tensor, bias) -> None:
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 1000),
 )
-def test_layouts_are_exact(
-    layout, pattern, outputs, inputs, rows, density, bias, dtype, seed
-):
+def test_layouts_are_exact(layout, pattern, outputs, inputs, rows, density, bias, dtype, seed):
     torch.manual_seed(seed)
     weight = pruned(pattern, outputs, inputs, density, dtype)
     bias = torch.randn(outputs, dtype=dtype) if bias else None

@@ -56,9 +56,7 @@ class Conv2(Prunable, nn.Module):
             nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         )  # fmt: skip
-        self.classifier = nn.Sequential(
-            nn.Linear(3136, 2048), nn.ReLU(), nn.Linear(2048, 62)
-        )
+        self.classifier = nn.Sequential(nn.Linear(3136, 2048), nn.ReLU(), nn.Linear(2048, 62))
         for parameter in self.parameters():  # one of 2^24 uniform numbers is zero
             parameter.data[parameter == 0] = 1e-3
 
@@ -390,7 +388,10 @@ def test_nan_is_refused_where_it_would_be_pruned_only():
 @pytest.mark.parametrize(
     "model, message",
     [
-        (nn.Sequential(nn.ReLU(), nn.LayerNorm(3)), "model Sequential: has no layer of Linear, Conv2d"),
+        (
+            nn.Sequential(nn.ReLU(), nn.LayerNorm(3)),
+            "model Sequential: has no layer of Linear, Conv2d",
+        ),
         (nn.Sequential(nn.LazyLinear(3)), "layer 0: its weight has no values yet"),
         ([nn.Linear(3, 3)], "model: a list is none; give a torch.nn.Module"),
         (nn.Linear(3, 3, device="meta"), "layer Linear: its weight has no values yet"),

@@ -55,9 +55,7 @@ def test_layers_that_nobody_or_two_own_are_refused():
 
 
 def test_shared_weights_count_once_and_follow_the_strictest_name():
-    model = nn.ModuleDict(
-        {"embed": nn.Embedding(8, 4), "out": nn.Linear(4, 8, bias=False)}
-    )
+    model = nn.ModuleDict({"embed": nn.Embedding(8, 4), "out": nn.Linear(4, 8, bias=False)})
     model["inner"] = nn.Linear(4, 4)
     model["out"].weight = model["embed"].weight
     model["again"] = model["inner"]

@@ -290,9 +290,7 @@ def test_every_group_is_full_at_n_of_m(text, rows, groups, levels):
     none = torch.zeros(len(sizes), dtype=torch.bool)
     number = rows * groups * m
     check_reachable(pattern, [shape], n / m, 0.98 if n / m < 0.98 else 0.99)
-    (blocks,) = allocate(
-        [pattern.block_scores(scores)], [sizes], [none], [number], n / m, 0.99
-    )
+    (blocks,) = allocate([pattern.block_scores(scores)], [sizes], [none], [number], n / m, 0.99)
     mask = pattern.expand(blocks, scores)
     assert ((~mask).view(-1, m).sum(1) == n).all()
 
@@ -310,9 +308,7 @@ def test_at_n_of_m_a_ragged_row_gives_all_it_may(text, shape):
             check_reachable(pattern, [shape], n / m, 0.99)
         return
     check_reachable(pattern, [shape], n / m, 0.99)
-    (blocks,) = allocate(
-        [pattern.block_scores(scores)], [sizes], [none], [number], n / m, 0.99
-    )
+    (blocks,) = allocate([pattern.block_scores(scores)], [sizes], [none], [number], n / m, 0.99)
     gone = ~pattern.expand(blocks, scores)
     full, rest = divmod(shape[1], m)
     assert (gone.sum(1) == full * n + n * rest // m).all()

@@ -17,8 +17,7 @@ def many_layers(number):
     model = nn.ModuleDict()
     for side, layers in (("encoder", number), ("decoder", 3)):
         model[side] = nn.ModuleList(
-            nn.ModuleDict({"fc1": nn.Linear(4, 5), "fc2": nn.Linear(5, 4)})
-            for _ in range(layers)
+            nn.ModuleDict({"fc1": nn.Linear(4, 5), "fc2": nn.Linear(5, 4)}) for _ in range(layers)
         )
     model["projection"] = nn.Linear(4, 4)
     return model

@@ -1,6 +1,3 @@
-
-
-
 """Pruning while training: scores, counts, masks."""
 
 import pytest
@@ -116,9 +113,7 @@ def test_one_shot_removes_the_exact_number(pattern, target, domain, prune_type, 
     pruning.on_before_optimizer_step()
     (pruner,) = pruning.pruners
     layers = [module.weight for module in pruner.layers.values()]
-    blocks = [
-        int(pruner.pattern.block_sizes(pruner.pattern.matrix(w).shape).max()) for w in layers
-    ]
+    blocks = [int(pruner.pattern.block_sizes(pruner.pattern.matrix(w).shape).max()) for w in layers]
     counts = [int((w == 0).sum()) for w in layers]
     if domain == "global":
         total = sum(w.numel() for w in layers)
@@ -266,9 +261,7 @@ def test_training_of_end_step_steps_reaches_the_target(prune_type):
     """As in the template, where no further gradients come."""
     model = network()
     settings = dict(pattern="1x1", prune_type=prune_type, target_sparsity=0.5)
-    pruning = start(
-        model, start_step=2, end_step=8, update_frequency_on_step=3, **settings
-    )
+    pruning = start(model, start_step=2, end_step=8, update_frequency_on_step=3, **settings)
     optimizer = sgd(model)
     for step in range(8):
         train(model, pruning, optimizer, [step])

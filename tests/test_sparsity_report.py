@@ -6,11 +6,11 @@ import re
 import pandas as pd
 import pytest
 import torch
+from generate_helpers import checkpoints, corpus, make_trainer, quiet_logging, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from generate_helpers import checkpoints, corpus, make_trainer, quiet_logging, save
 from src import export_adapters, sparse_checkpoint
 from src import sparsity_report as tool
 from src.errors import UserError
@@ -19,8 +19,8 @@ from src.sparsity import report
 from src.sparsity.errors import SparsityError
 from src.sparsity.layers import to_sparse
 from src.sparsity.magnitude import prune_by_pct, random_prune_by_pct
-from src.sparsity.prunable import prunable_layers
 from src.sparsity.patterns import parse_pattern
+from src.sparsity.prunable import prunable_layers
 from src.sparsity.report import OVER_ALL, OVER_PRUNABLE, block_sparsity, sparsity_report
 from src.sparsity.storage import save_sparse
 
@@ -92,9 +92,7 @@ def blocks_by_hand(matrix, text):
     height, width = len(matrix), len(matrix[0])
     if ":" in text:
         wanted, size = map(int, text.split(":"))
-        groups = [
-            row[start : start + size] for row in matrix for start in range(0, width, size)
-        ]
+        groups = [row[start : start + size] for row in matrix for start in range(0, width, size)]
         groups = [(g, wanted * len(g) // size) for g in groups]
         groups = [(g, needed) for g, needed in groups if needed]
         return sum(g.count(0.0) >= needed for g, needed in groups), len(groups)

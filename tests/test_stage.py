@@ -43,8 +43,7 @@ def parameters(state):
 def test_schedules(decreasing):
     ends = (2, 7, 12)  # of epochs with different numbers of updates
     values = [
-        connectivity_at(decreasing, t, 12, sum(t >= end for end in ends), 3)
-        for t in range(13)
+        connectivity_at(decreasing, t, 12, sum(t >= end for end in ends), 3) for t in range(13)
     ]
     assert values[0] == 1 and values[-1] == 0
     assert all(a >= b for a, b in zip(values, values[1:]))
@@ -73,9 +72,7 @@ def test_connectivity_moves_at_the_ends_of_epochs(
             return output
 
     monkeypatch.setattr("src.trainer.SRPTrainer", Watching)
-    options = stage_options(
-        base, srp=True, period=3, decreasing=decreasing, warming_up=warming_up
-    )
+    options = stage_options(base, srp=True, period=3, decreasing=decreasing, warming_up=warming_up)
     run_training(
         [data, *TINY, *RUN, *options, "--update-freq", "1,2", "--no-save"]
         + ["--save-dir", tmp_path]
@@ -148,14 +145,16 @@ def test_two_stages_through_their_checkpoints(data, base, tmp_path):
     total = parameters(torch.load(base)["model"])
     common = [data, *TINY, *RUN]
     one = run_training(
-        common + stage_options(base, stage=1, srp=True, period=2)
+        common
+        + stage_options(base, stage=1, srp=True, period=2)
         + ["--save-dir", tmp_path / "1", "--weighted-layernorm", "--max-epoch", "2"]
     )
     widths = ParameterCount(one.get_model()).current
     assert widths["encoder.embedding"] < 16 and widths["encoder.layers.0.ffn"] == 24
     last = str(tmp_path / "1" / "checkpoint_last.pt")
     two = run_training(
-        common + stage_options(last, stage=2, srp=True, decreasing="sg")
+        common
+        + stage_options(last, stage=2, srp=True, decreasing="sg")
         + ["--save-dir", tmp_path / "2", "--weighted-layernorm"]
     )
     state = weights(tmp_path / "2")
@@ -169,8 +168,7 @@ def test_two_stages_through_their_checkpoints(data, base, tmp_path):
     # --weighted-layernorm is forgotten, as in the README's command: it is inherited
     last = str(tmp_path / "2" / "checkpoint_last.pt")
     tuned = run_training(
-        common + ["--pretrained-model", last, "--save-dir", tmp_path / "3"]
-        + ["--max-epoch", "1"]
+        common + ["--pretrained-model", last, "--save-dir", tmp_path / "3"] + ["--max-epoch", "1"]
     )
     assert tuned.get_model().cfg.weighted_layernorm
     assert parameters(weights(tmp_path / "3")) == parameters(state)
@@ -233,9 +231,7 @@ def test_one_shot_is_not_validated_where_nothing_is(data, base, tmp_path, monkey
     "options, updates",
     [({"warming_up": 1}, 1), ({"pruning_iter": 2}, 1), ({"pruning_iter": 2, "warming_up": 1}, 2)],
 )
-def test_one_shot_without_an_epoch_limit_makes_its_last_cut(
-    data, base, tmp_path, options, updates
-):
+def test_one_shot_without_an_epoch_limit_makes_its_last_cut(data, base, tmp_path, options, updates):
     """After warming up, and after recovery between iterations (epochs of updates)."""
     command = [data, *TINY, *RUN, *stage_options(base, **options), "--save-dir", tmp_path]
     for _ in range(2):
@@ -273,9 +269,7 @@ def test_shrinking_in_iterations(data, base, tmp_path):
     )
 
 
-def test_best_checkpoint_is_cut_although_earlier_epochs_were_better(
-    data, base, tmp_path
-):
+def test_best_checkpoint_is_cut_although_earlier_epochs_were_better(data, base, tmp_path):
     run_training(
         [data, *TINY, *RUN, *stage_options(base, srp=True, period=2, warming_up=1)]
         + ["--save-dir", tmp_path, "--lr", "1e-6", "--patience", "1"]
@@ -366,9 +360,7 @@ def cut_weighted(data, base, tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", ["--finetune-from-model", "--restore-file", "resume"])
-def test_layer_normalization_of_a_cut_model_is_kept(
-    data, base, cut_weighted, tmp_path, how
-):
+def test_layer_normalization_of_a_cut_model_is_kept(data, base, cut_weighted, tmp_path, how):
     """The option is forgotten; the first validation is of the same function."""
     last = str(cut_weighted / "checkpoint_last.pt")
     command = [data, *TINY, *RUN, "--lr", "1e-9", "--weight-decay", "0", "--dropout", "0"]
@@ -565,7 +557,11 @@ def test_importance_is_deterministic_and_follows_its_definition(data, base, name
     model.eval()
     samples = list(task.scoring_samples("train", 1))
     assert len(samples) == 6 and all(s["ntokens"] <= 52 for s in samples)
-    for group_name in ("encoder.embedding", "decoder.layers.0.ffn", "decoder.layers.1.encoder_attn.vo"):
+    for group_name in (
+        "encoder.embedding",
+        "decoder.layers.0.ffn",
+        "decoder.layers.1.encoder_attn.vo",
+    ):
         group = channel_groups(model)[group_name]
         channel = 2
         slopes = []

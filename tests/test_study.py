@@ -20,6 +20,7 @@ import run as runner  # noqa: E402
 import tables  # noqa: E402
 import translation_speed  # noqa: E402
 from grid import GridError, flags, read_grid  # noqa: E402
+
 from src.bleu import detokenizer  # noqa: E402
 from src.checkpoint_utils import sole_process  # noqa: E402
 
@@ -125,7 +126,10 @@ def test_a_pattern_that_matches_nothing_is_refused(grid_file, monkeypatch, capsy
     with pytest.raises(SystemExit) as stopped:
         runner.main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: --only bass: matches no model; --list shows their names\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --only bass: matches no model; --list shows their names\n"
+    )
 
 
 def test_what_has_changed_is_made_again(grid_file, results, tmp_path):
@@ -232,9 +236,7 @@ def test_significance_stays_known_where_translations_are_gone(tested, tmp_path):
     grid, rows = tested
     found = [(row.get("p_base"), row.get("p_beside")) for row in rows]
     assert found[0] == (None, None) and 0 <= found[1][0] <= 1 and found[1][1] == found[1][0]
-    elsewhere = [
-        {**row, "folder": str(tmp_path), "p_base": None, "p_beside": None} for row in rows
-    ]
+    elsewhere = [{**row, "folder": str(tmp_path), "p_base": None, "p_beside": None} for row in rows]
     tables.add_significance(grid, elsewhere)
     assert [(row["p_base"], row["p_beside"]) for row in elsewhere[1:]] == found[1:]
     for row in elsewhere:
@@ -354,8 +356,7 @@ def test_flags():
 
 @pytest.mark.parametrize(
     "option",
-    ["--rounds 1", "--threads 0", "--sentences 0", "--batch-size 0", "--beam 0"]
-    + ["--subset x"],
+    ["--rounds 1", "--threads 0", "--sentences 0", "--batch-size 0", "--beam 0"] + ["--subset x"],
 )
 def test_speed_is_refused_before_any_timing(option, grid_file, monkeypatch, capsys):
     data = str(read_grid(grid_file).data)

@@ -66,8 +66,12 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_from_archive_to_binary(tmp_path):
     home = tmp_path / "project"
-    shutil.copytree(ROOT / "scripts", home / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    pairs = [(f"Das ist der Satz Nummer {i}.", f"This is sentence number {i}.") for i in range(4100)]
+    shutil.copytree(
+        ROOT / "scripts", home / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    pairs = [
+        (f"Das ist der Satz Nummer {i}.", f"This is sentence number {i}.") for i in range(4100)
+    ]
     path = archive(tmp_path / "deu-eng.zip", pairs)
 
     def run(url):

@@ -15,7 +15,6 @@ from conftest import (
     run_training,
     write_corpus,
 )
-
 from fairseq.data.indexed_dataset import make_builder, make_dataset
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics

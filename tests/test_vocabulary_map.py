@@ -134,9 +134,7 @@ def test_a_map_of_everything_changes_nothing(search, shared, tmp_path):
     options = GenerationConfig(min_len=0, **SEARCHES[search])
     generator = torch.Generator().manual_seed(4)
     lengths = [0, *torch.randint(1, 12, (40,), generator=generator).tolist()]
-    sources = [
-        torch.tensor([*torch.randint(4, 44, (n,), generator=generator), 2]) for n in lengths
-    ]
+    sources = [torch.tensor([*torch.randint(4, 44, (n,), generator=generator), 2]) for n in lengths]
     sample = {"net_input": {"src_tokens": collate_tokens(sources, 1, left_pad=True)}}
     results = []
     for use_map in (True, False):
@@ -298,9 +296,7 @@ def empty_training_set(corpus, training, place):
     return str(place / "data"), ["2"], ["--vocabulary-map 2", "no pairs"]
 
 
-@pytest.mark.parametrize(
-    "case", [no_training_set, no_candidates, no_number, empty_training_set]
-)
+@pytest.mark.parametrize("case", [no_training_set, no_candidates, no_number, empty_training_set])
 def test_export_refuses(case, corpus, training, checkpoints, tmp_path, capsys):
     data, given, expected = case(corpus, training, tmp_path)
     output = tmp_path / "model"
@@ -333,9 +329,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_generate_refuses_a_damaged_map(
-    case, folder, training, checkpoints, tmp_path, capsys
-):
+def test_generate_refuses_a_damaged_map(case, folder, training, checkpoints, tmp_path, capsys):
     damage, expected = DAMAGES[case]
     shutil.copytree(folder, tmp_path / "model")
     path = tmp_path / "model" / "vmap.txt"

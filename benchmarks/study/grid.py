@@ -154,9 +154,7 @@ class Model:
     def sparsity_text(self) -> str:
         """The configuration of weight-level pruning, as a file holds it."""
         pruner = {"pruners": [self.sparsity]}
-        return yaml.safe_dump(
-            {"pruning": {"approach": {"weight_compression_pytorch": pruner}}}
-        )
+        return yaml.safe_dump({"pruning": {"approach": {"weight_compression_pytorch": pruner}}})
 
 
 @dataclass
@@ -313,9 +311,7 @@ def read_grid(path: Path) -> Grid:
     names = {model.name for model in models}
     for model in models:
         if model.beside is not None and model.beside not in names:
-            raise GridError(
-                f"{path}: model {model.group!r}: beside {model.beside!r} is no model"
-            )
+            raise GridError(f"{path}: model {model.group!r}: beside {model.beside!r} is no model")
     results = Path(content.get("results") or work / "results.json")
     return Grid(path, data, reference, work, results, content.get("translate") or {}, models)
 

@@ -119,9 +119,7 @@ def draw_quality(rows: List[Row], stream: BinaryIO, base: str) -> None:
 def draw_widths(rows: List[Row], stream: BinaryIO) -> None:
     """The share of every width that remains, a line a model that lost channels."""
     cut = [
-        row
-        for row in rows
-        if any(now < uncut for now, uncut in (row.get("widths") or {}).values())
+        row for row in rows if any(now < uncut for now, uncut in (row.get("widths") or {}).values())
     ]
     names = list(dict.fromkeys(name for row in cut for name in row["widths"]))
     height = 1.8 + 0.28 * max(1, len(cut))
@@ -132,10 +130,7 @@ def draw_widths(rows: List[Row], stream: BinaryIO) -> None:
         axes.text(0.5, 0.5, "no model lost channels", ha="center", color=FAINT)
     else:
         shares = [
-            [
-                row["widths"][n][0] / row["widths"][n][1] if n in row["widths"] else 0
-                for n in names
-            ]
+            [row["widths"][n][0] / row["widths"][n][1] if n in row["widths"] else 0 for n in names]
             for row in cut
         ]
         image = axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")

@@ -358,9 +358,7 @@ def run(grid: Grid, only: str, jobs: int = 1, reproduce: bool = False) -> int:
     todo = missing(models, known)
     to_make = {id(m) for m in todo}
     todo = [
-        m
-        for m in models
-        if id(m) in to_make or (finished(m) and outdated(grid, m, finished(m)))
+        m for m in models if id(m) in to_make or (finished(m) and outdated(grid, m, finished(m)))
     ]
     total = len(todo)
     print(f"{len(models) - total} of {len(models)} models need no work", flush=True)

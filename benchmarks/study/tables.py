@@ -187,10 +187,7 @@ def readable(numbers: pd.DataFrame) -> pd.DataFrame:
     def column(name: str, pattern: str, unit: float = 1.0):
         if name not in numbers or numbers[name].isna().all():
             return None
-        return [
-            "" if pd.isna(value) else pattern.format(value / unit)
-            for value in numbers[name]
-        ]
+        return ["" if pd.isna(value) else pattern.format(value / unit) for value in numbers[name]]
 
     columns = {
         "model": numbers["name"].tolist(),

@@ -67,7 +67,8 @@ class Clause:
         """Put the German clause in order: "v2", "v1", "final" (finite verb) or "infinitive"."""
         phrase = self.subject.phrase
         finite, closing, prefix = lexicon.german_predicate(
-            self.verb, self.tense, self.modal, phrase.person, phrase.number)
+            self.verb, self.tense, self.modal, phrase.person, phrase.number
+        )
         front = front or self.front or (self.subject if order == "v2" else None)
         parts = [part for part in [self.subject, *self.parts] if part is not front]
         if order == "infinitive":
@@ -85,12 +86,16 @@ class Clause:
     def english(self, order="statement", front=None):
         """Put the English clause in order: "statement", "question" or "infinitive"."""
         phrase, verb = self.subject.phrase, self.verb
-        auxiliary, head, after = lexicon.english_predicate(verb, self.tense, self.modal, phrase.person, phrase.number)
+        auxiliary, head, after = lexicon.english_predicate(
+            verb, self.tense, self.modal, phrase.person, phrase.number
+        )
         front = front or self.front
         inverted = order == "question" and front is not self.subject
         if auxiliary is None and (self.negated or inverted):
             past = self.tense in ("past", "modal past")
-            auxiliary = "did" if past else "does" if (phrase.person, phrase.number) == (3, "sg") else "do"
+            auxiliary = (
+                "did" if past else "does" if (phrase.person, phrase.number) == (3, "sg") else "do"
+            )
         subject = [phrase.full_english(phrase.english)]
         words = [front.english] if front and front is not self.subject else []
         if order == "infinitive":
@@ -99,7 +104,9 @@ class Clause:
             words += [*subject, self.adverb, head]
         else:
             negation = ["not"] if self.negated else []
-            words += [auxiliary, *subject, *negation] if inverted else [*subject, auxiliary, *negation]
+            words += (
+                [auxiliary, *subject, *negation] if inverted else [*subject, auxiliary, *negation]
+            )
             words += [self.adverb, after]
         words.append(verb.preposition)
         pronoun = any(part.role == "acc" and part.phrase.kind == "pronoun" for part in self.parts)
@@ -119,19 +126,42 @@ def punctuate(words, mark):
 
 def form_pronoun(person, number, gender=""):
     """Return a personal pronoun as a noun phrase."""
-    *german, english, english_object, possessive, stem = lexicon.PRONOUN_TABLE[person, number, gender].split()
+    *german, english, english_object, possessive, stem = lexicon.PRONOUN_TABLE[
+        person, number, gender
+    ].split()
     possessives = (stem, possessive) if person == 3 else None
-    return NounPhrase(dict(zip(lexicon.CASES, german)), english, english_object, person, number, gender, "pronoun",
-                      owner=possessives)
+    return NounPhrase(
+        dict(zip(lexicon.CASES, german)),
+        english,
+        english_object,
+        person,
+        number,
+        gender,
+        "pronoun",
+        owner=possessives,
+    )
 
 
 def form_name(names):
     """Return a noun phrase for one (name, gender) or for several joined by "and"."""
-    german, english = " und ".join(name for name, _ in names), " and ".join(name for name, _ in names)
+    german, english = (
+        " und ".join(name for name, _ in names),
+        " and ".join(name for name, _ in names),
+    )
     single = len(names) == 1
-    owner = (("sein", "his") if names[0][1] == "m" else ("ihr", "her")) if single else ("ihr", "their")
-    return NounPhrase(dict.fromkeys(lexicon.CASES, german), english, english, 3, "sg" if single else "pl",
-                      names[0][1], "name", owner=owner)
+    owner = (
+        (("sein", "his") if names[0][1] == "m" else ("ihr", "her")) if single else ("ihr", "their")
+    )
+    return NounPhrase(
+        dict.fromkeys(lexicon.CASES, german),
+        english,
+        english,
+        3,
+        "sg" if single else "pl",
+        names[0][1],
+        "name",
+        owner=owner,
+    )
 
 
 def form_noun_phrase(noun, number, kind, stem, english, adjectives=()):
@@ -139,10 +169,20 @@ def form_noun_phrase(noun, number, kind, stem, english, adjectives=()):
     german = {}
     for case in lexicon.CASES:
         suffix = lexicon.adjective_ending(stem, case, noun.gender, number)
-        german[case] = " ".join(filter(None, [
-            lexicon.determiner(stem, case, noun.gender, number),
-            *(adjective.german(suffix) for adjective in adjectives), noun.german(case, number)]))
-    words = [*(adjective.english for adjective in adjectives), noun.english if number == "sg" else noun.english_plural]
+        german[case] = " ".join(
+            filter(
+                None,
+                [
+                    lexicon.determiner(stem, case, noun.gender, number),
+                    *(adjective.german(suffix) for adjective in adjectives),
+                    noun.german(case, number),
+                ],
+            )
+        )
+    words = [
+        *(adjective.english for adjective in adjectives),
+        noun.english if number == "sg" else noun.english_plural,
+    ]
     if english == "a":
         english = lexicon.indefinite_article(words[0])
     text = " ".join(filter(None, [english, *words]))

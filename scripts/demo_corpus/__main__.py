@@ -30,7 +30,9 @@ class Exhausted(Exception):
 def draw(sizes, seed):
     """Return the sentence pairs of each split, with no German or English sentence twice in all of them."""
     grammar, german, english, corpus = Grammar(random.Random(seed)), set(), set(), {}
-    for split in sorted(sizes, key=("test", "valid", "train").index):  # so that --train leaves the others as they are
+    for split in sorted(
+        sizes, key=("test", "valid", "train").index
+    ):  # so that --train leaves the others as they are
         pairs = corpus[split] = []
         for _ in range(TRIES * sizes[split] + 1000):
             if len(pairs) == sizes[split]:
@@ -41,16 +43,21 @@ def draw(sizes, seed):
                 english.add(pair.english)
                 pairs.append(pair)
         if len(pairs) < sizes[split]:
-            raise Exhausted(f"--{split} {sizes[split]}: the grammar yields too few different sentences; "
-                            f"give at most {len(pairs)}")
+            raise Exhausted(
+                f"--{split} {sizes[split]}: the grammar yields too few different sentences; "
+                f"give at most {len(pairs)}"
+            )
     return corpus
 
 
 def write(corpus, directory):
     """Write the files of all splits, each complete or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    texts = {f"{split}.{language}": "".join(pair[side] + "\n" for pair in pairs)
-             for split, pairs in corpus.items() for side, language in enumerate(("de", "en"))}
+    texts = {
+        f"{split}.{language}": "".join(pair[side] + "\n" for pair in pairs)
+        for split, pairs in corpus.items()
+        for side, language in enumerate(("de", "en"))
+    }
     unfinished = {name: directory / f".{name}.{os.getpid()}" for name in texts}
     try:
         for name, text in texts.items():
@@ -67,7 +74,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if message.startswith("argument ") or "arguments" in message:  # argparse's own words
-            message = f"{message.removeprefix('argument ')}; {' '.join(self.format_usage().split())}"
+            message = (
+                f"{message.removeprefix('argument ')}; {' '.join(self.format_usage().split())}"
+            )
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
@@ -80,14 +89,24 @@ def whole_number(parser, option, text, smallest, largest):
 
 def main(arguments=None):
     """Run the command line."""
-    parser = Parser(prog="demo_corpus", allow_abbrev=False, description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory to write to; made if it is missing")
+    parser = Parser(
+        prog="demo_corpus",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="directory to write to; made if it is missing"
+    )
     for split, size in SIZES.items():
-        parser.add_argument(f"--{split}", default=str(size), metavar="N", help=f"sentence pairs (default {size})")
+        parser.add_argument(
+            f"--{split}", default=str(size), metavar="N", help=f"sentence pairs (default {size})"
+        )
     parser.add_argument("--seed", default="1", metavar="S", help="which corpus (default 1)")
     options = parser.parse_args(arguments)
-    sizes = {split: whole_number(parser, split, getattr(options, split), 1, LARGEST) for split in SIZES}
+    sizes = {
+        split: whole_number(parser, split, getattr(options, split), 1, LARGEST) for split in SIZES
+    }
     seed = whole_number(parser, "seed", options.seed, 0, LARGEST_SEED)
     if not options.out:
         parser.error("--out '': give the name of a directory")
@@ -96,7 +115,9 @@ def main(arguments=None):
     except Exhausted as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"--out {options.out!r}: {error.strerror}; give a directory that can be written to")
+        parser.error(
+            f"--out {options.out!r}: {error.strerror}; give a directory that can be written to"
+        )
 
 
 if __name__ == "__main__":

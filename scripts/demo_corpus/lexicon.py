@@ -207,9 +207,17 @@ Reise f Reisen trip
 
 # Weak nouns take this ending everywhere but in the nominative singular.
 WEAK_NOUNS = {
-    "Junge": "Jungen", "Student": "Studenten", "Nachbar": "Nachbarn", "Polizist": "Polizisten",
-    "Bauer": "Bauern", "Kollege": "Kollegen", "Tourist": "Touristen", "Bär": "Bären",
-    "Affe": "Affen", "Löwe": "Löwen", "Elefant": "Elefanten",
+    "Junge": "Jungen",
+    "Student": "Studenten",
+    "Nachbar": "Nachbarn",
+    "Polizist": "Polizisten",
+    "Bauer": "Bauern",
+    "Kollege": "Kollegen",
+    "Tourist": "Touristen",
+    "Bär": "Bären",
+    "Affe": "Affen",
+    "Löwe": "Löwen",
+    "Elefant": "Elefanten",
 }
 
 # German, comparative ("-": not compared), English, English comparative
@@ -283,12 +291,27 @@ elegant eleganter elegant + clothes building
 # Adjectives that lose a vowel before an ending.
 ADJECTIVE_STEMS = {"teuer": "teur", "dunkel": "dunkl"}
 # Nobody's; "meine Frau" would be "my wife", too.
-UNOWNED = tuple("man woman boy girl baker painter singer policeman farmer tourist journalist fox bear monkey lion "
-                "elephant mouse forest airport station island beach mountain river sea park museum theater hospital "
-                "church supermarket university".split())
+UNOWNED = tuple(
+    "man woman boy girl baker painter singer policeman farmer tourist journalist fox bear monkey lion "
+    "elephant mouse forest airport station island beach mountain river sea park museum theater hospital "
+    "church supermarket university".split()
+)
 # What one can be at some times and not at others.
-PASSING = ("müde", "traurig", "glücklich", "fröhlich", "hungrig", "krank", "heiß", "kalt", "warm", "ruhig", "dunkel",
-           "sauber", "schmutzig")
+PASSING = (
+    "müde",
+    "traurig",
+    "glücklich",
+    "fröhlich",
+    "hungrig",
+    "krank",
+    "heiß",
+    "kalt",
+    "warm",
+    "ruhig",
+    "dunkel",
+    "sauber",
+    "schmutzig",
+)
 COLOURS = ("rot", "blau", "grün", "gelb", "schwarz", "weiß", "braun")
 
 # German infinitive (separable prefix before "."; "sich" marks reflexives) |
@@ -431,11 +454,15 @@ schneien|schneit|geschneit|haben|snow|weather||place unwanted town
 
 # Present and preterite of verbs whose forms follow no rule, and of "werden".
 IRREGULAR_PRESENT = {
-    "sein": "bin bist ist sind seid sind", "haben": "habe hast hat haben habt haben",
+    "sein": "bin bist ist sind seid sind",
+    "haben": "habe hast hat haben habt haben",
     "werden": "werde wirst wird werden werdet werden",
-    "wissen": "weiß weißt weiß wissen wisst wissen", "mögen": "mag magst mag mögen mögt mögen",
-    "können": "kann kannst kann können könnt können", "müssen": "muss musst muss müssen müsst müssen",
-    "wollen": "will willst will wollen wollt wollen", "dürfen": "darf darfst darf dürfen dürft dürfen",
+    "wissen": "weiß weißt weiß wissen wisst wissen",
+    "mögen": "mag magst mag mögen mögt mögen",
+    "können": "kann kannst kann können könnt können",
+    "müssen": "muss musst muss müssen müsst müssen",
+    "wollen": "will willst will wollen wollt wollen",
+    "dürfen": "darf darfst darf dürfen dürft dürfen",
     "sollen": "soll sollst soll sollen sollt sollen",
     "möchten": "möchte möchtest möchte möchten möchtet möchten",
 }
@@ -449,19 +476,23 @@ PRETERITE = {
 }
 # German modal, the English for its present and for its past (if it is used here).
 MODALS = (
-    ("können", "can", "could"), ("müssen", "have to", "had to"), ("wollen", "want to", "wanted to"),
-    ("dürfen", "be allowed to", "be allowed to"), ("sollen", "should", ""), ("möchten", "would like to", ""),
+    ("können", "can", "could"),
+    ("müssen", "have to", "had to"),
+    ("wollen", "want to", "wanted to"),
+    ("dürfen", "be allowed to", "be allowed to"),
+    ("sollen", "should", ""),
+    ("möchten", "would like to", ""),
 )
 
 # Verbs that govern a clause: infinitive, 3rd person, participle, English.
 CLAUSE_VERBS = {
     "dass": "glauben|glaubt|geglaubt|haben|believe hoffen|hofft|gehofft|haben|hope "
-            "sagen|sagt|gesagt|haben|say,said denken|denkt|gedacht|haben|think,thought "
-            "wissen|weiß|gewusst|haben|know,knew,known",
+    "sagen|sagt|gesagt|haben|say,said denken|denkt|gedacht|haben|think,thought "
+    "wissen|weiß|gewusst|haben|know,knew,known",
     "ob": "fragen|fragt|gefragt|haben|ask wissen|weiß|gewusst|haben|know,knew,known",
     "zu": "versuchen|versucht|versucht|haben|try hoffen|hofft|gehofft|haben|hope "
-          "vergessen|vergisst|vergessen|haben|forget,forgot,forgotten planen|plant|geplant|haben|plan "
-          "beschließen|beschließt|beschlossen|haben|decide versprechen|verspricht|versprochen|haben|promise",
+    "vergessen|vergisst|vergessen|haben|forget,forgot,forgotten planen|plant|geplant|haben|plan "
+    "beschließen|beschließt|beschlossen|haben|decide versprechen|verspricht|versprochen|haben|promise",
 }
 
 NAMES = {
@@ -469,27 +500,48 @@ NAMES = {
     "m": "Paul Peter Martin Emil David Jakob Tom Oskar Simon Leo".split(),
 }
 CITIES = (
-    ("Berlin", "Berlin"), ("Hamburg", "Hamburg"), ("München", "Munich"), ("Köln", "Cologne"), ("Wien", "Vienna"),
-    ("Zürich", "Zurich"), ("Paris", "Paris"), ("London", "London"), ("Rom", "Rome"), ("Prag", "Prague"),
+    ("Berlin", "Berlin"),
+    ("Hamburg", "Hamburg"),
+    ("München", "Munich"),
+    ("Köln", "Cologne"),
+    ("Wien", "Vienna"),
+    ("Zürich", "Zurich"),
+    ("Paris", "Paris"),
+    ("London", "London"),
+    ("Rom", "Rome"),
+    ("Prag", "Prague"),
 )
 # German preposition of rest and of motion towards it, English one of rest.
 PLACE_PREPOSITIONS = {
-    **dict.fromkeys("Haus Küche Zimmer Büro Garten Park Wald Bibliothek Museum Restaurant Kirche "
-                    "Krankenhaus Hotel Supermarkt Stadt Dorf".split(), ("in", "in", "in")),
+    **dict.fromkeys(
+        "Haus Küche Zimmer Büro Garten Park Wald Bibliothek Museum Restaurant Kirche "
+        "Krankenhaus Hotel Supermarkt Stadt Dorf".split(),
+        ("in", "in", "in"),
+    ),
     **dict.fromkeys("Schule Theater".split(), ("in", "in", "at")),
     **dict.fromkeys("Bahnhof Flughafen Universität".split(), ("an", "zu", "at")),
-    "Strand": ("an", "an", "on"), "Insel": ("auf", "auf", "on"), "Berg": ("auf", "auf", "on"),
+    "Strand": ("an", "an", "on"),
+    "Insel": ("auf", "auf", "on"),
+    "Berg": ("auf", "auf", "on"),
 }
 CONTRACTIONS = {
-    ("in", "dem"): "im", ("in", "das"): "ins", ("an", "dem"): "am", ("an", "das"): "ans",
-    ("zu", "dem"): "zum", ("zu", "der"): "zur", ("von", "dem"): "vom",
+    ("in", "dem"): "im",
+    ("in", "das"): "ins",
+    ("an", "dem"): "am",
+    ("an", "das"): "ans",
+    ("zu", "dem"): "zum",
+    ("zu", "der"): "zur",
+    ("von", "dem"): "vom",
 }
 
 # nominative accusative dative | English subject object possessive | German possessive
 PRONOUN_TABLE = {
-    (1, "sg", ""): "ich mich mir I me my mein", (2, "sg", ""): "du dich dir you you your dein",
-    (3, "sg", "m"): "er ihn ihm he him his sein", (3, "sg", "f"): "sie sie ihr she her her ihr",
-    (1, "pl", ""): "wir uns uns we us our unser", (2, "pl", ""): "ihr euch euch you you your euer",
+    (1, "sg", ""): "ich mich mir I me my mein",
+    (2, "sg", ""): "du dich dir you you your dein",
+    (3, "sg", "m"): "er ihn ihm he him his sein",
+    (3, "sg", "f"): "sie sie ihr she her her ihr",
+    (1, "pl", ""): "wir uns uns we us our unser",
+    (2, "pl", ""): "ihr euch euch you you your euer",
     (3, "pl", ""): "sie sie ihnen they them their ihr",
 }
 REFLEXIVES = {(1, "sg"): "mich", (2, "sg"): "dich", (1, "pl"): "uns", (2, "pl"): "euch"}
@@ -509,31 +561,49 @@ STRONG_WORDS = ("viel", "wie viel", "einig")  # plural only; the adjective decli
 # When it happens, by tense.
 TIME_TABLE = {
     "past": "gestern=yesterday|vorgestern=the day before yesterday|gestern Abend=yesterday evening|"
-            "heute Morgen=this morning|letzte Woche=last week|letzten Monat=last month|letztes Jahr=last year|"
-            "am Montag=on Monday|am Freitag=on Friday|am Sonntag=on Sunday",
+    "heute Morgen=this morning|letzte Woche=last week|letzten Monat=last month|letztes Jahr=last year|"
+    "am Montag=on Monday|am Freitag=on Friday|am Sonntag=on Sunday",
     "habitual": "jeden Tag=every day|jeden Morgen=every morning|jeden Abend=every evening|jede Woche=every week|"
-               "am Wochenende=on the weekend|montags=on Mondays|sonntags=on Sundays|"
-               "im Sommer=in summer|im Winter=in winter",
+    "am Wochenende=on the weekend|montags=on Mondays|sonntags=on Sundays|"
+    "im Sommer=in summer|im Winter=in winter",
     "progressive": "jetzt=now",
     "future": "morgen=tomorrow|übermorgen=the day after tomorrow|heute Abend=this evening|nächste Woche=next week|"
-              "nächsten Monat=next month|nächstes Jahr=next year|am Montag=on Monday|am Samstag=on Saturday|"
-              "bald=soon",
+    "nächsten Monat=next month|nächstes Jahr=next year|am Montag=on Monday|am Samstag=on Saturday|"
+    "bald=soon",
     "modal": "heute=today|morgen=tomorrow|jetzt=now|am Montag=on Monday|nächste Woche=next week",
 }
-TIMES = {tense: tuple(tuple(entry.split("=")) for entry in table.split("|")) for tense, table in TIME_TABLE.items()}
-FREQUENCIES = (("oft", "often"), ("immer", "always"), ("selten", "rarely"), ("nie", "never"),
-               ("manchmal", "sometimes"), ("normalerweise", "usually"))
+TIMES = {
+    tense: tuple(tuple(entry.split("=")) for entry in table.split("|"))
+    for tense, table in TIME_TABLE.items()
+}
+FREQUENCIES = (
+    ("oft", "often"),
+    ("immer", "always"),
+    ("selten", "rarely"),
+    ("nie", "never"),
+    ("manchmal", "sometimes"),
+    ("normalerweise", "usually"),
+)
 OPENING_FREQUENCIES = ("oft", "manchmal", "normalerweise")
-MANNERS = (("schnell", "quickly"), ("langsam", "slowly"), ("vorsichtig", "carefully"), ("leise", "quietly"),
-           ("allein", "alone"))
+MANNERS = (
+    ("schnell", "quickly"),
+    ("langsam", "slowly"),
+    ("vorsichtig", "carefully"),
+    ("leise", "quietly"),
+    ("allein", "alone"),
+)
 DEGREES = (("sehr", "very"), ("zu", "too"), ("ziemlich", "quite"))
 TIME_UNITS = (("Tagen", "days"), ("Wochen", "weeks"), ("Monaten", "months"), ("Jahren", "years"))
 
-UNITS = "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn " \
-        "siebzehn achtzehn neunzehn"
+UNITS = (
+    "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
+    "siebzehn achtzehn neunzehn"
+)
 TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig"
-ENGLISH_UNITS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen " \
-                "seventeen eighteen nineteen"
+ENGLISH_UNITS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
 ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 DOUBLING = ("swim", "run", "sit", "get", "put", "cut", "shop", "plan", "forget", "hug")
 # Written vowels and consonants that mislead about the sound that follows "a".
@@ -561,7 +631,11 @@ def _add_ing(word):
 
 def indefinite_article(following):
     """Return "a" or "an", whichever the next English word asks for."""
-    return "an" if following in AN_WORDS or (following[0] in "aeiouAEIOU" and following not in A_WORDS) else "a"
+    return (
+        "an"
+        if following in AN_WORDS or (following[0] in "aeiouAEIOU" and following not in A_WORDS)
+        else "a"
+    )
 
 
 class Noun(NamedTuple):
@@ -711,7 +785,9 @@ def numeral(value):
     """Return the German and English words for 2 to 99 and for the hundreds to 900."""
     tens, unit = divmod(value, 10)
     if value >= 100:
-        return UNITS.split()[value // 100 - 1] + "hundert", ENGLISH_UNITS.split()[value // 100 - 1] + " hundred"
+        return UNITS.split()[value // 100 - 1] + "hundert", ENGLISH_UNITS.split()[
+            value // 100 - 1
+        ] + " hundred"
     if value < 20:
         return UNITS.split()[value - 1], ENGLISH_UNITS.split()[value - 1]
     german, english = TENS.split()[tens - 2], ENGLISH_TENS.split()[tens - 2]
@@ -764,16 +840,27 @@ def _read_nouns():
         elif line:
             lemma, gender, plural, english, *tags = line.split()
             english, _, irregular = english.partition("/")
-            yield Noun(lemma, gender, None if plural == "-" else plural, english, irregular or _add_s(english),
-                       frozenset([block, english, *(tag.strip("+") for tag in tags)]))
+            yield Noun(
+                lemma,
+                gender,
+                None if plural == "-" else plural,
+                english,
+                irregular or _add_s(english),
+                frozenset([block, english, *(tag.strip("+") for tag in tags)]),
+            )
 
 
 def _read_adjectives():
     for line in ADJECTIVE_TABLE.split("\n"):
         if line:
             lemma, comparative, english, compared, *tags = line.split()
-            yield Adjective(lemma, None if comparative == "-" else comparative, english,
-                            f"more {english}" if compared == "+" else compared, frozenset(tags))
+            yield Adjective(
+                lemma,
+                None if comparative == "-" else comparative,
+                english,
+                f"more {english}" if compared == "+" else compared,
+                frozenset(tags),
+            )
 
 
 def _read_verb(line):
@@ -791,21 +878,79 @@ def _read_verb(line):
         if kind == "on":
             kind = "on/" + tags
         frame.append((kind, frozenset(tags.split(","))))
-    return Verb(prefix, base, third, participle, auxiliary, principal[0], past,
-                principal[2] if len(principal) > 2 else past, particle, preposition, bool(reflexive),
-                frozenset(subjects.split(",")), tuple(frame), frozenset(traits.split()))
+    return Verb(
+        prefix,
+        base,
+        third,
+        participle,
+        auxiliary,
+        principal[0],
+        past,
+        principal[2] if len(principal) > 2 else past,
+        particle,
+        preposition,
+        bool(reflexive),
+        frozenset(subjects.split(",")),
+        tuple(frame),
+        frozenset(traits.split()),
+    )
 
 
-BE = Verb("", "sein", "ist", "gewesen", "sein", "be", "was", "been", "", "", False, frozenset(), (), frozenset())
-COST = Verb("", "kosten", "kostet", "gekostet", "haben", "cost", "cost", "cost", "", "", False, frozenset(), (),
-            frozenset())
-PLEASE = Verb("", "gefallen", "gefällt", "gefallen", "haben", "like", "liked", "liked", "", "", False, frozenset(),
-              (), frozenset())
+BE = Verb(
+    "",
+    "sein",
+    "ist",
+    "gewesen",
+    "sein",
+    "be",
+    "was",
+    "been",
+    "",
+    "",
+    False,
+    frozenset(),
+    (),
+    frozenset(),
+)
+COST = Verb(
+    "",
+    "kosten",
+    "kostet",
+    "gekostet",
+    "haben",
+    "cost",
+    "cost",
+    "cost",
+    "",
+    "",
+    False,
+    frozenset(),
+    (),
+    frozenset(),
+)
+PLEASE = Verb(
+    "",
+    "gefallen",
+    "gefällt",
+    "gefallen",
+    "haben",
+    "like",
+    "liked",
+    "liked",
+    "",
+    "",
+    False,
+    frozenset(),
+    (),
+    frozenset(),
+)
 NOUNS = tuple(_read_nouns())
 ADJECTIVES = tuple(_read_adjectives())
 VERBS = tuple(map(_read_verb, VERB_TABLE.strip().split("\n")))
-MATRIX_VERBS = {kind: tuple(_read_verb(entry.replace(",", " ")) for entry in entries.split())
-                for kind, entries in CLAUSE_VERBS.items()}
+MATRIX_VERBS = {
+    kind: tuple(_read_verb(entry.replace(",", " ")) for entry in entries.split())
+    for kind, entries in CLAUSE_VERBS.items()
+}
 
 
 @cache

@@ -23,9 +23,7 @@ class _WithWeights:
 
     def __init__(self, module: nn.Module, weights: Dict[str, Tensor]):
         weights = dict(weights)
-        out_proj = SimpleNamespace(
-            weight=weights.pop("out_proj.weight"), bias=module.out_proj.bias
-        )
+        out_proj = SimpleNamespace(weight=weights.pop("out_proj.weight"), bias=module.out_proj.bias)
         self.__dict__.update(weights, out_proj=out_proj, _module=module)
 
     def __getattr__(self, name):

@@ -167,9 +167,7 @@ class Block(AdapterModule):
         def compute():
             if not recording() and self.block_mask.all():
                 return None
-            return self.block_mask[
-                (self.row_ids.long() // p)[:, None], self.column_ids.long() // q
-            ]
+            return self.block_mask[(self.row_ids.long() // p)[:, None], self.column_ids.long() // q]
 
         return self.remember("mask", sources, compute)
 
@@ -261,8 +259,10 @@ class Block(AdapterModule):
             else:
                 found = original[dim] if ids is None else ids.numel()
             if found != size:
-                raise AdapterError(f"{where}.{name}: found {found} present, expected "
-                                   f"{size}, the size of the layer's weight")
+                raise AdapterError(
+                    f"{where}.{name}: found {found} present, expected "
+                    f"{size}, the size of the layer's weight"
+                )
         return settings, tuple(original)
 
     def fits(self, settings: BlockSettings, original: Tuple[int, int]) -> bool:

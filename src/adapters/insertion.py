@@ -47,9 +47,7 @@ def SPLoRA(
             no layer to adapt, or a layer that can't be adapted (with its name).
     """
     settings = LowRankSettings(rank, init_range)
-    return _adapt(
-        module, "SPLoRA", settings, include, exclude, types, inplace, train_others
-    )
+    return _adapt(module, "SPLoRA", settings, include, exclude, types, inplace, train_others)
 
 
 def SPLoPA(
@@ -84,9 +82,7 @@ def SPLoPA(
     settings = BlockSettings(
         block_size, num_prototypes, rank, shared_prototypes, shared_pos_weights, init_range
     )
-    return _adapt(
-        module, "SPLoPA", settings, include, exclude, types, inplace, train_others
-    )
+    return _adapt(module, "SPLoPA", settings, include, exclude, types, inplace, train_others)
 
 
 def _adapt(module, kind, settings, include, exclude, types, inplace, train_others):

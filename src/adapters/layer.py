@@ -367,8 +367,7 @@ def fuse(network: nn.Module) -> nn.Module:
     for child in network.children():
         if "" in layers and isinstance(child, SharedParameters) and child.shared:
             raise AdapterError(
-                f"this {type(network).__name__} holds prototypes of other layers; fuse "
-                "the network"
+                f"this {type(network).__name__} holds prototypes of other layers; fuse the network"
             )
     fused: Dict[int, Tensor] = {}
     for layer in layers.values():

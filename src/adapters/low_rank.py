@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import AdaptedLayer, AdaptedLinear, AdapterModule, no_autocast, recording
-from .layer import uniform
+from .layer import AdaptedLayer, AdaptedLinear, AdapterModule, no_autocast, recording, uniform
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 
 
@@ -52,9 +51,7 @@ class LowRankSettings:
         if isinstance(rank, float):
             rank = max(1, round(rank * n))
         if self.fresh and rank > min(n, m):
-            raise AdapterError(
-                f"rank {rank} is above min(outputs, inputs) = {min(n, m)}"
-            )
+            raise AdapterError(f"rank {rank} is above min(outputs, inputs) = {min(n, m)}")
         return rank
 
     def check(self, weight: Tensor) -> None:
@@ -62,9 +59,7 @@ class LowRankSettings:
         self.size(*weight.shape[:2])
         kernel = tuple(weight.shape[2:])
         if any(k % 2 == 0 for k in kernel):
-            raise AdapterError(
-                f"kernel {kernel} has no centre; all kernel sizes must be odd"
-            )
+            raise AdapterError(f"kernel {kernel} has no centre; all kernel sizes must be odd")
 
 
 def check_init_range(init_range: float) -> None:

@@ -37,14 +37,10 @@ def mask_size(packed: Tensor, bits: int, name: str) -> int:
 def expect_shape(tensor: Tensor, shape: Sequence[int], name: str) -> None:
     """Raises AdapterError with both shapes if they differ."""
     if tuple(tensor.shape) != tuple(shape):
-        raise AdapterError(
-            f"{name}: found shape {tuple(tensor.shape)}, expected {tuple(shape)}"
-        )
+        raise AdapterError(f"{name}: found shape {tuple(tensor.shape)}, expected {tuple(shape)}")
 
 
-def check_mask(
-    masks: Mapping[str, Tensor], sizes: Mapping[str, Sequence[int]], where: str
-) -> None:
+def check_mask(masks: Mapping[str, Tensor], sizes: Mapping[str, Sequence[int]], where: str) -> None:
     """Raises AdapterError for a mask of an unknown name, a wrong type or shape."""
     for name, mask in masks.items():
         path = f"{where}.{name}" if where else name

@@ -40,9 +40,7 @@ class BlockSettings:
         size = self.block_size
         pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         if len(pair) != 2 or not all(map(_positive, pair)):
-            raise AdapterError(
-                f"block_size {size!r}: expected an integer of at least 1, or two"
-            )
+            raise AdapterError(f"block_size {size!r}: expected an integer of at least 1, or two")
         object.__setattr__(self, "block_size", pair)
         for name in ("num_prototypes", "rank"):
             if not _positive(getattr(self, name)):
@@ -50,9 +48,7 @@ class BlockSettings:
                     f"{name} {getattr(self, name)!r}: expected an integer of at least 1"
                 )
         if self.rank > min(pair):
-            raise AdapterError(
-                f"rank {self.rank} is above the smaller side of the blocks {pair}"
-            )
+            raise AdapterError(f"rank {self.rank} is above the smaller side of the blocks {pair}")
         check_init_range(self.init_range)
 
     def grid(self, shape: Sequence[int]) -> Tuple[int, int]:

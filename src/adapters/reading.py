@@ -103,9 +103,7 @@ def learned(name: str, layer: nn.Module, masks: Masks) -> Dict[str, Tensor]:
     for path, pieces in out_masks.items():
         bias = attribute(layer, path)
         if any(kept is not None for _, kept in pieces):
-            bias = torch.cat(
-                [b if kept is None else b[kept.to(b.device)] for b, kept in pieces]
-            )
+            bias = torch.cat([b if kept is None else b[kept.to(b.device)] for b, kept in pieces])
         found[join(name, path)] = bias
     return found
 
@@ -155,9 +153,7 @@ def _named_parameters(
 ) -> Iterator[Tuple[str, Tensor]]:
     shown = _readers(network, masks, not adapter_weights_only)
     shared = shared_names(network)
-    for name, parameter in type(network).named_parameters(
-        network, "", recurse, remove_duplicate
-    ):
+    for name, parameter in type(network).named_parameters(network, "", recurse, remove_duplicate):
         if name in shown:
             yield join(prefix, name), shown[name]
         elif not adapter_weights_only or name in shared:

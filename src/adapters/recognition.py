@@ -78,15 +78,13 @@ def recognise(network: nn.Module, entries: Mapping[str, Tensor]) -> Found:
         (kind,) = kinds
         found.kinds[name] = kind
         found.updates[name] = [
-            _recognise_update(kind, name, layer, part, entries, found)
-            for part in parts(layer)
+            _recognise_update(kind, name, layer, part, entries, found) for part in parts(layer)
         ]
     held = {id(layers[name]) for name in found.kinds}
     for name, layer in layers.items():
         if isinstance(layer, AdaptedLayer) and id(layer) not in held:
             raise AdapterError(
-                f"{name or 'the layer'} has an adapter, but the state dict holds none for "
-                "it"
+                f"{name or 'the layer'} has an adapter, but the state dict holds none for it"
             )
     _refuse_unknown(network, entries, found)
     return found
@@ -222,10 +220,7 @@ def attach(network: nn.Module, found: Found, train_others: bool) -> List[str]:
         check(network, kind, {n: found.updates[n][0].settings for n in layers}, layers)
     users = _users(found)
     for kind, layers in missing.items():
-        starts = {
-            name: _start_like(network, found.updates[name], users)
-            for name in layers
-        }
+        starts = {name: _start_like(network, found.updates[name], users) for name in layers}
         insert(network, kind, starts, layers)
     if "" in found.updates:
         keep_to_itself(network)
@@ -261,9 +256,7 @@ def _check_places(network, found: Found, modules) -> None:
                         f"the state dict holds {path}, but the network has no {owner}"
                     )
                 taken = getattr(modules[owner], name, None)
-                if taken is not None and not isinstance(
-                    taken, (Prototypes, PositionWeights)
-                ):
+                if taken is not None and not isinstance(taken, (Prototypes, PositionWeights)):
                     raise AdapterError(
                         f"the state dict holds {path}, which the network uses for "
                         f"{type(taken).__name__}"
@@ -292,9 +285,7 @@ def _start_like(network, updates: List[Update], users: Dict[str, int]) -> Callab
         positions = None
         if found.positions:
             grid = settings.grid(found.original)
-            positions = _place(
-                network, found.positions, PositionWeights, settings, grid, weight
-            )
+            positions = _place(network, found.positions, PositionWeights, settings, grid, weight)
         update.start(weight, settings, prototypes, positions, found.original)
 
     return start

@@ -108,9 +108,7 @@ def select(
     candidates = {
         key: module
         for key, module in modules.items()
-        if isinstance(module, applicable)
-        and key not in inside
-        and isinstance(module, types)
+        if isinstance(module, applicable) and key not in inside and isinstance(module, types)
     }
     for option, patterns, among in (
         ("include", include, candidates),
@@ -168,9 +166,7 @@ def check(
             for part in parts(layer):
                 weight = attribute(layer, part.weight)
                 if not isinstance(weight, nn.Parameter):
-                    raise AdapterError(
-                        f"its {part.weight} is computed (weight norm, pruning?)"
-                    )
+                    raise AdapterError(f"its {part.weight} is computed (weight norm, pruning?)")
                 if not weight.is_floating_point():
                     raise AdapterError(f"its {part.weight} is of type {weight.dtype}")
                 bias = attribute(layer, part.bias)
@@ -179,8 +175,7 @@ def check(
                 settings[name].check(part.weight_of(layer))
         except AdapterError as error:
             raise AdapterError(
-                f"{kind} can't adapt {name or 'the layer'}: {error}; exclude it or "
-                "change that"
+                f"{kind} can't adapt {name or 'the layer'}: {error}; exclude it or change that"
             ) from None
     _check_ties(network, kind, selected)
 

@@ -10,7 +10,7 @@ from .errors import AdapterError
 from .layer import adapted_layers, attribute, join, parts
 from .low_rank import LowRank
 from .masks import expect_shape
-from .reading import Masks, shared_names, check_masks, learned
+from .reading import Masks, check_masks, learned, shared_names
 from .recognition import attach, recognise
 
 UPDATES = {"SPLoRA": LowRank, "SPLoPA": Block}

@@ -59,15 +59,12 @@ class ParameterCount:
             if not dims:
                 self.constant += parameter.numel()
                 continue
-            fixed = math.prod(
-                size for d, size in enumerate(parameter.shape) if d not in dims
-            )
+            fixed = math.prod(size for d, size in enumerate(parameter.shape) if d not in dims)
             self.terms.append((fixed, [group.name for group in dims.values()]))
 
     def __call__(self, widths: Mapping[str, int]) -> int:
         return self.constant + sum(
-            fixed * math.prod(widths[name] for name in names)
-            for fixed, names in self.terms
+            fixed * math.prod(widths[name] for name in names) for fixed, names in self.terms
         )
 
     def per_channel(self, name: str, widths: Mapping[str, int]) -> int:
@@ -105,9 +102,7 @@ def scaled_widths(
         if group.kind in kinds:
             share = ratio * embedding_ratio if group.kind == "embedding" else ratio
             per_head = round(group.original_width * share / group.heads)
-            widths[name] = min(
-                group.width, max(minimum_width(group), per_head * group.heads)
-            )
+            widths[name] = min(group.width, max(minimum_width(group), per_head * group.heads))
     if whole_heads:
         widths.update(_scaled_heads(groups, ratio))
     return widths
@@ -128,9 +123,7 @@ def _scaled_heads(groups: Mapping[str, ChannelGroup], ratio: float) -> Widths:
     return widths
 
 
-def _turning_point(
-    fits: Callable[[float], bool], high: float = 1.0
-) -> Tuple[float, float]:
+def _turning_point(fits: Callable[[float], bool], high: float = 1.0) -> Tuple[float, float]:
     """The ratio up to which ``fits`` holds, from below and from above, at most ``high``."""
     low = 0.0
     if fits(high):
@@ -257,9 +250,7 @@ def settle(count: ParameterCount, widths: Widths, target: float) -> Widths:
                 continue
             gap = abs(count({**widths, name: width}) - target)
             # The widest (narrowest) layer gives (takes) first: shares stay equal.
-            if gap < best_gap and (
-                best is None or step * widths[name] < step * widths[best]
-            ):
+            if gap < best_gap and (best is None or step * widths[name] < step * widths[best]):
                 best = name
         if best is None:
             return widths

@@ -117,9 +117,7 @@ def take_shape(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
             _note_width(piece, groups[name].width)
 
 
-def _check_heads(
-    groups: Mapping[str, ChannelGroup], channel_ids: Mapping[str, Tensor]
-) -> None:
+def _check_heads(groups: Mapping[str, ChannelGroup], channel_ids: Mapping[str, Tensor]) -> None:
     """The groups of an attention module must have the same heads with these channels."""
     for pair in attention_groups(groups):
         heads = [g.heads_of(channel_ids.get(g.name, g.channel_ids)) for g in pair]

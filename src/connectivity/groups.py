@@ -106,9 +106,7 @@ class ChannelGroup(nn.Module):
         per_head = self.original_width // self.original_heads
         heads, channels = torch.unique(channel_ids.cpu() // per_head, return_counts=True)
         if len(channels.unique()) > 1:
-            raise RuntimeError(
-                f"{self.name}: its heads have different widths, {channels.tolist()}"
-            )
+            raise RuntimeError(f"{self.name}: its heads have different widths, {channels.tolist()}")
         return heads
 
     def tie(self, module: nn.Module, **dims: int) -> None:
@@ -182,9 +180,7 @@ def shrinking_groups(model: nn.Module) -> List[str]:
     return [name for name, group in channel_groups(model).items() if group.gated]
 
 
-def attention_groups(
-    groups: Mapping[str, ChannelGroup]
-) -> List[Tuple[ChannelGroup, ChannelGroup]]:
+def attention_groups(groups: Mapping[str, ChannelGroup]) -> List[Tuple[ChannelGroup, ChannelGroup]]:
     """The query/key and the value/output group of each attention module."""
     return [(g.same_heads, g) for g in groups.values() if g.same_heads is not None]
 

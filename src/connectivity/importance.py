@@ -72,9 +72,7 @@ def head_importance(
     attention = {n: g for n, g in groups.items() if g.original_heads > 1}
     if not attention:
         return {}
-    return score(
-        attention, batches, reduce, criterion, norm, per_example, seed, by_head=True
-    )
+    return score(attention, batches, reduce, criterion, norm, per_example, seed, by_head=True)
 
 
 def normalized(scores: Scores, norm: str) -> Scores:
@@ -109,17 +107,13 @@ def _differentiable(groups: Groups):
             group.refresh()
 
 
-def _sum_over_batches(
-    scoring: Scoring, contribution: Callable[[Tensor], Tensor]
-) -> Scores:
+def _sum_over_batches(scoring: Scoring, contribution: Callable[[Tensor], Tensor]) -> Scores:
     """Sum of ``contribution(∂L/∂c)`` over batches and processes, in float64."""
     groups = scoring.groups
     sizes = [scoring.number_of_units(group) for group in groups.values()]
     with _differentiable(groups) as connectivities:
         # one flat vector: a single reduction, and the same order everywhere
-        total = torch.zeros(
-            sum(sizes), dtype=torch.float64, device=connectivities[0].device
-        )
+        total = torch.zeros(sum(sizes), dtype=torch.float64, device=connectivities[0].device)
         for batch in scoring.batches:
             gradients = torch.autograd.grad(batch(), connectivities, allow_unused=True)
             flat = [

@@ -30,9 +30,7 @@ SCHEDULES: Dict[str, tuple] = {
 }
 
 
-def connectivity_at(
-    decreasing: str, step: int, steps: int, ended: int, epochs: int
-) -> float:
+def connectivity_at(decreasing: str, step: int, steps: int, ended: int, epochs: int) -> float:
     """Connectivity of a selected channel after ``step`` of ``steps`` updates.
 
     Args:

@@ -130,9 +130,7 @@ class PruningStage:
 
     def _widths(self, rate: float) -> Widths:
         plan = self.plan
-        return plan_widths(
-            self.model, rate, plan.stage, plan.prune_heads, plan.embedding_ratio
-        )
+        return plan_widths(self.model, rate, plan.stage, plan.prune_heads, plan.embedding_ratio)
 
     def check(self) -> None:
         """Refuse a rate out of reach, ahead of any work.

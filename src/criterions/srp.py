@@ -35,9 +35,7 @@ class SRPCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
             "over decoder layers"
         },
     )
-    T: float = field(
-        default=1.0, metadata={"help": "temperature of distillation (--prob-kd)"}
-    )
+    T: float = field(default=1.0, metadata={"help": "temperature of distillation (--prob-kd)"})
 
 
 class _SmoothedNLL(torch.autograd.Function):
@@ -49,9 +47,9 @@ class _SmoothedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, target, epsilon, padding_idx):
-        lprobs = F.log_softmax(logits, dim=-1, dtype=torch.promote_types(
-            logits.dtype, torch.float32
-        ))
+        lprobs = F.log_softmax(
+            logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)
+        )
         present = target.ne(padding_idx)
         each = epsilon / (logits.size(-1) - 1)
         nll = -lprobs.gather(1, target.unsqueeze(1)).squeeze(1)
@@ -110,9 +108,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         attn_kd=0.0,
         T=1.0,
     ):
-        super().__init__(
-            task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy
-        )
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--label-smoothing {label_smoothing:g}: must be in [0, 1)")
         if ignore_prefix_size < 0:
@@ -182,9 +178,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
             with self.forward_precision():
                 net_output = model(**sample["net_input"])
             loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
-        sample_size = (
-            sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
-        )
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
             "loss": loss.data,
             "nll_loss": nll_loss.data,
@@ -211,9 +205,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         present = sample["target"].ne(self.padding_idx)
         present[:, : self.ignore_prefix_size] = False
         if self.prob_kd:
-            kl = distillation_loss(
-                net_output[0], teacher_output[0], present, self.temperature
-            )
+            kl = distillation_loss(net_output[0], teacher_output[0], present, self.temperature)
             loss = loss + self.prob_kd * kl
             logging_output["prob_kd_loss"] = kl.data
         if self.attn_kd:

@@ -2,11 +2,11 @@
 
 from typing import Callable, Dict, Optional
 
-from torch import Tensor
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
+from torch import Tensor
 
 from ..adapters import insert_like
 from ..checkpoint_utils import reason
@@ -45,9 +45,7 @@ class SRPModel(TransformerModel):
 
     @classmethod
     def add_args(cls, parser):
-        gen_parser_from_dataclass(
-            parser, SRPConfig(), delete_default=True, with_prefix=""
-        )
+        gen_parser_from_dataclass(parser, SRPConfig(), delete_default=True, with_prefix="")
 
     def __init__(self, cfg, encoder, decoder):
         super().__init__(cfg, encoder, decoder)

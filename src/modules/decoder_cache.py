@@ -78,9 +78,7 @@ class BeamCache:
         self.memory = []  # [B, H, S, K] and [B, H, S, V]
         for pair, number in zip(memory, heads):
             split = (_heads(x, number.cross).permute(1, 2, 0, 3) for x in pair)
-            self.memory.append(
-                tuple(F.pad(x, (0, 0, 0, missing)).contiguous() for x in split)
-            )
+            self.memory.append(tuple(F.pad(x, (0, 0, 0, missing)).contiguous() for x in split))
         self.written: List[Optional[Tuple[Tensor, Tensor]]] = [None] * len(heads)
         # [B, n, slots], 0 where slot was written by an ancestor, else -inf
         self.mask = memory[0][0].new_full((sentences, 1, slots), float("-inf"))
@@ -192,8 +190,7 @@ class SingleCache:
         """Make room for one position."""
         if self.used == self.slots:
             self.written = [
-                tuple(torch.cat([x, torch.empty_like(x)]) for x in pair)
-                for pair in self.written
+                tuple(torch.cat([x, torch.empty_like(x)]) for x in pair) for pair in self.written
             ]
             self.slots *= 2
         self.used += 1
@@ -225,9 +222,7 @@ class SingleCache:
         if self.memory_mask is not None:
             self.memory_mask = select(self.memory_mask)
         for number, pair in enumerate(self.written):
-            smaller = tuple(
-                x.new_empty(len(x), len(sentences), *x.shape[2:]) for x in pair
-            )
+            smaller = tuple(x.new_empty(len(x), len(sentences), *x.shape[2:]) for x in pair)
             for old, new in zip(pair, smaller):
                 used = slice(self.used)
                 torch.index_select(old[used], 1, sentences, out=new[used])

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Callable, Dict, List, Optional, Tuple, Union
 
 import torch
-from torch import Tensor, nn
 from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
+from torch import Tensor, nn
 
 from ..adapters import adapted_weight
 from .decoder_cache import BeamCache, Heads, SingleCache
@@ -248,9 +248,7 @@ def unsupported(model: nn.Module) -> Optional[str]:
             )
         ):
             return "its decoder's layers are not a plain Transformer's"
-    if any(
-        getattr(module, "apply_during_inference", False) for module in decoder.modules()
-    ):
+    if any(getattr(module, "apply_during_inference", False) for module in decoder.modules()):
         return "--retain-dropout draws at random"
     return None
 

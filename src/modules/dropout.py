@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from fairseq.modules import FairseqDropout
+from torch import Tensor
 
 from ..connectivity.groups import ChannelGroup
 

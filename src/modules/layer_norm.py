@@ -121,9 +121,7 @@ class WeightedLayerNorm(nn.Module):
         mean = x.sum(-1, keepdim=True) / original
         centred = x - mean
         absent = original - x.shape[-1]
-        variance = (
-            centred.square().sum(-1, keepdim=True) + mean.square() * absent
-        ) / original
+        variance = (centred.square().sum(-1, keepdim=True) + mean.square() * absent) / original
         y = centred * torch.rsqrt(variance + self.eps)
         return (y * weight.to(y.dtype) + bias.to(y.dtype)).to(dtype)
 

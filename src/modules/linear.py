@@ -152,9 +152,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     if not _pays(x, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight.requires_grad
-        or (bias is not None and bias.requires_grad)
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return _Linear.apply(x, weight, bias)
     return _onednn(x, weight, bias)
@@ -198,9 +196,7 @@ class PackedLinear:
         if weight.device.type != "cpu" or not len(weight):
             return
         if weight.dtype in (torch.float32, torch.bfloat16) and uses_onednn():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(
-                self.weight.contiguous(), 64
-            )
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 64)
         elif weight.dtype == torch.float32:
             self._by_inputs = self.weight.t().contiguous()
 

@@ -5,8 +5,8 @@ from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from fairseq.modules import MultiheadAttention
+from torch import Tensor
 
 from ..connectivity.groups import ChannelGroup
 
@@ -90,9 +90,7 @@ class SRPMultiheadAttention(MultiheadAttention):
     def _split_heads(self, x: Tensor) -> Tensor:
         """``[T, B, H*K]`` to ``[B, H, T, K]``."""
         length, batch, width = x.shape
-        return x.view(length, batch, self.num_heads, width // self.num_heads).permute(
-            1, 2, 0, 3
-        )
+        return x.view(length, batch, self.num_heads, width // self.num_heads).permute(1, 2, 0, 3)
 
     def forward(
         self,
@@ -233,7 +231,5 @@ class SRPMultiheadAttention(MultiheadAttention):
         scores = torch.matmul(q * self.scaling, k.transpose(-2, -1))
         if mask is not None:
             scores = scores + mask
-        weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(
-            scores.dtype, torch.float32
-        ))
+        weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         return torch.matmul(self.dropout_module(weights).to(v.dtype), v), weights

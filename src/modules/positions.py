@@ -1,7 +1,7 @@
 """Position embeddings whose columns follow the embedding channels."""
 
-from torch import nn
 from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
+from torch import nn
 
 from ..connectivity.groups import ChannelGroup
 

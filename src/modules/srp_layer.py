@@ -4,12 +4,12 @@ from typing import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
 )
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..connectivity.groups import ChannelGroup
 from .dropout import Dropout
@@ -108,9 +108,7 @@ class SRPEncoderLayer(TransformerEncoderLayerBase):
 
     def build_self_attention(self, embed_dim, cfg):
         residual = self._residual[0]
-        return SRPMultiheadAttention(
-            residual, cfg.encoder.attention_heads, cfg.attention_dropout
-        )
+        return SRPMultiheadAttention(residual, cfg.encoder.attention_heads, cfg.attention_dropout)
 
     def residual_connection(self, x, residual):
         return _add(self, x, residual)
@@ -138,9 +136,7 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
 
     def build_self_attention(self, embed_dim, cfg, **kwargs):
         residual = self._residual[0]
-        return SRPMultiheadAttention(
-            residual, cfg.decoder.attention_heads, cfg.attention_dropout
-        )
+        return SRPMultiheadAttention(residual, cfg.decoder.attention_heads, cfg.attention_dropout)
 
     def build_encoder_attention(self, embed_dim, cfg):
         return SRPMultiheadAttention(
@@ -168,7 +164,5 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         )
         if self.keep_attention_map:
             per_head = attn.dim() == 4
-            self.attention_map = (
-                self.encoder_attn.mean_over_heads(attn) if per_head else attn
-            )
+            self.attention_map = self.encoder_attn.mean_over_heads(attn) if per_head else attn
         return x, attn, state

@@ -137,9 +137,7 @@ class FrozenStep:
         steps = list(counts.unbind())
         for state, step in zip(states, steps):
             state["step"] = step
-        return _Part(
-            parameters, [m for m, _ in moments], [v for _, v in moments], counts, steps
-        )
+        return _Part(parameters, [m for m, _ in moments], [v for _, v in moments], counts, steps)
 
     def _take(self, parameter: nn.Parameter, state: Dict[str, Any]) -> _Moments:
         """Take the moments of a parameter out of the optimizer's state."""
@@ -178,9 +176,7 @@ class FrozenStep:
             if parameter.grad is not None
         ]
         norms = [self.freezer.live_norm(p for p in present if p in self._frozen)]
-        norms += [
-            torch.linalg.vector_norm(p.grad) for p in present if p not in self._frozen
-        ]
+        norms += [torch.linalg.vector_norm(p.grad) for p in present if p not in self._frozen]
         total = torch.linalg.vector_norm(torch.stack(norms))
         if aggregate_norm_fn is not None:
             total = aggregate_norm_fn(total)

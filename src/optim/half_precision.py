@@ -3,10 +3,10 @@
 from typing import List
 
 import torch
-from torch import Tensor
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
+from torch import Tensor
 
 
 class _Scaler(torch.amp.GradScaler):

@@ -17,12 +17,8 @@ from .frozen_step import FrozenStep, clip
 
 @dataclass
 class SRPAdamConfig(FairseqDataclass):
-    adam_betas: Any = field(
-        default=(0.9, 0.999), metadata={"help": "betas for Adam optimizer"}
-    )
-    adam_eps: float = field(
-        default=1e-8, metadata={"help": "epsilon for Adam optimizer"}
-    )
+    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "betas for Adam optimizer"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "epsilon for Adam optimizer"})
     weight_decay: float = field(
         default=0.0,
         metadata={"help": "decoupled weight decay; frozen channels do not decay"},
@@ -46,9 +42,7 @@ def parse_betas(value: Any) -> tuple:
             return first, second
     except (TypeError, ValueError):
         pass
-    raise UserError(
-        f"--adam-betas {value!r}: two numbers in [0, 1) are expected, as '(0.9, 0.98)'"
-    )
+    raise UserError(f"--adam-betas {value!r}: two numbers in [0, 1) are expected, as '(0.9, 0.98)'")
 
 
 @register_optimizer("srp_adam", dataclass=SRPAdamConfig)

@@ -7,9 +7,9 @@ parameter or one flat vector for all; Adam's moments then belong to the copies.
 from typing import Dict, Iterator, List, Tuple
 
 import torch
-from torch import Tensor, nn
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
+from torch import Tensor, nn
 
 from ..connectivity.cut import Cuts, cut_optimizer_state, take
 from ..connectivity.freeze import Freezer
@@ -100,9 +100,7 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
         if scalars:
             moments = {name: torch.zeros_like(copy.data) for name in names}
             # a count of steps for each, since a step of the optimizer adds to every one
-            counts = {
-                k: v.clone() if torch.is_tensor(v) else v for k, v in scalars[0].items()
-            }
+            counts = {k: v.clone() if torch.is_tensor(v) else v for k, v in scalars[0].items()}
             new.optimizer.state[copy] = {**counts, **moments}
     for parameter, name, view in memory(new):
         if (id(parameter), name) in taken:

@@ -72,9 +72,7 @@ def _allocate(scores, sizes, removed, elements, target, max_sparsity) -> List[Te
     gone = [_weight(block, size) for size, block in zip(sizes, removed)]
     budget = _round(target * sum(elements)) - sum(gone)
     if budget <= 0:
-        return [
-            torch.zeros_like(block, device=place) for block, place in zip(removed, places)
-        ]
+        return [torch.zeros_like(block, device=place) for block, place in zip(removed, places)]
     # what is gone or never goes comes last in every order
     barred = [
         block | (torch.as_tensor(size, device=block.device) == 0)
@@ -208,9 +206,7 @@ def _by_sorting(scores, sizes, budget, rounding) -> Tensor:
         full = int(torch.searchsorted(used, budget, right=True)) if budget > 0 else 0
         part = budget - (int(used[full - 1]) if full else 0)
         after = int(used[full]) - (budget - part) if full < number else 0
-    full += part > 0 and (
-        rounding == "up" or (rounding == "nearest" and 2 * part >= after)
-    )
+    full += part > 0 and (rounding == "up" or (rounding == "nearest" and 2 * part >= after))
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     full = min(full, number)
     if full == number:
@@ -242,9 +238,7 @@ def _bracket(scores, sizes, budget):
     middle = int(budget / total * SAMPLE)
     margin = 2 * int(SAMPLE**0.5)  # four standard deviations of a sampled quantile
     low, high = middle - margin, middle + margin
-    below = (
-        scores < sample[low] if low >= 0 else torch.zeros_like(scores, dtype=torch.bool)
-    )
+    below = scores < sample[low] if low >= 0 else torch.zeros_like(scores, dtype=torch.bool)
     between = scores <= sample[high] if high < SAMPLE else torch.ones_like(below)
     between &= ~below
     rest = budget - _weight(below, sizes)

@@ -114,9 +114,7 @@ class PrunerSettings:
     prune_type: str = _setting("snip_momentum", _prune_type, "which weights matter")
     sparsity_decay_type: str = _setting("exp", _choice(tuple(DECAYS)), "curve to the target")
     pattern: str = _setting("4x1", _pattern, "weights that are removed together")
-    reduce: str = _setting(
-        "mean", _choice(REDUCTIONS), "score of a block from its weights' scores"
-    )
+    reduce: str = _setting("mean", _choice(REDUCTIONS), "score of a block from its weights' scores")
     prune_layer_type: Tuple[str, ...] = _setting(
         ("Linear", "Conv2d"), _types, "class names of layers, or of a class above"
     )
@@ -152,9 +150,7 @@ class PrunerSettings:
         return dataclasses.replace(self, **_canonical(settings))
 
 
-CHECKS = {
-    key.name: key.metadata["check"] for key in dataclasses.fields(PrunerSettings)
-}
+CHECKS = {key.name: key.metadata["check"] for key in dataclasses.fields(PrunerSettings)}
 KEYS = tuple(CHECKS)
 
 
@@ -199,9 +195,7 @@ def _canonical(settings: Mapping[str, Any]) -> Dict[str, Any]:
     for key, value in settings.items():
         name = ALIASES.get(key, key)
         if name not in KEYS:
-            raise SparsityError(
-                f"{key}: unknown key; choose from {', '.join([*KEYS, *ALIASES])}"
-            )
+            raise SparsityError(f"{key}: unknown key; choose from {', '.join([*KEYS, *ALIASES])}")
         if value is None:  # "names:" with nothing behind it
             continue
         if name in found:
@@ -226,8 +220,7 @@ class _Loader(yaml.SafeLoader):
                     continue  # refused below
                 if key.value in seen:
                     raise SparsityError(
-                        f"{key.value}: given twice (line {key.start_mark.line + 1}); "
-                        "leave one out"
+                        f"{key.value}: given twice (line {key.start_mark.line + 1}); leave one out"
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -20,8 +20,7 @@ from typing import Any, Iterator, Optional, Tuple
 import numpy as np
 
 from .errors import SparsityError
-from .planes import SMALL, Bytes, Description, Parts, integer, pack, sample_of, unpack
-from .planes import word_bytes
+from .planes import SMALL, Bytes, Description, Parts, integer, pack, sample_of, unpack, word_bytes
 
 COMPRESSIONS = ("none", "index", "full")
 GAP_WIDTHS = (1, 2, 4)
@@ -155,9 +154,7 @@ def _pack_bitmap(bitmap: np.ndarray, count: int, compress: bool):
     return {"count": count, "as": "bitmap", "words": packed}, parts
 
 
-def encode(
-    words: np.ndarray, floating: bool, compression: str
-) -> Tuple[Description, Parts]:
+def encode(words: np.ndarray, floating: bool, compression: str) -> Tuple[Description, Parts]:
     """The encoding estimated to be smallest of a tensor's words ``[n]``.
 
     Args:

@@ -51,9 +51,7 @@ class Pruning:
         pruners: one :class:`Pruner` for each ``!Pruner``; empty without a model.
     """
 
-    def __init__(
-        self, config: Union[str, os.PathLike, Mapping, PruningConfig], seed: int = 1
-    ):
+    def __init__(self, config: Union[str, os.PathLike, Mapping, PruningConfig], seed: int = 1):
         self.config = load_config(config)
         if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
             raise SparsityError(f"seed: {seed!r} is not valid; give an int")
@@ -190,9 +188,7 @@ class Pruning:
         self.mask_gradients()
 
     @torch.no_grad()
-    def on_after_optimizer_step(
-        self, optimizer: Optional[torch.optim.Optimizer] = None
-    ) -> None:
+    def on_after_optimizer_step(self, optimizer: Optional[torch.optim.Optimizer] = None) -> None:
         """Call after every optimizer step: counts it and masks the weights again.
 
         Args:

@@ -1,8 +1,8 @@
 """Layers with many zero weights: prunable dense ones, and ones that store the others.
 
-    model = to_sparse(model)                     # trains the weights that are not zero
-    model = to_sparse(model, trainable=False)    # for inference: sparse where faster
-    model = to_dense(model)                      # nn.Linear and nn.Conv2d again
+model = to_sparse(model)                     # trains the weights that are not zero
+model = to_sparse(model, trainable=False)    # for inference: sparse where faster
+model = to_dense(model)                      # nn.Linear and nn.Conv2d again
 """
 
 import copy
@@ -305,8 +305,7 @@ def _classes(layers: Sequence[type]) -> Dict[type, Type[StoredWeight]]:
         bases = [b for b in _SPARSE if isinstance(given, type) and issubclass(given, b)]
         if not bases:
             raise SparsityError(
-                f"layers: {given!r} is not derived from nn.Linear or nn.Conv2d, which "
-                "can be sparse"
+                f"layers: {given!r} is not derived from nn.Linear or nn.Conv2d, which can be sparse"
             )
         classes[given] = _SPARSE[bases[0]]
     if nn.Linear in classes:
@@ -355,9 +354,7 @@ def _reason_to_keep(module: nn.Module, classes, owners) -> Optional[str]:
 
 
 @torch.no_grad()
-def _stays_dense(
-    old: nn.Module, new: StoredWeight, rows, dense, image: Optional[Tensor]
-) -> bool:
+def _stays_dense(old: nn.Module, new: StoredWeight, rows, dense, image: Optional[Tensor]) -> bool:
     """Whether a layer is not faster sparse with any of the inputs to be timed."""
     if isinstance(new, SparseConv2d):
         return image is not None and new.optimize(image) == "dense"

@@ -76,9 +76,7 @@ def why_not(weight: Tensor, layout: str) -> Optional[str]:
 class _Weight:
     """A weight and what the layouts ask about it, each found out once."""
 
-    def __init__(
-        self, weight: Tensor, bias: Optional[Tensor], dense: Optional[DenseFactory]
-    ):
+    def __init__(self, weight: Tensor, bias: Optional[Tensor], dense: Optional[DenseFactory]):
         for name, tensor in (("weight", weight), ("bias", bias)):
             if not isinstance(tensor, Tensor) and (tensor is not None or name == "weight"):
                 raise SparsityError(f"{name}: must be a tensor, not a {type(tensor).__name__}")

@@ -193,8 +193,7 @@ def _generator(seed: Union[None, int, torch.Generator]) -> Optional[torch.Genera
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
         raise SparsityError(
-            f"seed = {seed!r}: must be a whole number from 0 to 2^64 - 1, a "
-            "torch.Generator or None"
+            f"seed = {seed!r}: must be a whole number from 0 to 2^64 - 1, a torch.Generator or None"
         )
     return torch.Generator().manual_seed(int(seed))
 
@@ -243,9 +242,7 @@ def _prune(
     """
     layers = prunable_layers(model)
     plan = []
-    for (name, layer), value in zip(
-        layers.items(), _per_layer(values, layers, option, read)
-    ):
+    for (name, layer), value in zip(layers.items(), _per_layer(values, layers, option, read)):
         if value is None:
             continue
         weight = layer.weight.detach()

@@ -106,8 +106,7 @@ def _problem(module: nn.Module, weight: nn.Parameter) -> Optional[str]:
         return "its weight has no values yet; load them first"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return (
-            f"a {kind} holds inputs before outputs, which patterns do not know; exclude it "
-            "by name"
+            f"a {kind} holds inputs before outputs, which patterns do not know; exclude it by name"
         )
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
         return (

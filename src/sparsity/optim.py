@@ -88,9 +88,7 @@ class SGD(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict) -> None:
         gradient = parameter.grad
         if gradient.is_sparse:
-            raise SparsityError(
-                "a gradient is a sparse tensor; make its layer with sparse=False"
-            )
+            raise SparsityError("a gradient is a sparse tensor; make its layer with sparse=False")
         pruned = None
         if group["keep_zeros"] and parameter.dim() > 1:
             pruned = parameter == 0

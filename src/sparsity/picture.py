@@ -102,15 +102,9 @@ def _draw_column(axes, found: Groups, colours: Dict[str, str], total: float) -> 
         for bar in bars:
             middle = top + ROW / 2
             axes.barh(middle, 1, height=0.72 * ROW, color=TRACK, zorder=1)
-            axes.barh(
-                middle, bar.density, height=0.72 * ROW, color=colours[bar.kind], zorder=2
-            )
-            axes.text(
-                -0.012, middle, bar.label, ha="right", va="center", fontsize=7, color=INK
-            )
-            axes.text(
-                1.012, middle, percent(bar.density), va="center", fontsize=7, color=INK
-            )
+            axes.barh(middle, bar.density, height=0.72 * ROW, color=colours[bar.kind], zorder=2)
+            axes.text(-0.012, middle, bar.label, ha="right", va="center", fontsize=7, color=INK)
+            axes.text(1.012, middle, percent(bar.density), va="center", fontsize=7, color=INK)
             top += ROW
     axes.axvline(total, color=ACCENT, linewidth=1.1, linestyle=(0, (4, 2)), zorder=3)
     axes.set_xlim(0, 1)

@@ -81,9 +81,7 @@ def _inflate(data: np.ndarray, size: int) -> np.ndarray:
     return np.frombuffer(plane, np.uint8)
 
 
-def _how_to_deflate(
-    plane: np.ndarray, bits: float, patterned: bool
-) -> Optional[Tuple[int, int]]:
+def _how_to_deflate(plane: np.ndarray, bits: float, patterned: bool) -> Optional[Tuple[int, int]]:
     """Level and window for a plane, or None if it would gain too little."""
     if bits < _REPETITIVE:
         return _MATCHES
@@ -113,9 +111,7 @@ def _plane(words: np.ndarray, offset: int, width: int) -> np.ndarray:
     return words.view(f"<u{width}")[offset // width :: words.itemsize // width]
 
 
-def pack(
-    words: np.ndarray, compress: bool, patterned: bool = False
-) -> Tuple[Description, Parts]:
+def pack(words: np.ndarray, compress: bool, patterned: bool = False) -> Tuple[Description, Parts]:
     """Words of 1, 2, 4 or 8 bytes as planes, raw or deflated, or as one constant.
 
     Args:

@@ -48,9 +48,7 @@ def check_width(x: Tensor, inputs: int) -> None:
         SparsityError: names both widths.
     """
     if x.shape[1] != inputs:
-        raise SparsityError(
-            f"input: {x.shape[1]} numbers in a row, the weight takes {inputs}"
-        )
+        raise SparsityError(f"input: {x.shape[1]} numbers in a row, the weight takes {inputs}")
 
 
 class Constant:
@@ -156,9 +154,7 @@ class Gathered:
 class Grouped:
     """Groups of outputs that share inputs, a dense product each."""
 
-    def __init__(
-        self, weight: Tensor, bias: Optional[Tensor], plan: Plan, dense: DenseFactory
-    ):
+    def __init__(self, weight: Tensor, bias: Optional[Tensor], plan: Plan, dense: DenseFactory):
         outputs, biases = len(weight), None
         self.inverse = self.bias = None
         if plan.order is not None:
@@ -176,8 +172,7 @@ class Grouped:
 
     def __call__(self, x: Tensor) -> Tensor:
         parts = [
-            product(x.index_select(1, used))
-            for product, used in zip(self.products, self.columns)
+            product(x.index_select(1, used)) for product, used in zip(self.products, self.columns)
         ]
         if self.spare:
             parts.append(x.new_zeros(len(x), 1))

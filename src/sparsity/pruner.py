@@ -22,9 +22,7 @@ def check_keys(state: Mapping[str, Any], keys: Sequence[str]) -> None:
     """Refuse a state that lacks one of ``keys``."""
     for key in keys:
         if not isinstance(state, Mapping) or key not in state:
-            raise SparsityError(
-                f"the checkpoint's state of pruning has no {key!r}: it is damaged"
-            )
+            raise SparsityError(f"the checkpoint's state of pruning has no {key!r}: it is damaged")
 
 
 class Layer(NamedTuple):
@@ -204,9 +202,7 @@ class Pruner:
                 self.settings.prune_domain,
             )
             del scores, removed
-            for (name, layer), matrix, blocks in zip(
-                self._layers.items(), matrices, chosen
-            ):
+            for (name, layer), matrix, blocks in zip(self._layers.items(), matrices, chosen):
                 if name not in self.masks or bool(blocks.any()):
                     self._remove(name, layer, self.pattern.expand(blocks, matrix))
         self.pruned_at, self.reached = step, max(self.reached, target)

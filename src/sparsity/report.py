@@ -174,9 +174,7 @@ def _selected(layers: Layers, names: Union[None, str, Sequence[str]]) -> Layers:
     return {name: layer for name, layer in layers.items() if name in found}
 
 
-def _patterns(
-    pattern: Union[None, str, Mapping[str, str]], layers: Layers
-) -> Dict[str, Pattern]:
+def _patterns(pattern: Union[None, str, Mapping[str, str]], layers: Layers) -> Dict[str, Pattern]:
     if pattern is None:
         return {}
     if not isinstance(pattern, Mapping):

@@ -49,13 +49,10 @@ class Schedule:
                 "step for one shot, or a later one"
             )
         if self.frequency < 1:
-            raise SparsityError(
-                f"update_frequency_on_step: {self.frequency}; give an int above 0"
-            )
+            raise SparsityError(f"update_frequency_on_step: {self.frequency}; give an int above 0")
         if self.decay not in DECAYS:
             raise SparsityError(
-                f"sparsity_decay_type: {self.decay!r} is unknown; "
-                f"choose from {', '.join(DECAYS)}"
+                f"sparsity_decay_type: {self.decay!r} is unknown; choose from {', '.join(DECAYS)}"
             )
 
     @property

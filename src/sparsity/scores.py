@@ -56,9 +56,7 @@ SCORES: Dict[str, Criterion] = {
     "connectivity": Criterion(lambda state, product: state.add_(product), torch.neg),
     "taylor": Criterion(lambda state, product: state.add_(product), torch.abs),
     "fisher": Criterion(lambda state, product: state.addcmul_(product, product)),
-    "grad": Criterion(
-        lambda state, gradient: state.add_(gradient), torch.abs, needs="gradient"
-    ),
+    "grad": Criterion(lambda state, gradient: state.add_(gradient), torch.abs, needs="gradient"),
 }
 ALIASES = {"weight": "magnitude"}
 CHANNELS_ONLY = {"lrp": "lrp ranks channels: use pruning.py --importance lrp"}
@@ -130,12 +128,12 @@ class Scores:
     def _term(self, like: Tensor) -> Tensor:
         """Memory for one step's term: kept, as allocating costs more than computing."""
         kept = self._scratch
-        if kept is None or kept.numel() < like.numel() or (
-            (kept.dtype, kept.device) != (like.dtype, like.device)
+        if (
+            kept is None
+            or kept.numel() < like.numel()
+            or ((kept.dtype, kept.device) != (like.dtype, like.device))
         ):
-            kept = self._scratch = torch.empty(
-                like.numel(), dtype=like.dtype, device=like.device
-            )
+            kept = self._scratch = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
         return kept[: like.numel()].view(like.shape)
 
     def scores(self, layer: str, weight: Tensor) -> Optional[Tensor]:

@@ -16,8 +16,19 @@ from isal.isal_zlib import crc32
 from torch import Tensor, nn
 
 from . import encodings
-from .container import CODES, DTYPES, START_LENGTH, Buffer, Source, Tie
-from .container import buffer_keys, is_start, read_header, width_of, write_header
+from .container import (
+    CODES,
+    DTYPES,
+    START_LENGTH,
+    Buffer,
+    Source,
+    Tie,
+    buffer_keys,
+    is_start,
+    read_header,
+    width_of,
+    write_header,
+)
 from .errors import SparsityError
 from .planes import Description, Parts
 
@@ -128,9 +139,11 @@ def _as_is(description: Description) -> bool:
     planes = description["values"].get("planes")
     if planes is None or "positions" in description:
         return False
-    return planes == [] or len(planes) == 1 and planes[0][2] == math.prod(
-        description["shape"]
-    ) * DTYPES[description["dtype"]].itemsize
+    return (
+        planes == []
+        or len(planes) == 1
+        and planes[0][2] == math.prod(description["shape"]) * DTYPES[description["dtype"]].itemsize
+    )
 
 
 def _assemble(

@@ -288,8 +288,7 @@ class StoredWeight(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, *rest):
         missing, unexpected, errors = rest
         found = [
-            state_dict.get(prefix + name)
-            for name in ("values", "crow_indices", "col_indices")
+            state_dict.get(prefix + name) for name in ("values", "crow_indices", "col_indices")
         ]
         if all(isinstance(part, Tensor) for part in found):
             values, crow, column = found
@@ -301,9 +300,7 @@ class StoredWeight(nn.Module):
                 # the same parameter, so that an optimizer still has it
                 self.values.data = self.values.data.new_empty(len(values))
                 self.values.grad = None
-            if column.dtype != self.col_indices.dtype or len(column) != len(
-                self.col_indices
-            ):
+            if column.dtype != self.col_indices.dtype or len(column) != len(self.col_indices):
                 device = self.col_indices.device
                 self.col_indices = torch.empty_like(column, device=device)
                 self.crow_indices = torch.empty_like(crow, device=device)

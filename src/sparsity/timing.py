@@ -60,9 +60,7 @@ def _winner(times: Dict[str, List[float]], margin: float) -> str:
     return best if min(typical, min(base) / min(times[best])) >= margin else "dense"
 
 
-def _measure(
-    products: Dict[str, Product], x: Tensor, budget: float
-) -> Dict[str, List[float]]:
+def _measure(products: Dict[str, Product], x: Tensor, budget: float) -> Dict[str, List[float]]:
     """Seconds of every product, once a round in random order.
 
     What is far behind the best is dropped after the first rounds. Between two products

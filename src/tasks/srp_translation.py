@@ -25,8 +25,7 @@ from ..distillation import check_attention, check_lengths, read_teacher, teacher
 from ..errors import UserError
 from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
-from ..pretrained import adaptable_arguments, check_dictionaries, inherit_layernorm
-from ..pretrained import load_pretrained
+from ..pretrained import adaptable_arguments, check_dictionaries, inherit_layernorm, load_pretrained
 from ..results import append_result
 from ..sequence_generator import FastSequenceGenerator
 from ..task_checks import EMBEDDING_FILES, check_options, check_run
@@ -300,9 +299,7 @@ class SRPTranslationTask(TranslationTask):
         model.eval()
 
         def batches():
-            limits = utils.resolve_max_positions(
-                self.max_positions(), model.max_positions()
-            )
+            limits = utils.resolve_max_positions(self.max_positions(), model.max_positions())
             samples = self.scoring_samples(split, seed, limits)
             for number, sample in enumerate(samples):
                 if number % world == rank:
