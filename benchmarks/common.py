@@ -149,7 +149,7 @@ def ratios(times: Dict[str, List[float]], base: str) -> List[Dict]:
 
 
 def machine() -> Dict:
-    from src.evaluation import processor
+    from src.evaluation.measures import processor
 
     return {
         "cpu": processor(),

@@ -149,8 +149,8 @@ def in_ctranslate2(
     args, model, dictionaries: Task, quantization: str, vocabulary_map=None
 ) -> Translate:
     """Translation with the exported model, which is compared with PyTorch's first."""
-    from src.ctranslate2_check import load_translator
-    from src.ctranslate2_model import vocabulary
+    from src.deployment.comparison import load_translator
+    from src.deployment.model import vocabulary
     from src.export import export
 
     both = dictionaries.source_dictionary, dictionaries.target_dictionary
@@ -188,8 +188,8 @@ def variants_of(args, rates: List[float], engines: List[str]):
     Returns:
         Its translations, and for each rate the parameters and FLOPs of a sentence.
     """
+    from src.deployment.vocabulary_map import CANDIDATES, learn
     from src.flops_counter import count_flops
-    from src.vocabulary_map import CANDIDATES, learn
 
     arch = f"srp_{args.arch}_de_en"
     dictionaries = real_task(args) if args.data else Task(*SHAPES[arch][4:])
@@ -271,7 +271,7 @@ def draw(times: Dict[Variant, List[float]], sizes, path: str) -> None:
     """The picture: speed-up against FLOPs reduction, and speed against fairseq's."""
     from matplotlib.figure import Figure
 
-    from src.picture import FAINT, INK
+    from src.evaluation.report_picture import FAINT, INK
 
     reductions = [sizes[1][1] / flops for _, flops in sizes.values()]
     figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
@@ -291,7 +291,7 @@ def draw(times: Dict[Variant, List[float]], sizes, path: str) -> None:
 
 def _draw_engines(axes, times, sizes, base: Callable[[str], List[float]]) -> None:
     """A line with quartiles for each engine; side by side, so that bars don't hide."""
-    from src.picture import ACCENT, INK
+    from src.evaluation.report_picture import ACCENT, INK
 
     colours = dict(zip(EVERY_ENGINE, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8", "#b0662a")))
     engines = list(dict.fromkeys(engine for engine, _ in times if engine != STOCK))
@@ -317,7 +317,7 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
     """Logarithmic axes with the numbers of the table."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    from src.picture import INK
+    from src.evaluation.report_picture import INK
 
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -36,7 +36,7 @@ import torch
 from common import arguments, check, interleave, report
 from safetensors.torch import load_file, save_file
 
-from src.sparsity.storage import load_sparse, save_sparse
+from src.sparsity.files.storage import load_sparse, save_sparse
 
 LIBRARY = "ModelPruningLibrary"
 DENSITIES = {"1/2": 1 / 2, "1/16": 1 / 16, "1/64": 1 / 64}

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from common import arguments, check, report
 
 from src.modules.linear import PackedLinear
-from src.sparsity.layouts import LAYOUTS, fastest, prepare, why_not
+from src.sparsity.execution.layouts import LAYOUTS, fastest, prepare, why_not
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
 ROWS = (1, 32, 512)

@@ -68,7 +68,7 @@ def as_fairseq_transformer(path: str, task):
     from fairseq import models
 
     from src.checkpoint_utils import load_checkpoint
-    from src.pretrained import srp_arguments
+    from src.checkpoints.pretrained import srp_arguments
 
     state = load_checkpoint(path, "checkpoint")
     options = srp_arguments(state)
@@ -86,7 +86,7 @@ def generator_of(engine: str, model, task, search, vocabulary_map=None):
     """
     model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
     if engine in QUANTIZATIONS:
-        from src.ctranslate2_generator import CTranslate2Generator
+        from src.deployment.generator import CTranslate2Generator
         from src.export import export
 
         both = task.source_dictionary, task.target_dictionary
@@ -134,7 +134,7 @@ def main():
 
     import src  # noqa: F401
     from src.connectivity.groups import channel_groups
-    from src.vocabulary_map import CANDIDATES, learn
+    from src.deployment.vocabulary_map import CANDIDATES, learn
 
     search = GenerationConfig(beam=args.beam)
     overrides = {"data": args.data, "eval_bleu": False, "cpu_bf16": False}

@@ -70,9 +70,9 @@ def refusal():
     official = installed("fairseq")
     if official:
         return (
-            f"the official fairseq {official} is installed in {sys.prefix}, but fairseq-fixed is needed: "
-            "the official one neither imports on Python 3.11 nor generates with this torch, and pruning "
-            "would be bypassed by its duplicated encoder weights; "
+            f"the official fairseq {official} is installed in {sys.prefix}, but "
+            "fairseq-fixed is needed: the official one neither imports on Python 3.11 nor generates with this "
+            "torch, and pruning would be bypassed by its duplicated encoder weights; "
             "remove it (pip uninstall fairseq) or choose another environment with VENV=DIR"
         )
     torch = installed("torch")
@@ -113,7 +113,10 @@ def main(argv):
     elif command in ("refuse", "usable"):
         why = refusal()
         if not why and command == "usable" and not installed("fairseq-fixed"):
-            why = f"fairseq-fixed is missing in {sys.prefix}: run 'make setup' first, or name another Python with PYTHON=PATH"
+            why = (
+                f"fairseq-fixed is missing in {sys.prefix}: run 'make setup' first, or name "
+                "another Python with PYTHON=PATH"
+            )
         if why:
             print(f"environment: {why}", file=sys.stderr)
             return 2

@@ -77,7 +77,8 @@ def parallel(name, pair):
     counts = {lang: len(pair[lang]) for lang in LANGS}
     if len(set(counts.values())) != 1:
         raise UserError(
-            f"{name} is not parallel: " + ", ".join(f"{n} lines in {l}" for l, n in counts.items())
+            f"{name} is not parallel: "
+            + ", ".join(f"{n} lines in {lang}" for lang, n in counts.items())
         )
     if not counts[LANGS[0]]:
         raise UserError(f"{name} is empty")
@@ -206,8 +207,8 @@ def fingerprint(args):
         files = [
             f
             for p in prefixes
-            for l in LANGS
-            for f in (f"{p}.{l}", f"{p}.{l}.gz")
+            for lang in LANGS
+            for f in (f"{p}.{lang}", f"{p}.{lang}.gz")
             if os.path.exists(f)
         ]
     for file in files:

@@ -35,9 +35,9 @@ from omegaconf import OmegaConf  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, add_trust, check_output_file, run_writer  # noqa: E402
+from .checkpoints.pretrained import STRUCTURE, read_model_config  # noqa: E402
+from .commandline.parsing import ArgumentParser, add_trust, check_output_file, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .pretrained import STRUCTURE, read_model_config  # noqa: E402
 
 EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")

@@ -21,7 +21,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
-from . import sparse_checkpoint
+from .checkpoints import sparse as sparse_checkpoint
 from .errors import UserError
 from .sparsity import SparsityError, is_sparse_file
 

@@ -40,7 +40,7 @@ from fairseq.data.indexed_dataset import make_builder  # noqa: E402
 from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from . import cli, ctranslate2_engine, generate  # noqa: E402
+from . import generate  # noqa: E402
 from .checkpoint_utils import (  # noqa: E402
     atomic_write,
     fsync,
@@ -48,10 +48,12 @@ from .checkpoint_utils import (  # noqa: E402
     replace_durably,
     sole_process,
 )
+from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
+from .checks.search import model_overrides  # noqa: E402
+from .commandline import parsing as cli  # noqa: E402
+from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .export import FILES  # noqa: E402
-from .pretrained import check_not_shrinking  # noqa: E402
-from .search_checks import model_overrides  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -44,22 +44,24 @@ from fairseq import checkpoint_utils  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
-from . import vocabulary_map  # noqa: E402
 from .checkpoint_utils import (  # noqa: E402
     fsync,
     load_checkpoint,
     refusing_failed_writes,
     replace_durably,
 )
-from .cli import ArgumentParser, add_trust, run_writer  # noqa: E402
-from .ctranslate2_check import (  # noqa: E402
+from .checkpoints.pretrained import check_dictionaries, check_finite  # noqa: E402
+from .checks.data import load_set, set_up  # noqa: E402
+from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
+from .deployment import vocabulary_map  # noqa: E402
+from .deployment.comparison import (
     Pair,
     check_same,
     load_translator,
     random_pairs,
     subset_pairs,
 )
-from .ctranslate2_model import (  # noqa: E402
+from .deployment.model import (
     QUANTIZATIONS,
     build_spec,
     check_exportable,
@@ -67,10 +69,8 @@ from .ctranslate2_model import (  # noqa: E402
     require_ctranslate2,
     weights_digest,
 )
-from .data_checks import load_set, set_up  # noqa: E402
+from .deployment.vocabulary_map import VocabularyMap  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .pretrained import check_dictionaries, check_finite  # noqa: E402
-from .vocabulary_map import VocabularyMap  # noqa: E402
 
 MODEL = "model.bin"
 # What CTranslate2 writes; nothing else is ever deleted with --force.

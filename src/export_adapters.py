@@ -29,11 +29,12 @@ from typing import List, Optional  # noqa: E402
 
 import torch  # noqa: E402
 
-from . import adaptation  # noqa: E402
 from .adapters import adapted_layers, fuse, report  # noqa: E402
 from .average_checkpoints import without_weights  # noqa: E402
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import (  # noqa: E402
+from .checkpoints import adapters as adaptation  # noqa: E402
+from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
+from .commandline.parsing import (
     ArgumentParser,
     add_trust,
     check_output_file,
@@ -41,7 +42,6 @@ from .cli import (  # noqa: E402
 )
 from .errors import UserError  # noqa: E402
 from .flops_counter import model_of  # noqa: E402
-from .pretrained import check_not_shrinking  # noqa: E402
 
 
 def get_parser() -> ArgumentParser:

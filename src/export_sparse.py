@@ -24,13 +24,13 @@ if __name__ == "__main__":
 import os  # noqa: E402
 from typing import List, Optional  # noqa: E402
 
-from . import sparse_checkpoint  # noqa: E402
 from .checkpoint_utils import (  # noqa: E402
     load_checkpoint,
     refusing_failed_writes,
     replace_durably,
 )
-from .cli import (  # noqa: E402
+from .checkpoints import sparse as sparse_checkpoint  # noqa: E402
+from .commandline.parsing import (
     ArgumentParser,
     add_trust,
     check_output_file,

@@ -28,9 +28,9 @@ from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
-from .cli import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
+from .checkpoints.pretrained import srp_arguments  # noqa: E402
+from .commandline.parsing import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .pretrained import srp_arguments  # noqa: E402
 
 PARTS = (
     "encoder_projections",

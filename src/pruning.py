@@ -33,4 +33,4 @@ def check(args) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
-    importlib.import_module(f"{FOLDER.name}.training").train(check)
+    importlib.import_module(f"{FOLDER.name}.training.command").train(check)

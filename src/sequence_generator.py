@@ -20,10 +20,10 @@ from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from .acceleration.heap import HeapKeeper
+from .decoding.hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
+from .decoding.step import Cache, DecoderStep, fingerprint, unsupported
 from .errors import UserError
-from .hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
-from .memory import HeapKeeper
-from .modules.decoder_step import Cache, DecoderStep, fingerprint, unsupported
 from .modules.linear import use_sparse_products
 
 logger = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .cli import (  # noqa: E402  # noqa: E402
+from .commandline.parsing import (
     ArgumentParser,
     add_trust,
     check_output_folder,
@@ -50,9 +50,9 @@ from .cli import (  # noqa: E402  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .flops_counter import model_of  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
-from .sparsity.patterns import parse_pattern  # noqa: E402
 from .sparsity.picture import draw_density  # noqa: E402
 from .sparsity.prunable import PRUNABLE  # noqa: E402
+from .sparsity.pruning.patterns import parse_pattern  # noqa: E402
 from .sparsity.report import notes, readable, sparsity_report, to_markdown  # noqa: E402
 
 

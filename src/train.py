@@ -12,4 +12,4 @@ FOLDER = Path(__file__).resolve().parent
 
 if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
-    importlib.import_module(f"{FOLDER.name}.training").train()
+    importlib.import_module(f"{FOLDER.name}.training.command").train()

@@ -10,21 +10,26 @@ from fairseq import checkpoint_utils as fairseq_checkpoints
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from . import run_length
-from .best_validation import forget_best, forget_plateau, patience_state, restore_patience
+from .acceleration.compilation import compile_layers, forget_compiled, uncompiled
+from .acceleration.heap import HeapKeeper, limit_kept_shapes
 from .checkpoint_utils import damage, previous_checkpoint, read_config
-from .compilation import compile_layers, forget_compiled, uncompiled
+from .checkpoints.pretrained import check_widths, take_layernorm
+from .checks.fairseq_options import check_seed_of_average, flat, warn_of_other_start
 from .connectivity.budget import ParameterCount
 from .connectivity.importance import score
 from .errors import UserError
-from .memory import HeapKeeper, limit_kept_shapes
 from .models.srp_base import SRPModel
 from .optim.half_precision import prepare
 from .optim.srp_adam import SRPAdam
 from .optim.state import clear_moments, cut_optimizer
-from .pretrained import check_widths, take_layernorm
-from .run_checks import check_seed_of_average, flat, warn_of_other_start
-from .training_errors import (
+from .training import run_length
+from .training.best_validation import (
+    forget_best,
+    forget_plateau,
+    patience_state,
+    restore_patience,
+)
+from .training.explained_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,
     check_same_run,

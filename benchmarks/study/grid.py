@@ -3,7 +3,7 @@
     data: data-bin/demo.de-en            # paths are relative to the repository
     reference: data-bin/demo.de-en/raw.test.en
     work: checkpoints/study/demo         # everything that is made lies here
-    results: docs/results/demo.json      # rows that stay when that is gone; default WORK/results.json
+    results: docs/results/demo.json      # rows that stay after it; default WORK/results.json
     seeds: [1]
     options: {arch: srp_demo_de_en}      # of every training, without the dashes
     translate: {beam: 5}                 # of every translation

@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from src.picture import ACCENT, FAINT, INK, SHARES, on_share
+from src.evaluation.report_picture import ACCENT, FAINT, INK, SHARES, on_share
 
 Row = Dict[str, Any]
 _AXES = {

@@ -53,7 +53,8 @@ def _child(tool: str, arguments: List[str], log: str) -> None:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
     sys.argv = [f"src/{tool}.py", *arguments]
-    from src import distill_data, finetuning, generate, pruning, training
+    from src import distill_data, finetuning, generate, pruning
+    from src.training import command as training
 
     if tool in ("generate", DISTILL):
         {"generate": generate, DISTILL: distill_data}[tool].main(arguments)

@@ -43,7 +43,7 @@ Row = Dict[str, Any]
 
 def hypotheses(folder: Path) -> Optional[List[str]]:
     """Best translations of the test set in its order, as text; None if they are not here."""
-    from src.bleu import detokenizer
+    from src.evaluation.bleu import detokenizer
 
     found: Dict[int, str] = {}
     path = next(iter(folder.glob("generate-*.txt")), None)

@@ -87,7 +87,7 @@ def SPLoPA(
 
 def _adapt(module, kind, settings, include, exclude, types, inplace, train_others):
     selected = select(module, kind, include, exclude, types)
-    check(module, kind, {name: settings for name in selected}, selected)
+    check(module, kind, dict.fromkeys(selected, settings), selected)
     _check_shared(module, settings)
     if not inplace:
         module = copy.deepcopy(module)
@@ -95,7 +95,7 @@ def _adapt(module, kind, settings, include, exclude, types, inplace, train_other
         selected = {name: found[name] for name in selected}
     shared = SharedSets(module, selected)
     start = start_with(settings, shared)
-    insert(module, kind, {name: start for name in selected}, selected)
+    insert(module, kind, dict.fromkeys(selected, start), selected)
     if "" in selected:
         keep_to_itself(module)
     freeze(module, train_others)

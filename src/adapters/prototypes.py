@@ -96,7 +96,7 @@ class Prototypes(SharedParameters):
 
     def extra_repr(self) -> str:
         count, rank, _ = self.rows.shape
-        return "{}, block_size={}, rank={}".format(count, self.block_size, rank)
+        return f"{count}, block_size={self.block_size}, rank={rank}"
 
 
 class PositionWeights(SharedParameters):

@@ -1,6 +1,6 @@
 """Output projection and label-smoothed loss in one, without the matrix of logits."""
 
-from typing import Optional, Tuple
+from typing import Tuple
 
 import torch
 import torch.nn.functional as F

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import UserError
-from ..sparsity.layouts import ByRows
+from ..sparsity.execution.layouts import ByRows
 
 VARIABLE = "SRP_ONEDNN"
 # Vendors whose processors MKL gives AVX2 at most.

@@ -1,12 +1,9 @@
 """fairseq's optimizers of --amp, --fp16 and --bf16, once they are made."""
 
-from typing import List
-
 import torch
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
-from torch import Tensor
 
 
 class _Scaler(torch.amp.GradScaler):

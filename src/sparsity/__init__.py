@@ -7,11 +7,24 @@ report. This package needs torch, numpy, PyYAML and isal, pandas and matplotlib 
 reports and pictures, and nothing else of this project.
 """
 
-from .config import PrunerSettings, PruningConfig, load_config
 from .errors import SparsityError
-from .hooks import Pruning
-from .layers import DenseConv2d, DenseLinear, SparseConv2d, SparseLinear, to_dense, to_sparse
-from .layouts import LAYOUTS, ByRows, fastest, prepare
+from .execution.layers import (
+    DenseConv2d,
+    DenseLinear,
+    SparseConv2d,
+    SparseLinear,
+    to_dense,
+    to_sparse,
+)
+from .execution.layouts import LAYOUTS, ByRows, fastest, prepare
+from .execution.optim import SGD
+from .files.storage import (
+    is_sparse_file,
+    load_sparse,
+    read_metadata,
+    save_sparse,
+    sparse_size,
+)
 from .magnitude import (
     Prunable,
     prune_by_pct,
@@ -19,16 +32,10 @@ from .magnitude import (
     prune_by_threshold,
     random_prune_by_pct,
 )
-from .optim import SGD
-from .patterns import parse_pattern
 from .prunable import apply_masks, calc_num_prunable_params, masks
-from .storage import (
-    is_sparse_file,
-    load_sparse,
-    read_metadata,
-    save_sparse,
-    sparse_size,
-)
+from .pruning.config import PrunerSettings, PruningConfig, load_config
+from .pruning.hooks import Pruning
+from .pruning.patterns import parse_pattern
 
 __all__ = [
     "ByRows",

@@ -152,7 +152,7 @@ class Prunable:
         Args:
             options: those of :func:`.layers.to_sparse`.
         """
-        from .layers import to_sparse
+        from .execution.layers import to_sparse
 
         return to_sparse(self, **options)
 

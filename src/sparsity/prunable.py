@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
-from .stored import StoredWeight, check_model, zero_held
+from .execution.stored import StoredWeight, check_model, zero_held
 
 PRUNABLE = ("Linear", "Conv2d")
 

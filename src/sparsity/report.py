@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparsityError
-from .layers import to_dense
-from .patterns import Pattern, parse_pattern
+from .execution.layers import to_dense
+from .execution.stored import StoredWeight, check_model
 from .prunable import PRUNABLE, Layers, prunable_layers
-from .stored import StoredWeight, check_model
+from .pruning.patterns import Pattern, parse_pattern
 
 OVER_PRUNABLE, OVER_ALL = "over prunable weights", "over all weights"
 MISSING = "–"
@@ -128,7 +128,7 @@ def sparse_bytes(tensor: Tensor) -> int:
 
     The file's header, which names and describes the tensor, is not counted.
     """
-    from .encodings import encode
+    from .files.encodings import encode
 
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)

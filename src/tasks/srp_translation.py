@@ -13,24 +13,29 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationTask
 
-from .. import adaptation
 from ..checkpoint_utils import load_checkpoint
+from ..checkpoints import adapters as adaptation
+from ..checkpoints.pretrained import (
+    adaptable_arguments,
+    check_dictionaries,
+    inherit_layernorm,
+    load_pretrained,
+)
+from ..checks.data import check_buckets, check_data
+from ..checks.training import EMBEDDING_FILES, check_options, check_run
 from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import attention_groups, channel_groups
 from ..connectivity.importance import score as score_channels
 from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
 from ..connectivity.stage import PruningStage, StagePlan
-from ..data_checks import check_buckets, check_data
-from ..distillation import check_attention, check_lengths, read_teacher, teacher_file
 from ..errors import UserError
+from ..evaluation.results import append_result
 from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
-from ..pretrained import adaptable_arguments, check_dictionaries, inherit_layernorm, load_pretrained
-from ..results import append_result
+from ..options import SRPTranslationConfig
 from ..sequence_generator import FastSequenceGenerator
-from ..task_checks import EMBEDDING_FILES, check_options, check_run
-from ..task_options import SRPTranslationConfig
-from ..weight_pruning import WeightPruning
+from ..training.teacher import check_attention, check_lengths, read_teacher, teacher_file
+from ..training.weight_pruning import WeightPruning
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,176 @@
+"""Adapters in translation models: insertion from options, files of adapters alone."""
+
+import hashlib
+import logging
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import (
+    AdapterError,
+    SPLoPA,
+    SPLoRA,
+    adapted_layers,
+    adapter_state_dict,
+    load_adapter_state_dict,
+    report,
+)
+from ..adapters.masks import pack, unpack
+from ..checkpoint_utils import atomic_write, read_tensors
+from ..connectivity.cut import cut
+from ..connectivity.groups import channel_groups
+from ..errors import UserError
+from .pretrained import set_layernorm
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "adapters-1"
+_DEFAULT_RANK = {"splora": 16, "splopa": 1}
+
+
+def _patterns(text: Optional[str]) -> List[str]:
+    return [p for p in (text or "").replace(" ", "").split(",") if p]
+
+
+def _tied_projections(model: nn.Module) -> List[str]:
+    """Linear layers whose weight is an embedding's: an update would untie them."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) in tables
+    ]
+
+
+def insert(model: nn.Module, cfg) -> None:
+    """Insert what the task's options ask for, in place; the rest is frozen.
+
+    Raises:
+        UserError: the options don't fit the model.
+    """
+    kind = str(cfg.adapter)
+    rank = _DEFAULT_RANK[kind] if cfg.adapter_rank is None else cfg.adapter_rank
+    rank = int(rank) if rank >= 1 else rank
+    layers = dict(
+        include=_patterns(cfg.adapter_include) or None,
+        exclude=[*_patterns(cfg.adapter_exclude), *_tied_projections(model)] or None,
+        inplace=True,
+    )
+    try:
+        if kind == "splora":
+            SPLoRA(model, rank=rank, **layers)
+        else:
+            if cfg.adapter_block_size is not None:
+                layers["block_size"] = cfg.adapter_block_size
+            if cfg.adapter_prototypes is not None:
+                layers["num_prototypes"] = cfg.adapter_prototypes
+            SPLoPA(model, rank=rank, **layers)
+    except AdapterError as error:
+        raise UserError(f"--adapter {kind}: {error}") from None
+    total = report(model)[-1]
+    logger.info(
+        f"{kind}: {len(adapted_layers(model))} layers adapted; "
+        f"{total['adapter'] + total['biases']:,} learned parameters "
+        f"({total['percent']:.2f} % of {total['base']:,}), of them {total['biases']:,} "
+        f"biases; {total['bytes']:,} bytes in a file"
+    )
+    if total["exceeds"]:
+        logger.warning(f"--adapter {kind}: {total['note']}")
+
+
+def base_digest(model: nn.Module, learned: Dict[str, Tensor]) -> str:
+    """A fingerprint of everything in a model that its adapters leave as it is."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name not in learned:
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_adapters(model: nn.Module, path: str) -> None:
+    """Write the adapters of a model and the biases learned with them, nothing else.
+
+    Which channels of the uncut model there are is written too, one bit each: the
+    adapters of a model that was pruned with them apply to its unpruned base.
+    """
+    learned = adapter_state_dict(model)
+    kept = {}
+    for name, group in channel_groups(model).items():
+        kept[name] = torch.zeros(group.original_width, dtype=torch.bool)
+        kept[name][group.channel_ids.long()] = True
+    content = {
+        "format": FORMAT,
+        "base": base_digest(model, learned),
+        "weighted_layernorm": bool(model.cfg.weighted_layernorm),
+        "channels": {name: [len(bits), pack(bits)] for name, bits in kept.items()},
+        "adapters": learned,
+    }
+    with atomic_write(path, "wb") as stream:
+        torch.save(content, stream)
+
+
+def read_adapters(path: str, option: str) -> Dict[str, Any]:
+    """The content of a file of adapters.
+
+    Raises:
+        UserError: no such file, damaged, or not a file of adapters.
+    """
+    content = read_tensors(path, option)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(
+            f"{option} {path}: holds no adapters; make the file with export_adapters.py"
+        )
+    return content
+
+
+def _take_channels(model: nn.Module, content: Dict[str, Any], what: str) -> None:
+    """Cut the base to the channels that the adapters were trained with."""
+    keep = {}
+    for name, group in channel_groups(model).items():
+        size, bits = content["channels"].get(name, (0, None))
+        if size != group.original_width:
+            raise UserError(f"{what}: is of a model of another shape ({name})")
+        ids = unpack(bits, size).nonzero()[:, 0]
+        present = torch.isin(group.channel_ids.cpu().long(), ids)
+        if int(present.sum()) != len(ids):
+            raise UserError(
+                f"{what}: was trained with channels of {name} that the checkpoint lost; "
+                "give the base that was its --pretrained-model"
+            )
+        if not present.all():
+            keep[name] = present.nonzero()[:, 0]
+    weighted = content["weighted_layernorm"]
+    if bool(model.cfg.weighted_layernorm) != weighted:
+        uncut = all(g.width == g.original_width for g in channel_groups(model).values())
+        if not uncut:
+            raise UserError(f"{what}: is of a model with another layer normalization")
+        set_layernorm(model, weighted)
+    cut(model, keep)
+
+
+def apply_adapters(model: nn.Module, content: Dict[str, Any], what: str) -> None:
+    """Add adapters from a file to the base that they were trained on, in place.
+
+    A base with more channels is cut to theirs.
+
+    Args:
+        what: option and file, for messages.
+
+    Raises:
+        UserError: the model is another base, or has adapters already.
+    """
+    if adapted_layers(model):
+        raise UserError(f"{what}: the checkpoint has adapters already; give their base")
+    _take_channels(model, content, what)
+    try:
+        load_adapter_state_dict(model, content["adapters"])
+    except AdapterError as error:
+        raise UserError(f"{what}: does not fit the checkpoint ({error})") from None
+    if base_digest(model, adapter_state_dict(model)) != content["base"]:
+        raise UserError(
+            f"{what}: was trained on another base checkpoint (same shapes, other weights); "
+            "give the one that was its --pretrained-model"
+        )

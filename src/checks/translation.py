@@ -1,0 +1,213 @@
+"""What generate.py refuses before any work: options, data, checkpoint, lengths."""
+
+import argparse
+import os
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from fairseq import tasks, utils
+from fairseq.models import ARCH_CONFIG_REGISTRY
+
+from ..checkpoints.pretrained import (
+    STRUCTURE,
+    check_dictionaries,
+    inherit_layernorm,
+    read_model_config,
+)
+from ..commandline import parsing as cli
+from ..deployment import engine as ctranslate2_engine
+from ..errors import UserError
+from . import data as data_checks
+from . import search as search_checks
+from .training import check_precision, check_sparse_inference
+
+# What an --arch stands for; the README's commands give no other option of the model.
+DIMENSIONS = tuple(
+    f"{side}_{name}"
+    for side in ("encoder", "decoder")
+    for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads")
+)
+# The task has options of the same names; on the command line they are the task's.
+_OF_THE_TASK = ("max_source_positions", "max_target_positions")
+
+
+def check_options(args, cfg) -> None:
+    """Refuse what the command line alone rules out.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if not cfg.common_eval.path:
+        raise UserError("--path: missing; give the checkpoint to translate with")
+    paths = utils.split_paths(cfg.common_eval.path)
+    if args.report:
+        if len(paths) > 1:
+            raise UserError("--report: is about one model; --path names several")
+        if cfg.generation.score_reference:
+            raise UserError(
+                "--report: is about translations, of which --score-reference makes none; "
+                "leave one of them out"
+            )
+        cli.check_output_file(args.report, *paths, option="--report")
+        if args.reference:
+            cli.check_output_file(
+                args.report, args.reference, option="--report", named="--reference"
+            )
+    if cfg.common_eval.results_path is not None:
+        cli.check_output_folder(cfg.common_eval.results_path, "--results-path")
+    if args.reference and not os.path.isfile(args.reference):
+        raise UserError(f"--reference {args.reference}: no such file")
+    for option, value in (
+        ("--flops-source-length", args.flops_source_length),
+        ("--flops-target-length", args.flops_target_length),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value}: must be at least 1")
+        if value is not None and not args.report:
+            raise UserError(f"{option} {value}: needs --report, which has the FLOPs")
+    if "," in cfg.dataset.gen_subset:
+        raise UserError(
+            f"--gen-subset {cfg.dataset.gen_subset}: translate one set after the other, each "
+            "with its own BLEU"
+        )
+    if args.tokenized_bleu and cfg.tokenizer is not None:
+        raise UserError("--tokenized-bleu: --tokenizer undoes the tokens; leave it out")
+    search_checks.check_search(cfg)
+    for option, shards in (
+        ("--distributed-world-size", cfg.distributed_training.distributed_world_size),
+        ("--num-shards", cfg.dataset.num_shards),
+    ):
+        if shards != 1:
+            raise UserError(
+                f"{option} {shards}: BLEU is of the whole test set; translate shards with "
+                "fairseq-generate --distributed-world-size N --distributed-rank R"
+            )
+    for option, given in (
+        ("--checkpoint-suffix", cfg.checkpoint.checkpoint_suffix),
+        ("--checkpoint-shard-count", cfg.checkpoint.checkpoint_shard_count != 1),
+    ):
+        if given:
+            raise UserError(f"{option}: --path names whole checkpoints; leave it out")
+    for name in ("bf16", "amp"):  # which fairseq-generate would leave aside
+        if getattr(cfg.common, name):
+            raise UserError(
+                f"--{name}: is for training; translate with --cpu-bf16 on a CPU, --fp16 on a GPU"
+            )
+    if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
+        raise UserError("--fp16: needs a GPU; on a CPU leave it out")
+    check_precision(cfg.task)
+    check_sparse_inference(cfg.task, args.engine)
+    ctranslate2_engine.check_options(args, cfg)
+    for folder in utils.split_paths(cfg.task.data or ""):
+        if not os.path.isdir(folder):
+            raise UserError(f"data {folder}: there is no such folder of binarized data")
+
+
+def set_up_task(cfg):
+    """The task with its dictionaries and the set to translate.
+
+    Raises:
+        UserError: the data's folder lacks a file, or one of them is damaged.
+    """
+    task = data_checks.set_up(lambda: tasks.setup_task(cfg.task), cfg.task.data)
+    try:
+        data_checks.load_set(task, cfg.dataset.gen_subset, "--gen-subset")
+    except FileNotFoundError as error:
+        raise UserError(f"data {cfg.task.data}: {error}; run fairseq-preprocess") from None
+    return task
+
+
+def truncate_for_models(cfg, states: List[Dict[str, Any]]) -> None:
+    """Let ``--truncate-source`` cut at the models' limit where the task's is larger.
+
+    Args:
+        states: of the checkpoints to translate with.
+    """
+    if getattr(cfg.task, "truncate_source", False):
+        limits = [read_model_config(state).max_source_positions for state in states]
+        cfg.task.max_source_positions = min(cfg.task.max_source_positions, *limits)
+
+
+def check_direction(task, state: Dict[str, Any], path: str) -> None:
+    """Refuse a model of the other direction; with one joined dictionary it would fit.
+
+    What fairseq inferred from the names of the data's files, it keeps to itself.
+
+    Raises:
+        UserError: names both directions and what to give.
+    """
+    run = state["cfg"].get("task")
+    its = getattr(run, "source_lang", None), getattr(run, "target_lang", None)
+    mine = task.cfg.source_lang, task.cfg.target_lang
+    if None not in its and its == mine[::-1] != mine:
+        raise UserError(
+            f"--path {path}: translates {its[0]} to {its[1]}, the data is read as {mine[0]} to "
+            f"{mine[1]}; give --source-lang {its[0]} --target-lang {its[1]}"
+        )
+
+
+def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
+    """Compare a checkpoint with the data and with what --arch promises.
+
+    Raises:
+        UserError: names the direction, or the first dictionary or option, that differs.
+    """
+    check_direction(task, state, path)
+    check_dictionaries(state, task.source_dictionary, task.target_dictionary, f"--path {path}")
+    if args.weighted_layernorm:
+        inherit_layernorm(argparse.Namespace(weighted_layernorm=True), state, path)
+    if not hasattr(args, "arch"):
+        return
+    config, usual = read_model_config(state), argparse.Namespace()
+    ARCH_CONFIG_REGISTRY[args.arch](usual)
+    for name in STRUCTURE:
+        asked = getattr(args, name, None)
+        given = asked != getattr(usual, name, None)  # an option beside --arch
+        if name in _OF_THE_TASK or not (given or name in DIMENSIONS):
+            continue
+        its = getattr(config, name)
+        if str(asked) != str(its):
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--arch {args.arch}: has --{option} {asked}, {path} has {its}; give the "
+                "--arch it was trained with, or leave --arch out"
+            )
+
+
+def check_lengths(cfg, task, models) -> List[int]:
+    """Find sentences that are too long for the model.
+
+    Returns:
+        Numbers of the sentences that will be left out, as the user allowed.
+
+    Raises:
+        UserError: names the first such sentence, the limit and what to do.
+    """
+    subset = cfg.dataset.gen_subset
+    dataset = task.dataset(subset)
+    limits = utils.resolve_max_positions(
+        task.max_positions(), *[model.max_positions() for model in models]
+    )
+    kept, skipped = dataset.filter_indices_by_size(np.arange(len(dataset)), limits)
+    if skipped and not cfg.dataset.skip_invalid_size_inputs_valid_test:
+        first = skipped[0]
+        lengths = dataset.size(first)
+        side = 0 if lengths[0] > limits[0] else 1
+        raise UserError(
+            f"--gen-subset {subset}: the {('source', 'target')[side]} of sentence {first} "
+            f"(line {first + 1}) has {lengths[side]} tokens, the limit is {limits[side]}; "
+            "shorten it, or leave such sentences out (here "
+            f"{len(skipped)}) with --skip-invalid-size-inputs-valid-test"
+        )
+    if not len(kept):
+        raise UserError(f"--gen-subset {subset}: all its sentences are too long")
+    search_checks.check_lengths(cfg, models)
+    max_tokens = cfg.dataset.max_tokens
+    longest = max(kept.tolist(), key=dataset.num_tokens)
+    if max_tokens and dataset.num_tokens(longest) > max_tokens:
+        raise UserError(
+            f"--max-tokens {max_tokens}: sentence {longest} (line {longest + 1}) has "
+            f"{dataset.num_tokens(longest)} tokens; raise it"
+        )
+    return skipped

@@ -1,0 +1,303 @@
+"""What the entry points share: parsing with this plug-in loaded, clear errors."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import Callable, List, Optional, Sequence
+
+from fairseq import options
+
+from ..errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser, for tools without fairseq's options, that refuses in one line.
+
+    It shows its description as it is written: the docstring of the tool.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists all options)")
+
+
+def add_trust(parser, named: str) -> None:
+    """The option of every tool that reads checkpoints.
+
+    Args:
+        parser: or a group of its arguments.
+        named: what names the checkpoint, for the help.
+    """
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help=f"unpickle any object in {named}: for old checkpoints of your own, since a "
+        "pickle can run code",
+    )
+
+
+def check_output_file(
+    path: str, *sources: str, option: str = "--output", named: str = "--path"
+) -> None:
+    """Refuse a file that can't be written, or is one of the files to read.
+
+    Args:
+        sources: files to read.
+        named: what the message calls them.
+
+    Raises:
+        UserError: names the option, the path and what to do.
+    """
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"{option} {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise UserError(f"{option} {path}: is a folder; give a file name")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {path}: the folder {folder} can't be written to")
+    if os.path.exists(path) and any(
+        os.path.exists(source) and os.path.samefile(path, source) for source in sources
+    ):
+        raise UserError(f"{option} {path}: is {named}; give another name")
+
+
+def check_output_folder(path: str, option: str) -> None:
+    """Refuse a folder that can't be made or written to.
+
+    Raises:
+        UserError: names the option, the path and what to do.
+    """
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UserError(f"{option} {path}: {there} is no folder; give another name")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{option} {path}: the folder {there} can't be written to")
+
+
+def make_output_folder(path: str, option: str) -> None:
+    """Make a folder where it isn't there yet.
+
+    Raises:
+        UserError: names the option, the path and why it can't be made.
+    """
+    check_output_folder(path, option)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:  # whatever its folder's permissions say
+        raise UserError(f"{option} {path}: can't be made ({error.strerror})") from None
+
+
+@contextmanager
+def ending_quietly(interrupted: str):
+    """End without a traceback when interrupted, or when the output can't be written.
+
+    The exit status is that of a program that the signal has killed, 130, and 141 when
+    nobody reads the output any more.
+
+    Args:
+        interrupted: what an interruption leaves behind.
+
+    Raises:
+        UserError: standard output goes to a file, and the disk is full.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        broken = isinstance(error, BrokenPipeError)
+        if not broken and (error.errno not in DISK_FULL or error.filename):
+            raise
+        # Python flushes standard output once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if broken:
+            sys.exit(141)
+        raise UserError(f"the output can't be written ({error.strerror})") from None
+
+
+def set_up_logging(stream=sys.stdout) -> None:
+    """fairseq's log lines; ``force`` because importing fairseq has set its own."""
+    logging.basicConfig(
+        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        level=os.environ.get("LOGLEVEL", "INFO").upper(),
+        stream=stream,
+        force=True,
+    )
+    # deprecations inside fairseq and hydra that a user can do nothing about
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\.")
+    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
+
+
+def log_to_file(path: Optional[str]) -> None:
+    """Write log lines to this file too, as ``--log-file`` asks for; None writes none.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    if path is None:
+        return
+    check_output_file(path, option="--log-file")
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:  # whatever its folder's permissions say
+        raise UserError(f"--log-file {path}: can't be written ({error.strerror})") from None
+    root = logging.getLogger()
+    handler.setFormatter(root.handlers[0].formatter)
+    root.addHandler(handler)
+
+
+def run_writer(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    arguments: Optional[List[str]] = None,
+) -> None:
+    """A command line tool that leaves ``--output`` as it was unless it comes to its end.
+
+    Args:
+        run: the tool, of the parsed options.
+        arguments: instead of the process's own.
+    """
+    set_up_logging(sys.stderr)
+    args = parser.parse_args(arguments)
+    with ending_quietly(f"{args.output} is as it was"):
+        run(args)
+
+
+def _with_own_folder(arguments: Sequence[str]) -> List[str]:
+    """Arguments with this folder as ``--user-dir`` under its own name, where it is none.
+
+    fairseq takes a link to it for another plug-in, which registers the same parts.
+    """
+    found: List[str] = []
+    for argument in arguments:
+        split = argument.startswith("--user-dir=")
+        found += argument.split("=", 1) if split else [argument]
+    named = [i for i, a in enumerate(found[:-1]) if a == "--user-dir"]
+    for i in named:
+        if os.path.realpath(found[i + 1]) == os.path.realpath(PACKAGE):
+            found[i + 1] = PACKAGE
+    return found if named else [*found, "--user-dir", PACKAGE]
+
+
+def fairseq_parser(make: Callable):
+    """A parser of fairseq's, with this plug-in's task as the default.
+
+    Args:
+        make: of ``fairseq.options``; it imports what the process's --user-dir names.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    given, sys.argv = sys.argv, [sys.argv[0], *_with_own_folder(sys.argv[1:])]
+    try:
+        return make(default_task="SRPtranslation")
+    except FileNotFoundError as error:
+        raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
+    finally:
+        sys.argv = given
+
+
+def parse(parser, arguments: Optional[List[str]] = None):
+    """Parse like fairseq's tools, with this folder as the default ``--user-dir``.
+
+    Returns:
+        The namespace.
+
+    Raises:
+        UserError: what argparse would refuse, in one line.
+    """
+
+    def refuse(message: str):
+        hint = missing_part(message) if "unrecognized arguments" in message else None
+        raise UserError(f"{message} ({hint or '--help lists all options'})")
+
+    parser.error = refuse
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(arguments):
+        show_help(parser)
+        sys.exit(0)
+    arguments = _with_own_folder(arguments)
+    try:
+        return options.parse_args_and_arch(parser, input_args=arguments)
+    except FileNotFoundError as error:  # fairseq's import of the folder
+        raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
+
+
+def missing_part(message: str) -> Optional[str]:
+    """What has to be chosen before fairseq knows the options that a message names.
+
+    None if they are no options of this plug-in.
+    """
+    from ..criterions.srp import SRPCriterionConfig
+    from ..models.srp_config import SRPConfig
+    from ..options import SRPTranslationConfig
+
+    for choice, config in (
+        ("--task SRPtranslation", SRPTranslationConfig),
+        ("an --arch of this plug-in: srp, srp_iwslt_de_en, srp_multi30k_de_en", SRPConfig),
+        ("--criterion srp", SRPCriterionConfig),
+    ):
+        theirs = config.__mro__[1].__dataclass_fields__
+        for name in config.__dataclass_fields__:
+            option = f"--{name.replace('_', '-')}"
+            if name not in theirs and option in message.replace("=", " ").split():
+                return f"{option} needs {choice}"
+    return None
+
+
+def show_help(parser, training: bool = False) -> None:
+    """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out.
+
+    Ours are shown with their defaults, except a model's, which depend on --arch. Tools
+    that translate accept the task's options for training, but don't show them.
+    """
+    from ..criterions.srp import SRPCriterion
+    from ..models.srp_base import SRPModel
+    from ..optim.srp_adam import SRPAdam
+    from ..options import FOR_TRANSLATION
+    from ..tasks.srp_translation import SRPTranslationTask
+
+    theirs = list(parser._action_groups)
+    what = "pruning and translation" if training else "translation"
+    parts = {f"{what} (--task SRPtranslation)": SRPTranslationTask}
+    if training:
+        parts["model (--arch srp, srp_iwslt_de_en, srp_multi30k_de_en, srp_demo_de_en)"] = SRPModel
+        parts["loss and distillation (--criterion srp)"] = SRPCriterion
+        parts["optimizer (--optimizer srp_adam)"] = SRPAdam
+    for title, part in parts.items():
+        part.add_args(parser.add_argument_group(title))
+    ours = [group for group in parser._action_groups if group not in theirs]
+    for action in (action for group in ours for action in group._group_actions):
+        if not training and action.dest not in FOR_TRANSLATION:
+            action.help = argparse.SUPPRESS
+            continue
+        unsaid = action.help and "default" not in action.help
+        if unsaid and not isinstance(action.default, (bool, type(None))):
+            action.help += " (default: %(default)s)"
+    parser._action_groups[:] = ours + theirs
+    parser.print_help()
+
+
+def check_seed(seed: Optional[int]) -> None:
+    """Refuse what numpy takes for no seed.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")

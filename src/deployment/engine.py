@@ -1,0 +1,231 @@
+"""Translating a test set with CTranslate2 inside fairseq-generate.
+
+The engine stands in for fairseq's ``SequenceGenerator``: batches, output lines and
+BLEU stay fairseq's. Options that would not give fairseq's hypotheses are refused.
+"""
+
+import dataclasses
+import logging
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import Iterator, List, Optional, TextIO
+
+import torch
+from fairseq import utils
+from fairseq.dataclass.configs import GenerationConfig
+
+from ..errors import UserError
+from ..export import MODEL, export
+from .comparison import check_same, load_translator, random_pairs
+from .generator import CTranslate2Generator
+from .model import QUANTIZATIONS, require_ctranslate2, weights_digest
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("pytorch", "ctranslate2")
+# Options of the search that CTranslate2 has with the same meaning; min_len up to 1.
+_SAME = ("beam", "nbest", "lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len")
+# Options without an effect on the hypotheses of a beam search.
+_NO_EFFECT = ("no_seed_provided", "no_beamable_mm", "no_early_stop", "sacrebleu")
+
+
+def add_options(parser) -> None:
+    """``--engine`` and what belongs to it."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="pytorch",
+        help="what computes the translations (default: pytorch); ctranslate2 runs on the "
+        "CPU, prints no P- lines and takes, of the search options, --beam, --lenpen, "
+        "--unnormalized, --max-len-a, --max-len-b, --min-len up to 1, and --nbest, of "
+        "which all but the best can differ from fairseq's",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="with --engine ctranslate2: how weights are stored (default: float32)",
+    )
+    group.add_argument(
+        "--ctranslate2-model",
+        metavar="DIR",
+        help="with --engine ctranslate2: folder that export.py made of --path (default: "
+        "export to a temporary one)",
+    )
+    group.add_argument(
+        "--ctranslate2-vocabulary-map",
+        choices=("auto", "off"),
+        help="with --ctranslate2-model: auto (default) scores only the candidates of the "
+        "folder's vocabulary map where it has one, see export.py --vocabulary-map; scores "
+        "(H-, D- lines) are of probabilities among the candidates of the sentences "
+        "translated together, so a little higher; off scores all types",
+    )
+    group.add_argument(
+        "--cpu-threads",
+        type=int,
+        metavar="N",
+        help="threads of either engine (default: all cores, or OMP_NUM_THREADS)",
+    )
+
+
+def check_options(args, cfg) -> None:
+    """Refuse what the command line alone rules out.
+
+    Raises:
+        UserError: names the option, its value and what to do.
+    """
+    if args.cpu_threads is not None and args.cpu_threads < 1:
+        raise UserError(f"--cpu-threads {args.cpu_threads}: must be at least 1")
+    if args.engine != "ctranslate2":
+        for name in ("quantization", "ctranslate2_model", "ctranslate2_vocabulary_map"):
+            if getattr(args, name) is not None:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} {getattr(args, name)}: needs --engine ctranslate2")
+        return
+    require_ctranslate2("--engine ctranslate2")
+    if args.ctranslate2_vocabulary_map is not None and args.ctranslate2_model is None:
+        raise UserError(
+            f"--ctranslate2-vocabulary-map {args.ctranslate2_vocabulary_map}: needs "
+            "--ctranslate2-model; make one with export.py --vocabulary-map"
+        )
+    if args.ctranslate2_model is not None:
+        if args.quantization is not None:
+            raise UserError(
+                f"--quantization {args.quantization}: --ctranslate2-model has its own; "
+                "leave it out, or export anew"
+            )
+        if not os.path.isfile(os.path.join(args.ctranslate2_model, MODEL)):
+            raise UserError(
+                f"--ctranslate2-model {args.ctranslate2_model}: has no {MODEL}; give a "
+                "folder that export.py made"
+            )
+    if len(utils.split_paths(cfg.common_eval.path)) > 1:
+        raise UserError("--engine ctranslate2: translates with one model; --path names several")
+    for option, given in (
+        ("--fp16", cfg.common.fp16),
+        ("--model-overrides", cfg.common_eval.model_overrides != "{}"),
+        ("--cpu-bf16", getattr(cfg.task, "cpu_bf16", False)),
+        ("--fairseq-search", getattr(cfg.task, "fairseq_search", False)),
+    ):
+        if given:
+            raise UserError(f"{option}: has no effect with --engine ctranslate2; leave it out")
+    for field in dataclasses.fields(GenerationConfig):
+        if field.name.startswith("_") or field.name in (*_SAME, *_NO_EFFECT):
+            continue
+        value = getattr(cfg.generation, field.name)
+        if value != field.default:
+            raise UserError(
+                f"--{field.name.replace('_', '-')} {value}: CTranslate2 has nothing that "
+                "means the same; leave it out or use --engine pytorch"
+            )
+    search = cfg.generation
+    if int(search.max_len_a + search.max_len_b) < 1:
+        raise UserError(
+            f"--max-len-b {search.max_len_b}: leaves no room for a translation; raise it"
+        )
+    if search.min_len > 1:
+        raise UserError(
+            f"--min-len {search.min_len}: CTranslate2 would score otherwise, at "
+            "most 1 is the same; leave it out or use --engine pytorch"
+        )
+
+
+def prepare(args, cfg, task, model, skipped: List[int]) -> Optional[CTranslate2Generator]:
+    """The generator that the options ask for, compared with the model; or None.
+
+    Args:
+        model: that of ``--path``, in PyTorch.
+        skipped: numbers of the sentences that are left out.
+
+    Raises:
+        UserError: the model can't be exported, or ``--ctranslate2-model`` is of another.
+    """
+    if args.cpu_threads is not None:
+        torch.set_num_threads(args.cpu_threads)
+    if args.engine != "ctranslate2":
+        return None
+    dictionaries = task.source_dictionary, task.target_dictionary
+    folder, what = args.ctranslate2_model, f"--ctranslate2-model {args.ctranslate2_model}"
+    with tempfile.TemporaryDirectory(prefix="srp-ctranslate2-") as temporary:
+        if folder is None:
+            folder, what = temporary, f"--path {cfg.common_eval.path}"
+            export(model, dictionaries, folder, args.quantization or "float32", what)
+        generator = CTranslate2Generator(
+            folder,
+            dictionaries,
+            cfg.generation,
+            model.decoder.max_positions(),
+            what,
+            use_map=args.ctranslate2_vocabulary_map != "off",
+        )
+    if args.ctranslate2_model is not None:
+        its, mine = generator.config.get("weights_sha256"), weights_digest(model)
+        # quantized, the model of another epoch differs no more than its own may
+        if None not in (its, mine) and its != mine:
+            raise UserError(
+                f"{what}: is not of {cfg.common_eval.path}: it was exported from other "
+                "weights; export anew"
+            )
+        limits = [
+            min(side.max_positions(), generator.config.get(f"max_{name}_positions", 1024))
+            for name, side in (("source", model.encoder), ("target", model.decoder))
+        ]
+        check_same(
+            load_translator(folder, what),
+            generator.quantization,
+            model,
+            dictionaries,
+            random_pairs(*dictionaries, limits),
+            "random sentences",
+            f"{what}: is not of {cfg.common_eval.path}",
+        )
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    generator.check_lengths(dataset, skipped)
+    logger.info(
+        f"translating with CTranslate2 on the CPU, {torch.get_num_threads()} threads; "
+        "token scores (P- lines) are left out"
+    )
+    if generator.map is not None:
+        size = generator.map.mean_size([x.tolist() for x in dataset.src])
+        logger.info(
+            f"with the vocabulary map of {folder}: a sentence has {size:.0f} candidates on "
+            f"average, of {len(task.target_dictionary)} types; scores are among them"
+        )
+    return generator
+
+
+class _WithoutTokenScores:
+    """A stream without fairseq's P- lines, which CTranslate2 has no numbers for."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, line: str) -> int:
+        return len(line) if line.startswith("P-") else self.stream.write(line)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+@contextmanager
+def translating(
+    task_class: type, generator: Optional[CTranslate2Generator], stream: TextIO
+) -> Iterator[TextIO]:
+    """Let fairseq-generate's task use the generator; without one, change nothing.
+
+    Returns:
+        The stream for its lines.
+    """
+    if generator is None:
+        yield stream
+        return
+    own = vars(task_class).get("build_generator")
+    task_class.build_generator = lambda self, *args, **kwargs: generator
+    try:
+        yield _WithoutTokenScores(stream)
+    finally:
+        if own is None:
+            del task_class.build_generator
+        else:
+            task_class.build_generator = own

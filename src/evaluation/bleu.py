@@ -1,0 +1,166 @@
+"""BLEU of a translated test set, of detokenized text, with sacreBLEU's signature."""
+
+import hashlib
+import io
+import logging
+import re
+from typing import Any, Callable, Dict, List, Optional, Sequence, TextIO
+
+from sacrebleu.metrics import BLEU
+from sacremoses import MosesDetokenizer
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_SENTENCE_LINE = re.compile(r"([STHDPAIE])-(\d+)[\t_]")
+
+
+class OutputLines(io.TextIOBase):
+    """Passes fairseq-generate's lines on and keeps each sentence's best hypothesis.
+
+    Args:
+        stream: where the lines go.
+        quiet: leave out the lines of sentences, as ``--quiet`` does.
+
+    Attributes:
+        hypotheses: sentence number to text, from the first ``D-`` line.
+    """
+
+    def __init__(self, stream: TextIO, quiet: bool = False):
+        self.stream = stream
+        self.quiet = quiet
+        self.hypotheses: Dict[int, str] = {}
+        self._line = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._line += text
+        if self._line.endswith("\n"):
+            line, self._line = self._line, ""
+            kind = _SENTENCE_LINE.match(line)
+            if kind and kind[1] == "D":
+                hypothesis = line[:-1].split("\t", 2)[2]
+                self.hypotheses.setdefault(int(kind[2]), hypothesis)
+            if not (kind and self.quiet):
+                self.stream.write(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def detokenizer(name: str, language: str) -> Callable[[str], str]:
+    """A function from tokens with spaces between them to text: ``moses`` or ``none``."""
+    if name == "none":
+        return lambda line: line
+    moses = MosesDetokenizer(language)
+    return lambda line: moses.detokenize(line.split())
+
+
+def read_references(path: str, sentences: int) -> List[str]:
+    """Raw references, one a line, in the order of the test set.
+
+    Raises:
+        UserError: not readable, or not as many lines as there are sentences.
+    """
+    try:
+        # lines end with \n only: other separators may stand inside a sentence
+        with open(path, encoding="utf-8", newline="\n") as stream:
+            lines = stream.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no UTF-8 text"
+        raise UserError(f"--reference {path}: {reason}") from None
+    if lines[-1] == "":
+        lines.pop()
+    if len(lines) != sentences:
+        raise UserError(
+            f"--reference {path}: has {len(lines)} lines, the test set has {sentences} "
+            "sentences; give one reference a line, in the test set's order"
+        )
+    return lines
+
+
+def corpus_bleu(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    lowercase: bool = False,
+    tokenize: str = "13a",
+) -> Dict[str, Any]:
+    """sacreBLEU of a corpus.
+
+    Args:
+        tokenize: ``13a`` for detokenized text, ``none`` for tokens.
+
+    Returns:
+        ``score`` in percent, sacreBLEU's ``signature``, the ``line`` that sacreBLEU
+        prints, and the ``references_sha256``, by which figures of other texts are found.
+    """
+    metric = BLEU(lowercase=lowercase, tokenize=tokenize, force=tokenize == "none")
+    result = metric.corpus_score(list(hypotheses), [list(references)])
+    signature = metric.get_signature().format()
+    return {
+        "score": result.score,
+        "signature": signature,
+        "line": result.format(signature=signature),
+        "references_sha256": hashlib.sha256("\n".join(references).encode()).hexdigest(),
+    }
+
+
+def target_side(cfg, task) -> Optional[List[str]]:
+    """The data's target sentences as fairseq-generate prints them; None without any."""
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    if dataset.tgt is None:
+        return None
+    bpe, tokenizer = task.build_bpe(cfg.bpe), task.build_tokenizer(cfg.tokenizer)
+    lines = []
+    for tokens in dataset.tgt:
+        line = task.target_dictionary.string(tokens, cfg.common_eval.post_process, escape_unk=True)
+        line = line if bpe is None else bpe.decode(line)
+        lines.append(line if tokenizer is None else tokenizer.decode(line))
+    return lines
+
+
+def score(
+    hypotheses: Sequence[str],
+    targets: Optional[Sequence[str]],
+    references: Optional[Sequence[str]],
+    detokenize: Callable[[str], str],
+    lowercase: bool = False,
+    tokenized: bool = False,
+) -> Dict[str, Dict[str, Any]]:
+    """BLEU of the translations, as far as there is something to compare with.
+
+    Args:
+        hypotheses: tokens, one a sentence, in the order of the test set.
+        targets: the data's target side, in tokens, or None.
+        references: raw text, or None for the target side.
+        detokenize: makes text of tokens.
+        tokenized: also BLEU of hypotheses and targets as they are.
+
+    Returns:
+        ``bleu`` and ``tokenized_bleu``, each as from :func:`corpus_bleu`.
+    """
+    scores = {}
+    if any("@@ " in line for line in hypotheses):
+        logger.warning("the translations hold pieces of words (@@): add --remove-bpe")
+    if references is None and targets is not None:
+        references = [detokenize(line) for line in targets]
+    if references is not None:
+        text = [detokenize(line) for line in hypotheses]
+        scores["bleu"] = corpus_bleu(text, references, lowercase)
+    if tokenized and targets is not None:
+        scores["tokenized_bleu"] = corpus_bleu(hypotheses, targets, lowercase, "none")
+    return scores
+
+
+def report(scores: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """``bleu`` (None without references), what it is of, and the same tokenized."""
+    facts: Dict[str, Any] = {"bleu": None}
+    for name, result in scores.items():
+        facts[name] = round(result["score"], 4)
+        for part in ("signature", "references_sha256"):
+            facts[f"{name}_{part}"] = result[part]
+    return facts

@@ -1,0 +1,201 @@
+"""What is measured of a translation beside BLEU: speed, sizes, FLOPs."""
+
+import io
+import os
+import platform
+import time
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..adapters import adapted_layers
+from ..adapters import report as adapter_report
+from ..connectivity.budget import ParameterCount
+from ..connectivity.groups import base_parameters
+from ..errors import UserError
+from ..flops_counter import count_flops
+
+
+class Step(NamedTuple):
+    seconds: float
+    sentences: int
+    tokens: int  # of the best hypotheses, with end of sentence
+
+
+@contextmanager
+def timed_inference(task_class: type) -> Iterator[List[Step]]:
+    """Time every batch that a task of this class translates while inside."""
+    steps: List[Step] = []
+    original = task_class.inference_step
+
+    def inference_step(self, *args, **kwargs):
+        begin = time.perf_counter()
+        hypotheses = original(self, *args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        tokens = sum(len(beams[0]["tokens"]) for beams in hypotheses)
+        steps.append(Step(seconds, len(hypotheses), tokens))
+        return hypotheses
+
+    inherited = "inference_step" not in vars(task_class)
+    task_class.inference_step = inference_step
+    try:
+        yield steps
+    finally:
+        if inherited:
+            del task_class.inference_step
+        else:
+            task_class.inference_step = original
+
+
+def speed(steps: Sequence[Step]) -> Dict[str, Any]:
+    """Speed of generation, without loading and printing.
+
+    Where there are several batches, the first (of the shortest sentences) is a
+    warm-up and not counted in ``tokens_per_second``.
+    """
+    timed = steps[1:] or steps
+    seconds = sum(step.seconds for step in timed)
+    tokens = sum(step.tokens for step in timed)
+    return {
+        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "warm_up_batches": len(steps) - len(timed),
+        "sentences": sum(step.sentences for step in steps),
+        "tokens": sum(step.tokens for step in steps),
+        "seconds": round(sum(step.seconds for step in steps), 3),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> Dict[str, Any]:
+    """What the time was measured on."""
+    return {
+        "machine": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def serialized_bytes(model: nn.Module) -> int:
+    """Size of a file with the weights alone."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.tell()
+
+
+def learned_parameters(model: nn.Module) -> int:
+    """Parameters of adapters and the biases learned with them; 0 without adapters."""
+    if not adapted_layers(model):
+        return 0
+    total = adapter_report(model)[-1]
+    return total["adapter"] + total["biases"]
+
+
+def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
+    """Parameters, bytes and widths of a model and its checkpoint.
+
+    Returns:
+        ``parameters`` and ``uncut_parameters`` (connectivity is not one; adapters
+        are not counted, fused they are part of the weights), ``adapter_parameters``
+        that were learned in their place, with biases, ``nonzero_parameters``,
+        ``checkpoint_bytes`` as the file lies there (training's hold the
+        optimizer's state too), ``model_bytes`` of the weights alone, and
+        ``widths``: group name to [width, width in the uncut model].
+    """
+    count = ParameterCount(model)
+    return {
+        "parameters": sum(p.numel() for p in base_parameters(model)),
+        "adapter_parameters": learned_parameters(model),
+        "nonzero_parameters": sum(int(p.count_nonzero()) for p in base_parameters(model)),
+        "uncut_parameters": count(count.original),
+        "checkpoint_bytes": os.path.getsize(path),
+        "model_bytes": serialized_bytes(model),
+        "widths": _widths(count),
+    }
+
+
+def _widths(count: ParameterCount) -> Dict[str, Tuple[int, int]]:
+    return {name: (g.width, g.original_width) for name, g in count.groups.items()}
+
+
+def check_countable(model: nn.Module, option: str) -> None:
+    """Refuse a model whose FLOPs can't be counted.
+
+    Raises:
+        UserError: it is no encoder-decoder Transformer with a plain output projection.
+    """
+    try:
+        count_flops(model, 1, 1)
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"{option}: has FLOPs, which are counted of encoder-decoder Transformers with "
+            "cross-attention and a plain softmax; leave it out"
+        ) from None
+
+
+def _pytorch(cfg) -> str:
+    """The name of this engine, with the options that change its speed."""
+    options = {"--fp16": cfg.common.fp16}
+    for name in ("cpu_bf16", "sparse_inference", "fairseq_search"):
+        options[f"--{name.replace('_', '-')}"] = getattr(cfg.task, name, False)
+    return " ".join(["pytorch", *(option for option, given in options.items() if given)])
+
+
+def report(
+    cfg,
+    model: nn.Module,
+    dataset,
+    steps: Sequence[Step],
+    lengths: Tuple[Optional[int], Optional[int]],
+    engine=None,
+    skipped: Sequence[int] = (),
+) -> Dict[str, Any]:
+    """What ``--report`` writes beside BLEU.
+
+    Args:
+        cfg: fairseq's configuration of the run.
+        dataset: the translated sentence pairs.
+        lengths: source and target tokens for FLOPs (default: the mean of
+            those translated), which are of one sentence at beam 1, see ``flops_counter``.
+        engine: what translated instead of PyTorch, with ``facts()`` of its own.
+        skipped: numbers of the sentences that were left out.
+    """
+    sources, targets = dataset.src_sizes, dataset.tgt_sizes
+    targets = sources if targets is None else targets
+    means = [float(np.mean(np.delete(x, list(skipped)))) for x in (sources, targets)]
+    source, target = (given or round(mean) for given, mean in zip(lengths, means))
+    flops = count_flops(model, source, target)
+    has_gpu = torch.cuda.is_available() and not cfg.common.cpu
+    return {
+        "checkpoint": cfg.common_eval.path,
+        **sizes(model, cfg.common_eval.path),
+        "flops": flops.pop("total"),
+        "flops_parts": flops,
+        "flops_source_length": source,
+        "flops_target_length": target,
+        **speed(steps),
+        "beam": cfg.generation.beam,
+        "lenpen": cfg.generation.lenpen,
+        "batch_size": cfg.dataset.batch_size,
+        "max_tokens": cfg.dataset.max_tokens,
+        "gen_subset": cfg.dataset.gen_subset,
+        "device": torch.cuda.get_device_name() if has_gpu else "cpu",
+        **machine(),
+        "engine": _pytorch(cfg),
+        **(engine.facts() if engine else {}),
+    }

@@ -1,0 +1,121 @@
+"""The entry points that train: what is refused before fairseq reads the options, and it."""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from typing import Callable, Collection, Optional
+
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
+from fairseq_cli import train as fairseq_train
+from torch.multiprocessing import ProcessExitedException
+
+from ..commandline.parsing import (
+    check_output_file,
+    check_seed,
+    ending_quietly,
+    fairseq_parser,
+    make_output_folder,
+    parse,
+    set_up_logging,
+    show_help,
+)
+from ..errors import UserError
+
+
+def _positive(text: Optional[str]) -> bool:
+    """Whether an option's text is a number above 0."""
+    try:
+        return float(text or 0) > 0
+    except ValueError:
+        return False
+
+
+def check_training(args, given: Collection[str]) -> None:
+    """Refuse a training without what it can't do without; fairseq ends in a traceback.
+
+    Args:
+        args: the parsed options.
+        given: names of the options on the command line.
+
+    Raises:
+        UserError: names the option and what to give.
+    """
+    if args.max_tokens is None and args.batch_size is None:
+        raise UserError(
+            "--max-tokens: missing; give the tokens of a batch, as 4096, or its sentences "
+            "as --batch-size"
+        )
+    if args.optimizer is None:
+        raise UserError("--optimizer: missing; give srp_adam, or another one of fairseq's")
+    if args.optimizer == "srp_adam" and "--lr" not in given:
+        raise UserError(
+            f"--lr: missing, and fairseq's default of {args.lr[0]:g} is for plain SGD; give "
+            "one for --optimizer srp_adam, as 5e-4"
+        )
+    # text, as fairseq would have it from --max-update where that is given in a file
+    if args.lr_scheduler == "polynomial_decay" and not _positive(args.total_num_update):
+        raise UserError(
+            f"--total-num-update {args.total_num_update}: --lr-scheduler polynomial_decay "
+            "needs the updates after which the rate is zero, those of all epochs"
+        )
+    if args.lr_scheduler == "inverse_sqrt" and args.warmup_updates < 1:
+        raise UserError(
+            f"--warmup-updates {args.warmup_updates}: must be at least 1 for --lr-scheduler "
+            "inverse_sqrt, whose rate falls from there on"
+        )
+    if getattr(args, "write_checkpoints_asynchronously", False) and not find_spec("iopath"):
+        # fairseq ends without training then, with status 0
+        raise UserError("--write-checkpoints-asynchronously: needs package iopath; leave it out")
+    check_seed(args.seed)
+    if args.distributed_world_size < 1:
+        raise UserError(
+            f"--distributed-world-size {args.distributed_world_size}: must be at least 1, the "
+            "number of processes"
+        )
+    if args.pipeline_model_parallel:
+        raise UserError(
+            "--pipeline-model-parallel: no model of translation is divided; leave it out"
+        )
+    make_output_folder(args.save_dir, "--save-dir")
+    if args.log_file is not None:  # may lie in that folder
+        check_output_file(args.log_file, option="--log-file")
+
+
+def train(check: Callable = lambda args: None) -> None:
+    """Run fairseq's training with this plug-in.
+
+    Args:
+        check: completes and checks the parsed options of one entry point.
+    """
+    set_up_logging()
+    parser = fairseq_parser(options.get_training_parser)
+    parser.description = sys.modules["__main__"].__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "%(prog)s DATA --save-dir DIR [options]"
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        show_help(parser, training=True)
+        return
+    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if not given & {"-a", "--arch"}:
+        raise UserError("--arch: missing; give the model's, as srp_multi30k_de_en")
+    half = {option.replace("memory-efficient-", "") for option in given}
+    half &= {"--fp16", "--bf16", "--amp"}
+    if len(half) > 1:
+        raise UserError(f"{' '.join(sorted(half))}: exclude each other; give one of them")
+    args = parse(parser)
+    check(args)
+    check_training(args, given)
+    if args.bf16:
+        args.tpu = False  # fairseq takes --bf16 for a TPU
+    cfg = convert_namespace_to_omegaconf(args)
+    left = f"the same command goes on from the last checkpoint in {cfg.checkpoint.save_dir}"
+    try:
+        with ending_quietly(left):
+            distributed_utils.call_main(cfg, fairseq_train.main)
+    except ProcessExitedException as error:
+        # of a process of several, which has said why
+        if error.exit_code != UserError.STATUS:
+            raise
+        sys.exit(error.exit_code)

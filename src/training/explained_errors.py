@@ -1,0 +1,154 @@
+"""Errors of fairseq's training that a user can mend, said in one line."""
+
+import logging
+import pickle
+from contextlib import contextmanager
+from typing import Any, Dict, Tuple, Type
+
+import torch
+from torch import Tensor
+
+from ..checkpoint_utils import unsafe
+from ..checkpoints.pretrained import check_not_shrinking
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What fairseq raises, with words, for data without a batch, a sentence that is too long, a
+# checkpoint of another model or optimizer.
+EXPLAINED = (Exception, AssertionError)
+# And for options of an optimizer or a schedule, which it evaluates as Python.
+EXPLAINED_OF_PARTS = (*EXPLAINED, ValueError, ImportError, ZeroDivisionError)
+EXPLAINED_OF_PARTS += (NameError, SyntaxError)
+
+
+@contextmanager
+def named(what: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAINED):
+    """Give an error in which fairseq says what is wrong the name of what caused it.
+
+    Args:
+        what: options and files, with their values.
+        todo: what to do about it.
+        kinds: types of these errors, without their subclasses; others are faults of
+            the program and keep their traceback.
+
+    Raises:
+        UserError: in place of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) not in kinds or not error.args:
+            raise
+        text = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{what}: {text}{todo and f'. {todo}'}") from None
+
+
+@contextmanager
+def refusing_checkpoint(path: str, cfg):
+    """Load a checkpoint that fairseq may refuse.
+
+    Args:
+        cfg: all options of the run.
+
+    Raises:
+        UserError: of another model or optimizer, with objects that could run code, or
+            without the average that --store-ema goes on with.
+    """
+    todo = "It goes on where a run in this folder ended; give another --save-dir to start anew"
+    for option in ("finetune_from_model", "restore_file"):
+        if getattr(cfg.checkpoint, option) == path:
+            option = option.replace("_", "-")
+            todo = f"Give the options of its run, or --{option} another checkpoint"
+    try:
+        with named(f"checkpoint {path}", todo):
+            yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path}: {unsafe(error)}; if you trust its origin, start anew "
+            "with its weights: --pretrained-model, --trust-checkpoint, another --save-dir"
+        ) from None
+    except KeyError as error:
+        if not (cfg.ema.store_ema and error.args == ("model",)):
+            raise
+        # fairseq would begin the average with weights that it has let go by then
+        raise UserError(
+            f"--store-ema: checkpoint {path} has no average of weights to go on with; leave "
+            "it out, or start anew: --pretrained-model, another --save-dir"
+        ) from None
+
+
+def check_same_run(trainer, extra_state: Dict[str, Any], path: str) -> None:
+    """Refuse to go on from a checkpoint of a run that did something else.
+
+    Args:
+        trainer: of the run that goes on, with the checkpoint's weights.
+        extra_state: of the checkpoint.
+        path: its file.
+
+    Raises:
+        UserError: names the file and what to do.
+    """
+    if trainer.stage is None:
+        check_not_shrinking(trainer.get_model(), f"checkpoint {path}")
+        return
+    state = extra_state.get(type(trainer.task).__name__, {})
+    # with --reset-dataloader the stage begins with the weights that were loaded
+    if "stage" not in state and not trainer.cfg.checkpoint.reset_dataloader:
+        raise UserError(
+            f"checkpoint {path}: its run prunes no channels, --compression-rate "
+            f"{trainer.stage.plan.compression_rate:g} can't go on with it; give another "
+            "--save-dir, and the model to prune as --pretrained-model"
+        )
+
+
+def warn_of_new_optimizer(trainer, path: str) -> None:
+    """Say where a run goes on from weights alone; fairseq does without a word.
+
+    Args:
+        trainer: of the run, with the checkpoint's weights, its optimizer not being reset.
+        path: the checkpoint.
+    """
+    history = trainer._optim_history
+    if history and history[-1]["num_updates"] > trainer.get_num_updates():
+        logger.warning(
+            f"checkpoint {path}: holds no state of the optimizer (it is an average, or of a run "
+            "with --no-save-optimizer-state): the optimizer, the learning rate's schedule and "
+            "the number of updates begin anew"
+        )
+
+
+@contextmanager
+def refusing_divergence():
+    """End a training with --fp16 whose loss can't be scaled further down, in one line.
+
+    fairseq would look for the layer that overflows, and fail at that.
+
+    Raises:
+        UserError: says what to change.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(f"--fp16: {' '.join(str(error).split())}") from None
+
+
+def check_norm(norm: Tensor, update: int, rate: float) -> None:
+    """Refuse a gradient that holds NaN or infinite numbers.
+
+    fairseq would look for the layer that they come from, and fail at that.
+
+    Args:
+        norm: of the whole gradient.
+        update: the one that it is for.
+        rate: the learning rate.
+
+    Raises:
+        UserError: says what to change.
+    """
+    if not torch.isfinite(norm).all():
+        raise UserError(
+            f"--lr: the gradient of update {update} holds NaN or infinite numbers, the "
+            f"training has diverged; give a lower one (it is {rate:g} now), a longer "
+            "--warmup-updates or a --clip-norm"
+        )
