@@ -71,8 +71,9 @@ def refusal():
     if official:
         return (
             f"the official fairseq {official} is installed in {sys.prefix}, but "
-            "fairseq-fixed is needed: the official one neither imports on Python 3.11 nor generates with this "
-            "torch, and pruning would be bypassed by its duplicated encoder weights; "
+            "fairseq-fixed is needed: the official one neither imports on Python 3.11 nor "
+            "generates with this torch, and pruning would "
+            "be bypassed by its duplicated encoder weights; "
             "remove it (pip uninstall fairseq) or choose another environment with VENV=DIR"
         )
     torch = installed("torch")

@@ -334,7 +334,7 @@ class ByRows:
     def __call__(self, x: Tensor) -> Tensor:
         """``[rows, in]`` to ``[rows, out]``."""
         rows = len(x)
-        for most, _typical in _ROWS:
+        for most, typical in _ROWS:  # noqa: B007  the last one serves any number
             if most is None or rows <= most:
                 break
         if typical not in self._products:
