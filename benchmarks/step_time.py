@@ -46,8 +46,6 @@ TRAINING += ["--label-smoothing", "0.1"]
 SRP = ["--task", "SRPtranslation", "--arch", "srp", "--criterion", "srp"]
 SRP += ["--optimizer", "srp_adam", "--weighted-layernorm"]
 BASE = "fairseq transformer"
-COMPILED = "SRP dense, --compile"
-COMPILED_SHRINKING = "SRP shrinking, --compile"
 PRECISIONS = {"float32": [], "fp16": ["--fp16"], "bf16": ["--bf16"], "amp": ["--amp"]}
 STEPS_A_ROUND = {"cpu": 1, "cuda": 5}
 STOCK = ["--task", "translation", "--arch", "transformer", "--optimizer", "adam"]
@@ -172,7 +170,7 @@ def main():
     parser.add_argument(
         "--variants",
         default="",
-        help="separated by ; (default: all but those with --compile, which take minutes)",
+        help="separated by ; (default: all)",
     )
     parser.add_argument(
         "--precisions",
@@ -198,8 +196,6 @@ def main():
         variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
     if args.variants:
-        variants[COMPILED] = SRP + ["--compile"]
-        variants[COMPILED_SHRINKING] = SRP + ["--compile"]
         chosen = [BASE, *(name.strip() for name in args.variants.split(";"))]
         unknown = [name for name in chosen if name not in variants]
         if unknown:

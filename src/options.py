@@ -195,14 +195,6 @@ class SRPTranslationConfig(TranslationConfig):
             "float32. A warning says where a short timing finds no gain by it"
         },
     )
-    compile: bool = field(
-        default=False,
-        metadata={
-            "help": "compile the layers for training with torch.compile; meant for GPUs: "
-            "on CPUs this plug-in's own operators are faster. Translation, validation and "
-            "scoring run uncompiled"
-        },
-    )
     fairseq_search: bool = field(
         default=False,
         metadata={

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import fairseq_cli.train
@@ -10,7 +10,6 @@ from fairseq import checkpoint_utils as fairseq_checkpoints
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
-from .acceleration.compilation import compile_layers, forget_compiled, uncompiled
 from .acceleration.heap import HeapKeeper, limit_kept_shapes
 from .checkpoint_utils import damage, previous_checkpoint, read_config
 from .checkpoints.pretrained import check_widths, take_layernorm
@@ -56,10 +55,6 @@ class SRPTrainer(Trainer):
         self._heap = HeapKeeper() if self.device.type == "cpu" else None
         limit_kept_shapes()
         forget_best()
-        self._compiled = bool(getattr(task.cfg, "compile", False))
-        self._as_written = uncompiled if self._compiled else nullcontext
-        if self._compiled:
-            compile_layers(self.get_model())
         self._epoch_itr = None
         optimization = cfg.optimization
         self._keep_best = cfg.checkpoint.keep_best_checkpoints
@@ -141,17 +136,16 @@ class SRPTrainer(Trainer):
             last = stage.last_epoch()
             steps = run_length.updates_in_epochs(self.cfg, self._epoch_itr, epoch, last)
         logger.info(f"scoring channels by {self.task.cfg.importance}")
-        with self._as_written():
-            scores = self.task.score(
-                self.get_model(),
-                self.get_criterion(),
-                self.cfg.dataset.train_subset,
-                self.cfg.common.seed,
-                self.device,
-                rank=self.data_parallel_rank,
-                world=self.data_parallel_world_size,
-                measure=partial(score, by_head=stage.plan.prune_heads),
-            )
+        scores = self.task.score(
+            self.get_model(),
+            self.get_criterion(),
+            self.cfg.dataset.train_subset,
+            self.cfg.common.seed,
+            self.device,
+            rank=self.data_parallel_rank,
+            world=self.data_parallel_world_size,
+            measure=partial(score, by_head=stage.plan.prune_heads),
+        )
         stage.begin(scores, steps)
         if stage.shrinking:
             logger.info(
@@ -239,10 +233,6 @@ class SRPTrainer(Trainer):
             return False
         return isinstance(self.optimizer, SRPAdam) and self.optimizer.freeze(self.stage.freezer)
 
-    def valid_step(self, sample, raise_oom=False):
-        with self._as_written():
-            return super().valid_step(sample, raise_oom)
-
     def begin_valid_epoch(self, epoch):
         stage, pruning = self.stage, self.weight_pruning
         outdated = pruning is not None and pruning.begin_validation()
@@ -265,8 +255,6 @@ class SRPTrainer(Trainer):
     def _cut(self) -> None:
         count = ParameterCount(self.get_model())
         before = count(count.current)
-        if self._compiled:
-            forget_compiled()
         cuts = self.stage.cut()
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         self._wrap_again()

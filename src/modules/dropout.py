@@ -56,8 +56,7 @@ class Dropout(FairseqDropout):
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         if self.p <= 0 or not (self.training or self.apply_during_inference):
             return x
-        cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if cpu and self.p < 1:
+        if x.device.type == "cpu" and self.p < 1:
             return cpu_dropout(x, self.p)
         return F.dropout(x, p=self.p, training=True, inplace=inplace)
 

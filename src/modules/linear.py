@@ -75,7 +75,6 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] >= _LEAST_WORK
         and x.numel() >= _LEAST_ROWS * x.shape[-1]
         and uses_onednn()
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -82,11 +82,6 @@ class SRPMultiheadAttention(MultiheadAttention):
         memory.tie(self.k_proj, weight=1)
         memory.tie(self.v_proj, weight=1)
 
-    def _get_input_buffer(self, incremental_state):
-        # without a state its key, which differs between modules, is not asked for:
-        # layers of one shape share what torch.compile makes of them
-        return {} if incremental_state is None else super()._get_input_buffer(incremental_state)
-
     def _split_heads(self, x: Tensor) -> Tensor:
         """``[T, B, H*K]`` to ``[B, H, T, K]``."""
         length, batch, width = x.shape

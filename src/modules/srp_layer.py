@@ -50,7 +50,7 @@ class GatedActivation:
 
     def __call__(self, x: Tensor) -> Tensor:
         group = self.group
-        plain = group.connectivity.requires_grad or torch.compiler.is_compiling()
+        plain = group.connectivity.requires_grad
         if group.gated and self.function is F.relu and not plain:
             return _GatedReLU.apply(x, group.connectivity.to(x.dtype))
         return group.gate(self.function(x))

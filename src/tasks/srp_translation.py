@@ -143,7 +143,6 @@ class SRPTranslationTask(TranslationTask):
             ("--pretrained-model", self.cfg.pretrained_model),
             ("--compression-rate", self.cfg.compression_rate < 1),
             ("--attn-kd", getattr(cfg, "attn_kd", 0)),
-            ("--compile", self.cfg.compile),
         ):
             if given:
                 raise UserError(

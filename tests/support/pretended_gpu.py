@@ -3,7 +3,7 @@
 Where there is no GPU this shows what a GPU would refuse: tensors of two devices in one
 operator, and memory that Python can't reach. Values, gradients and precisions are real,
 computed by the CPU's operators. What is CUDA's own it does not show: its kernels and their
-rounding, streams, memory, NCCL, ``torch.compile``.
+rounding, streams, memory, NCCL.
 """
 
 import contextlib
