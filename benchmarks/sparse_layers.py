@@ -6,7 +6,7 @@ A weight [size, size] in float32 is pruned in several patterns; inputs have 1, 3
 512 rows. Every line is one weight and one number of rows; its cells are speed-ups over
 F.linear: PyTorch's own product. Everything of a line is timed in the same rounds, in a
 new random order each; cells are medians of the ratios taken round by round. "packed" is
-this project's dense product, with the weight laid out ahead (src/modules/linear.py).
+this project's dense product, with the weight laid out ahead (PackedLinear).
 "chosen" is what src/sparsity/layouts.py's `fastest` takes against F.linear, with its
 product timed again; "chosen/packed" is what it takes where the dense product and the
 smaller ones are packed, over that dense product. Layouts change their input and output
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from common import arguments, check, report
 
-from src.modules.linear import PackedLinear
+from src.acceleration.constant_products import PackedLinear
 from src.sparsity.execution.layouts import LAYOUTS, fastest, prepare, why_not
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05)

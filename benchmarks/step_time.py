@@ -36,6 +36,8 @@ from common import (
     wait,
 )
 
+from src.modules.torch_private import has_avx512_bf16
+
 SHAPES = {
     "multi30k": (256, 512, 4, 3),
     "iwslt": (512, 1024, 4, 6),
@@ -192,7 +194,7 @@ def main():
     precisions = {"float32": []}
     if on_gpu:
         precisions = {name: o for name, o in PRECISIONS.items() if name in chosen}
-    if not on_gpu and torch.cpu._is_avx512_bf16_supported():
+    if not on_gpu and has_avx512_bf16():
         variants["SRP dense, --cpu-bf16"] = SRP + ["--cpu-bf16"]
         variants["SRP shrinking, --cpu-bf16"] = SRP + ["--cpu-bf16"]
     if args.variants:

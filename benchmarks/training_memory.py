@@ -21,6 +21,8 @@ import torch
 from common import arguments, build_trainer, check, report
 from step_time import SHAPES, SRP, STOCK, TRAINING, dimensions
 
+from src.modules.torch_private import has_avx512_bf16
+
 # longer than any measurement, so that nothing is cut while it lasts
 STAGE = ["--srp", "--compression-rate", "0.2", "--pruning-stage", "0", "--pruning-period", "1000"]
 
@@ -91,7 +93,7 @@ def main():
     if not os.path.isdir(args.data):
         parser.error(f"data {args.data}: no such folder")
     variants = {"fairseq transformer": STOCK, "SRP dense": SRP, "SRP shrinking": SRP + STAGE}
-    if torch.cpu._is_avx512_bf16_supported():
+    if has_avx512_bf16():
         bf16 = ["--cpu-bf16"]
         variants["SRP dense, --cpu-bf16"] = SRP + bf16
         variants["SRP shrinking, --cpu-bf16"] = SRP + STAGE + bf16

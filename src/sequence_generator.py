@@ -20,11 +20,11 @@ from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from .acceleration.constant_products import use_sparse_products
 from .acceleration.heap import HeapKeeper
 from .decoding.hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
 from .decoding.step import Cache, DecoderStep, fingerprint, unsupported
 from .errors import UserError
-from .modules.linear import use_sparse_products
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ import os
 import torch
 from fairseq import utils
 
+from ..acceleration.bfloat16 import bfloat16_gain
 from ..connectivity.importance import IMPORTANCE, NORMS
 from ..connectivity.shrink import SCHEDULES
 from ..connectivity.stage import StagePlan
 from ..errors import UserError
-from ..modules.linear import bfloat16_gain
+from ..modules.torch_private import has_avx512_bf16
 from ..options import SRPTranslationConfig
 from .data import check_subsets
 from .fairseq_options import check_not_overwritten, check_parts, check_start
@@ -201,7 +202,7 @@ def check_precision(cfg: SRPTranslationConfig) -> None:
     """
     if not getattr(cfg, "cpu_bf16", False):
         return
-    if not torch.cpu._is_avx512_bf16_supported():
+    if not has_avx512_bf16():
         capability = torch.backends.cpu.get_cpu_capability()
         raise UserError(
             f"--cpu-bf16: this processor ({capability}) has no AVX512-BF16 or AMX, "

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules.linear import Linear, lies_transposed, linear, times, weight_gradient
+from ..modules.linear import Linear, lies_transposed, linear, matmul_t, weight_gradient
 
 # Logits in memory at once: 16 MB, so that buffers are used again instead of paged in.
 _LOGITS = 1 << 22
@@ -51,7 +51,7 @@ class _ProjectedNLL(torch.autograd.Function):
             shares.scatter_add_(1, chosen, shares.new_full(chosen.shape, -rest))
             grad = shares.to(dtype)
             if by_x:
-                x_grad[part] = times(grad, narrow.t())
+                x_grad[part] = matmul_t(grad, narrow.t())
             if by_weight:
                 weight_grad += weight_gradient(grad, x)
             if by_bias:

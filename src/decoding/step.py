@@ -12,9 +12,9 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor, nn
 
+from ..acceleration.constant_products import PackedLinear, constant_product
 from ..adapters import adapted_weight
 from ..modules.layer_norm import WeightedLayerNorm
-from ..modules.linear import PackedLinear, constant_product
 from ..modules.srp_layer import GatedActivation
 from .cache import BeamCache, Heads, SingleCache
 

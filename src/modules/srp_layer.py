@@ -15,6 +15,7 @@ from ..connectivity.groups import ChannelGroup
 from .dropout import Dropout
 from .layer_norm import WeightedLayerNorm
 from .multihead_attention import SRPMultiheadAttention
+from .torch_private import threshold_backward
 
 
 class _GatedReLU(torch.autograd.Function):
@@ -33,7 +34,7 @@ class _GatedReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         product, connectivity = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad * connectivity, product, 0), None
+        return threshold_backward(grad * connectivity, product), None
 
 
 class GatedActivation:

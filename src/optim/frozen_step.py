@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..connectivity.freeze import Freezer
+from ..modules.torch_private import foreach_mul_, fused_adamw_
 
 OUTSTANDING = "outstanding_decay"
 # weight decay waits until it amounts to this share of the weights
@@ -17,7 +18,7 @@ LARGEST_OUTSTANDING = 2.0**-10
 def clip(gradients: List[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale gradients whose norm, over all of them, is above ``max_norm``; 0: never."""
     if max_norm > 0:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1))
+        foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1))
 
 
 @dataclass
@@ -99,24 +100,19 @@ class FrozenStep:
                 if not part.parameters:
                     continue
                 part.counts.add_(1)
-                # what torch.optim.AdamW calls, without its work on each parameter,
-                # which takes a tenth of the time that the kernel does
-                torch._fused_adamw_(
+                # without what torch.optim.AdamW does for each parameter, which takes a
+                # tenth of the kernel's time
+                fused_adamw_(
                     part.parameters,
                     [p.grad for p in part.parameters],
                     part.exp_avgs,
                     part.exp_avg_sqs,
-                    [],
                     part.steps,
                     lr=group["lr"],
                     beta1=group["betas"][0],
                     beta2=group["betas"][1],
                     weight_decay=decay,
                     eps=group["eps"],
-                    amsgrad=False,
-                    maximize=False,
-                    grad_scale=None,
-                    found_inf=None,
                 )
 
     def _part(self, parameters: List[nn.Parameter]) -> _Part:

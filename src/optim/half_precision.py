@@ -5,6 +5,8 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 
+from ..modules.torch_private import foreach_copy_, foreach_zero_
+
 
 class _Scaler(torch.amp.GradScaler):
     """A scaler that knows an optimizer under fairseq's name and under torch's.
@@ -51,13 +53,13 @@ class _CopiesAtOnce(FP16Optimizer):
         pairs = list(zip(self._gradients, (p.grad for p in self.fp16_params)))
         present = [pair for pair in pairs if pair[1] is not None]
         if len(present) < len(pairs):
-            torch._foreach_zero_([mine for mine, grad in pairs if grad is None])
+            foreach_zero_([mine for mine, grad in pairs if grad is None])
         if present:
-            torch._foreach_copy_(*map(list, zip(*present)))
+            foreach_copy_(*map(list, zip(*present)))
 
     @torch.no_grad()
     def _sync_fp32_params_to_fp16(self):
-        torch._foreach_copy_([p.detach() for p in self.fp16_params], self._copies)
+        foreach_copy_([p.detach() for p in self.fp16_params], self._copies)
 
 
 def prepare(optimizer: FairseqOptimizer, common, device: str) -> None:

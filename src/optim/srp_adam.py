@@ -12,6 +12,7 @@ from omegaconf import II, OmegaConf
 
 from ..connectivity.freeze import Freezer
 from ..errors import UserError
+from ..modules.torch_private import foreach_norm
 from .frozen_step import FrozenStep, clip
 
 
@@ -85,7 +86,7 @@ class SRPAdam(FairseqOptimizer):
         if not gradients or not all(gradient.is_cuda for gradient in gradients):
             return super().clip_grad_norm(max_norm, aggregate_norm_fn)
         # one operator for all gradients, where fairseq calls one for each
-        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+        norms = foreach_norm(gradients, 2, dtype=torch.float32)
         total = torch.linalg.vector_norm(torch.stack(norms))
         if aggregate_norm_fn is not None:
             total = aggregate_norm_fn(total)

@@ -18,9 +18,9 @@ from src import (
     flops_counter,
     sparsity_report,
 )
+from src.acceleration.constant_products import ConstantLinear, PackedLinear
 from src.checkpoint_utils import load_checkpoint
 from src.errors import UserError
-from src.modules.linear import ConstantLinear, PackedLinear
 from src.sparsity.execution.layouts import ByRows
 from tests.support.training import RUN
 from tests.support.training import run_training as run_fairseq_training
@@ -202,7 +202,7 @@ def test_sparse_products_give_the_same_hypotheses(corpus, sparse, tmp_path, monk
         used["sparse"] += 1
         return ByRows(*args, **kwargs, candidates=["csr"])
 
-    monkeypatch.setattr("src.modules.linear.ByRows", only_csr)
+    monkeypatch.setattr("src.acceleration.constant_products.ByRows", only_csr)
     found = sentence_lines(translate(corpus, sparse[0], "--sparse-inference"), "H")
     # every product of encoder and decoder, the output projection included
     assert used["sparse"] >= 2 * 6 + 2 * 7 + 1
@@ -223,7 +223,7 @@ def test_choice_by_timing_translates_too(corpus, sparse):
 
 
 def test_dense_weights_stay_packed(corpus, checkpoints):
-    from src.modules.linear import constant_product
+    from src.acceleration.constant_products import constant_product
 
     dense = torch.randn(64, 64)
     assert isinstance(constant_product(dense), PackedLinear)

@@ -5,38 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.errors import UserError
-from src.modules import linear as module
-from src.modules.linear import (
-    ConstantLinear,
-    Linear,
-    PackedLinear,
-    accelerate,
-    linear,
-    use_sparse_products,
-    uses_onednn,
-)
+from src.modules.linear import Linear, accelerate, linear
+from tests.support.onednn import needs_onednn, record_onednn
 from tests.support.training import batch, build
-
-needs_onednn = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN"
-)
 
 
 @pytest.fixture
 def onednn(monkeypatch):
     """Everything of float32 runs on oneDNN; a list of the products made."""
-    made = []
-    product = module._onednn
-
-    def recorded(*given):
-        made.append(given)
-        return product(*given)
-
-    monkeypatch.setattr(module, "_LEAST_WORK", 1)
-    monkeypatch.setattr(module, "uses_onednn", lambda: True)
-    monkeypatch.setattr(module, "_onednn", recorded)
-    return made
+    return record_onednn(monkeypatch, "src.modules.linear")
 
 
 def inputs(layout: str) -> torch.Tensor:
@@ -127,45 +104,6 @@ def test_others_are_left_to_pytorch(onednn):
 
 
 @needs_onednn
-@pytest.mark.parametrize(
-    "dtype, packed, error",
-    [(torch.float32, 1, 1e-5), (torch.bfloat16, 1, 1e-2), (torch.float64, 0, 0)],
-)
-def test_packed_weights(onednn, monkeypatch, dtype, packed, error):
-    """Products that are worth it run on oneDNN, in the types that it takes."""
-    monkeypatch.setattr(module, "_LEAST_PACKED_WORK", 1000)
-    torch.manual_seed(1)
-    x, weight, bias = (torch.randn(*n).to(dtype) for n in ((40, 19), (11, 19), (11,)))
-    for given in (bias, None):
-        product = PackedLinear(weight, given)
-        for rows, made in ((1, 0), (40, packed)):
-            onednn.clear()
-            found, exact = product(x[:rows]), F.linear(x[:rows].double(), weight.double())
-            exact = exact if given is None else exact + given
-            assert (found - exact).abs().max() <= max(error, 1e-14) * exact.abs().max()
-            assert len(onednn) == made
-
-
-def test_weights_lie_by_inputs_where_mkl_multiplies(monkeypatch):
-    """From four rows on, and only float32 ones on a CPU; the result is F.linear's."""
-    monkeypatch.setattr(module, "uses_onednn", lambda: False)
-    torch.manual_seed(1)
-    x, weight, bias = torch.randn(40, 19), torch.randn(11, 19), torch.randn(11)
-    for given in (bias, None):
-        product = PackedLinear(weight, given)
-        assert product._by_inputs.is_contiguous() and product._by_inputs.shape == (19, 11)
-        for rows in (0, 1, 3, 4, 40):
-            torch.testing.assert_close(product(x[:rows]), F.linear(x[:rows], weight, given))
-        product._by_inputs.zero_()  # which tells what multiplied
-        assert product(x[:3]).any() and torch.equal(
-            product(x), torch.zeros(40, 11) if given is None else given.expand(40, 11)
-        )
-    for dtype in (torch.float64, torch.bfloat16):
-        assert PackedLinear(weight.to(dtype))._by_inputs is None
-    assert PackedLinear(weight[:0])(x).shape == (40, 0)
-
-
-@needs_onednn
 def test_a_model_trains_the_same(onednn):
     """Outputs and gradients of a whole model are F.linear's to float32 rounding."""
     results = []
@@ -186,17 +124,6 @@ def test_a_model_trains_the_same(onednn):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-def test_layers_with_a_product_of_their_own_keep_it_in_sparse_inference():
-    class Special(Linear):
-        pass
-
-    model = nn.Module()
-    model.encoder = nn.Sequential(Linear(3, 4), nn.Sequential(Special(4, 5), Linear(5, 2)))
-    use_sparse_products(model)
-    kinds = [type(m) for m in model.encoder.modules() if not isinstance(m, nn.Sequential)]
-    assert kinds == [ConstantLinear, Special, ConstantLinear]
-
-
 def test_accelerate_changes_plain_layers_only():
     class Special(nn.Linear):
         pass
@@ -208,43 +135,3 @@ def test_accelerate_changes_plain_layers_only():
     assert network.state_dict().keys() == before.keys()
     x = torch.randn(2, 3)
     assert torch.equal(network[0](x), F.linear(x, network[0].weight, network[0].bias))
-
-
-@pytest.mark.parametrize(
-    "variable, vendor, capability, present, expected",
-    [
-        ("", "AuthenticAMD", "AVX512", True, True),
-        ("", "AuthenticAMD", "AVX2", True, False),
-        ("", "GenuineIntel", "AVX512", True, False),
-        ("", "", "DEFAULT", True, False),  # no x86 processor
-        ("", "AuthenticAMD", "AVX512", False, False),
-        ("0", "AuthenticAMD", "AVX512", True, False),
-        ("1", "GenuineIntel", "AVX2", True, True),
-    ],
-)
-def test_the_processor_decides(monkeypatch, variable, vendor, capability, present, expected):
-    monkeypatch.setenv(module.VARIABLE, variable)
-    monkeypatch.setattr(module, "_vendor", lambda: vendor)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: present)
-    assert uses_onednn.__wrapped__() == expected
-
-
-def test_the_vendor_is_that_of_the_processor(monkeypatch):
-    text = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: EPYC\n"
-    monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: text)
-    assert module._vendor() == "AuthenticAMD"
-
-    def missing(*_, **__):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(module.Path, "read_text", missing)  # elsewhere than on Linux
-    assert module._vendor() == ""
-
-
-@pytest.mark.parametrize("value, present", [("yes", True), ("1", False)])
-def test_refused_settings(monkeypatch, value, present):
-    monkeypatch.setenv(module.VARIABLE, value)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: present)
-    with pytest.raises(UserError, match=f"SRP_ONEDNN={value}"):
-        uses_onednn.__wrapped__()

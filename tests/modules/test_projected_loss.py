@@ -75,11 +75,11 @@ def test_only_what_is_needed_is_computed(small_pieces, monkeypatch, learned):
     features.requires_grad_(learned == "features")
     projection.weight.requires_grad_(learned == "weight")
     made = []
-    for name in ("times", "weight_gradient"):
+    for name in ("matmul_t", "weight_gradient"):
         product = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, n=name, p=product: made.append(n) or p(*a))
     projected_nll(features, projection, target, 0.1, PAD)
-    expected = {"features": {"times"}, "weight": {"weight_gradient"}, "nothing": set()}
+    expected = {"features": {"matmul_t"}, "weight": {"weight_gradient"}, "nothing": set()}
     assert set(made) == expected[learned]
     made.clear()
     with torch.no_grad():

@@ -11,10 +11,11 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optim
 from fairseq_cli import train as fairseq_train
 from test_cut import random_keep
 
+from src.acceleration.bfloat16 import bfloat16_gain
 from src.connectivity.cut import cut
 from src.connectivity.freeze import Freezer
 from src.errors import UserError
-from src.modules.linear import bfloat16_gain
+from src.modules.torch_private import has_avx512_bf16
 from src.optim.half_precision import prepare, unscale_once
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
@@ -264,7 +265,7 @@ def test_copies_and_moments_follow_a_cut(flat):
 
 
 needs_bf16 = pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported(),
+    not has_avx512_bf16(),
     reason="this processor multiplies no bfloat16",
 )
 
@@ -288,7 +289,7 @@ def test_cpu_bf16_trains_nearly_the_same(data, base, tmp_path):
 
 def test_cpu_bf16_needs_the_processor(data, tmp_path, monkeypatch):
 
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("src.checks.training.has_avx512_bf16", lambda: False)
     with pytest.raises(UserError, match="--cpu-bf16"):
         run_training([data, *TINY, *RUN, "--cpu-bf16", "--save-dir", tmp_path])
 
@@ -308,7 +309,7 @@ def test_the_gain_of_bfloat16_is_measured(monkeypatch):
     def product(x, weight):
         time.sleep(0.01 if x.dtype == weight.dtype == torch.bfloat16 else 0.03)
 
-    monkeypatch.setattr("src.modules.linear.linear", product)
+    monkeypatch.setattr("src.acceleration.bfloat16.linear", product)
     assert 2 < bfloat16_gain.__wrapped__() < 4
 
 
@@ -330,6 +331,6 @@ def test_checkpoints_of_pruning_runs_load_anywhere(data, base, tmp_path, monkeyp
     state["cfg"]["task"]["cpu_bf16"] = True
     state["cfg"]["task"]["pretrained_model"] = None
     torch.save(state, path)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("src.checks.training.has_avx512_bf16", lambda: False)
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path])
     assert models[0].encoder.embedding.width < 16

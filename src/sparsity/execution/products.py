@@ -236,7 +236,7 @@ class SemiStructured:
 
 
 @functools.cache
-def _told() -> None:
+def _use_up_beta_warning() -> None:
     """Trigger torch's warning that compressed tensors are new, which comes once, unseen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -250,7 +250,7 @@ def compressed(weight: Tensor, block: Optional[int] = None) -> Tensor:
 
     Indices are of 32 bits where these suffice: MKL takes them as they are.
     """
-    _told()
+    _use_up_beta_warning()
     if block is None:
         weight = weight.to_sparse_csr()
     else:
@@ -261,7 +261,7 @@ def compressed(weight: Tensor, block: Optional[int] = None) -> Tensor:
 
 def from_indices(crow: Tensor, column: Tensor, values: Tensor, shape) -> Tensor:
     """A CSR (values ``[n]``) or BSR tensor (``[n, block, block]``) of given parts."""
-    _told()
+    _use_up_beta_warning()
     if max(values.shape[0], *shape) <= _INT32:
         crow, column = crow.int(), column.int()
     layout = torch.sparse_csr if values.dim() == 1 else torch.sparse_bsr
