@@ -33,6 +33,7 @@ from .training.explained_errors import (
     check_norm,
     check_same_run,
     named,
+    naming_options,
     refusing_checkpoint,
     refusing_divergence,
     warn_of_new_optimizer,
@@ -146,11 +147,12 @@ class SRPTrainer(Trainer):
             world=self.data_parallel_world_size,
             measure=partial(score, by_head=stage.plan.prune_heads),
         )
-        stage.begin(scores, steps)
+        with naming_options():
+            stage.begin(scores, steps)
         if stage.shrinking:
             logger.info(
                 "selected "
-                + ", ".join(f"{n}: {len(r)}" for n, r in stage.removed.items())
+                + ", ".join(f"{n}: {len(r)}" for n, r in stage.shrinking.items())
                 + f"; shrinking over {steps} updates"
             )
             clear_moments(self.optimizer, stage.freezer)

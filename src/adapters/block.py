@@ -27,11 +27,11 @@ class Block(AdapterModule):
             present outputs and inputs in the layer as it was adapted.
         layout: int32 ``[4]``, the outputs and inputs then, and the block size.
 
-    ``follows`` says which of them is cut when a dimension of the weight is cut.
+    ``adapter_slices`` says which of them is cut when a dimension of the weight is cut.
     """
 
     adapter_names = ("pos_weights",)
-    follows = {0: ("row_ids", 0), 1: ("column_ids", 0)}
+    adapter_slices = {0: ("row_ids", 0), 1: ("column_ids", 0)}
     buffer_names = ("block_mask", "row_ids", "column_ids", "layout")
     mask_names = ("mask",)
 

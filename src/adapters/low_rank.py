@@ -72,12 +72,12 @@ def check_init_range(init_range: float) -> None:
 class LowRank(AdapterModule):
     """Parameters ``rows [r, m]`` and ``cols [n, r]`` of ``cols @ rows``.
 
-    ``follows`` says which of them is cut when a dimension of the weight is cut:
+    ``adapter_slices`` says which of them is cut when a dimension of the weight is cut:
     ``{dimension of the weight: (name, dimension)}``.
     """
 
     adapter_names = ("rows", "cols")
-    follows = {0: ("cols", 0), 1: ("rows", 1)}
+    adapter_slices = {0: ("cols", 0), 1: ("rows", 1)}
     mask_names = ("in_features_mask", "out_features_mask")
 
     @property

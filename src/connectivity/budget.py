@@ -6,12 +6,13 @@ declaration of channel groups, exactly.
 """
 
 import math
-from typing import Callable, Dict, Iterable, Mapping, Tuple
+from typing import Callable, Dict, Iterable, Mapping, Set, Tuple
 
 from torch import nn
 
-from ..errors import UserError
+from .errors import PruningError
 from .groups import (
+    KINDS,
     ChannelGroup,
     attention_groups,
     base_parameters,
@@ -21,11 +22,7 @@ from .groups import (
 
 # A LayerNorm over one channel has no variance left: its output is constant.
 MINIMUM_EMBEDDING = 2
-STAGE_KINDS = {
-    0: ("embedding", "qk", "vo", "ffn"),
-    1: ("embedding",),
-    2: ("qk", "vo", "ffn"),
-}
+STAGES = (0, 1, 2)
 
 Widths = Dict[str, int]
 
@@ -33,6 +30,20 @@ Widths = Dict[str, int]
 def minimum_width(group: ChannelGroup) -> int:
     """Least width: 1 per head, 1 feed-forward unit per layer, 2 embedding channels."""
     return MINIMUM_EMBEDDING if group.kind == "embedding" else group.heads
+
+
+def kinds_of(stage: int, groups: Mapping[str, ChannelGroup]) -> Set[str]:
+    """The kinds of groups that a stage narrows: 0 all, 1 embeddings, 2 all others.
+
+    Raises:
+        PruningError: there is no such stage.
+    """
+    if stage not in STAGES:
+        raise PruningError(
+            f"$stage {stage!r}: is none of 0 (all groups), 1 (embeddings), 2 (others)"
+        )
+    kinds = {group.kind for group in groups.values()}
+    return {kind for kind in kinds if not stage or (kind == "embedding") == (stage == 1)}
 
 
 def head_widths(pair: Iterable[ChannelGroup], heads: int) -> Widths:
@@ -159,26 +170,24 @@ def plan_widths(
         widths, are those of equal shares.
 
     Raises:
-        UserError: the rate can't be met with the minimum widths.
+        PruningError: the rate can't be met with the minimum widths.
     """
     count = ParameterCount(model)
     groups, total = count.groups, count(count.original)
     target = compression_rate * total
-    kinds = STAGE_KINDS[stage]
+    kinds = kinds_of(stage, groups)
 
     def scaled(ratio: float, kinds=kinds) -> Widths:
         return scaled_widths(groups, kinds, ratio, whole_heads, embedding_ratio)
 
-    least = count(scaled(0.0, kinds if stage != 1 else STAGE_KINDS[0]))
+    least = count(scaled(0.0, kinds if stage != 1 else kinds_of(0, groups)))
     if least > target * 1.005:
-        raise UserError(
-            f"--compression-rate {compression_rate:g}: at least {least / total:.4f} "
-            f"({least:,} of {total:,} parameters) stay when "
-            f"{'one head per attention module' if whole_heads else 'one channel per head'}"
-            ", one unit per feed-forward layer and two embedding channels are kept; use a "
-            "larger rate"
-            + (", leave out --prune-heads" if whole_heads else "")
-            + (" or start with --pruning-stage 1" if stage == 2 else "")
+        raise PruningError(
+            f"$compression_rate {compression_rate:g}: at least {least / total:.4f} "
+            f"({least:,} of {total:,} parameters) stay when {_least_kept(groups, whole_heads)} "
+            "are kept; use a larger rate"
+            + (", leave out $prune_heads" if whole_heads else "")
+            + (" or start with $stage 1" if stage == 2 else "")
         )
     # where embeddings keep less than the others, these are whole before embeddings are
     high = max(1.0, 1 / embedding_ratio)
@@ -196,6 +205,19 @@ def plan_widths(
     # from below; from above there are enough to remove.
     gaps = abs(count(below) - target), abs(count(above) - target)
     return below if gaps[0] <= max(gaps[1], 0.001 * target) else above
+
+
+def _least_kept(groups: Mapping[str, ChannelGroup], whole_heads: bool) -> str:
+    """What stays at the least, in words."""
+    kinds = {group.kind for group in groups.values()}
+    least = {
+        "one head per attention module" if whole_heads else "one channel per head": {"qk", "vo"},
+        "one unit per feed-forward layer": {"ffn"},
+        "one channel per other group": kinds - set(KINDS),
+        "two embedding channels": {"embedding"},
+    }
+    *first, last = [words for words, of in least.items() if kinds & of]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _uncut_scaled(
@@ -234,9 +256,10 @@ def settle(count: ParameterCount, widths: Widths, target: float) -> Widths:
     """Use up what rounding left over with feed-forward units, one by one.
 
     Rounding all widths at one ratio leaves up to one embedding channel's worth
-    of parameters; a feed-forward unit is the smallest piece there is.
+    of parameters; a feed-forward unit is the smallest piece there is. Groups of kinds
+    that a user declares count as such units.
     """
-    names = [n for n, g in count.groups.items() if g.kind == "ffn"]
+    names = [n for n, g in count.groups.items() if g.ranked_across]
     if not names:
         return widths
     widths = dict(widths)

@@ -24,7 +24,7 @@ def _note_width(piece: Slice, width: int) -> None:
             setattr(piece.module, attribute, width)
 
 
-def take(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
+def select_positions(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
     """The entries of ``tensor`` at ``positions`` of each dimension."""
     for dim, kept in positions.items():
         tensor = tensor.index_select(dim, kept.to(tensor.device))
@@ -71,7 +71,7 @@ def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
         positions = {d: keep[g.name] for d, g in dims.items() if g.name in keep}
         if positions:
             cuts.append((parameter, parameter.shape, positions))
-            _give_data(parameter, take(parameter.data, positions))
+            _give_data(parameter, select_positions(parameter.data, positions))
     for name in keep:
         group = groups[name]
         group.resize(ids[name])
@@ -87,11 +87,11 @@ def cut_optimizer_state(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if torch.is_tensor(value) and value.shape == shape:
-                state[key] = take(value, positions)
+                state[key] = select_positions(value, positions)
 
 
 @torch.no_grad()
-def take_shape(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
+def resize_to(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
     """Give a model the widths of a cut checkpoint before its weights are loaded.
 
     Parameters that change shape are left uninitialised.

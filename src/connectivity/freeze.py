@@ -9,7 +9,7 @@ from .groups import channel_groups, tied_dimensions
 
 
 class Freezer:
-    """Keeps every weight of the removed channels bit-identical while the rest trains.
+    """Keeps every weight of shrinking channels bit-identical while the rest trains.
 
     Under any optimizer: :meth:`mask_gradients` before the gradient norm is taken, so
     that frozen weights neither count in clipping nor move Adam's moments, and
@@ -18,19 +18,19 @@ class Freezer:
 
     Args:
         model: the model as it was when the channels were selected.
-        removed: positions of the selected channels per group.
+        shrinking: positions of the selected channels per group.
     """
 
-    def __init__(self, model: nn.Module, removed: Mapping[str, Tensor]):
+    def __init__(self, model: nn.Module, shrinking: Mapping[str, Tensor]):
         # by dimension: 0 at frozen channels, else 1, broadcasting over the rest
         self._live: Dict[nn.Parameter, Dict[int, Tensor]] = {}
         self._values: Optional[List[Tensor]] = None
         self._masks: List[Tensor] = []  # on GPUs: 1 at frozen weights, else 0
         for parameter, dims in tied_dimensions(channel_groups(model)):
             live = {
-                dim: self._indicator(parameter, dim, removed[group.name])
+                dim: self._indicator(parameter, dim, shrinking[group.name])
                 for dim, group in dims.items()
-                if group.name in removed and len(removed[group.name])
+                if group.name in shrinking and len(shrinking[group.name])
             }
             if live and parameter.is_floating_point():  # adapters tie positions too
                 self._live[parameter] = live

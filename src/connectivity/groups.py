@@ -13,6 +13,9 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from .errors import PruningError
+
+# The kinds of a Transformer's channels; a user may declare groups of others.
 KINDS = ("embedding", "qk", "vo", "ffn")
 
 
@@ -28,22 +31,34 @@ class Slice:
     def parameter(self) -> nn.Parameter:
         return getattr(self.module, self.name)
 
-    def followers(self) -> Iterator["Slice"]:
+    @property
+    def value(self) -> Tensor:
+        """The parameter as its module uses it.
+
+        A module that adds updates to its parameters says what they are then with a method
+        ``adapted_weights``: tensors by name.
+        """
+        adapted = getattr(self.module, "adapted_weights", None) if self.name == "weight" else None
+        return self.parameter if adapted is None else adapted()[self.name]
+
+    def adapter_slices(self) -> Iterator["Slice"]:
         """What an adapter on the module ties to the same channels.
 
-        A module with an update of its ``weight`` says in ``follows`` which of its
+        A module with an update of its ``weight`` says in ``adapter_slices`` which of its
         tensors has which of the weight's dimensions.
         """
-        follows = getattr(self.module, "follows", {})
-        if self.name == "weight" and self.dim in follows:
-            yield Slice(self.module, *follows[self.dim])
+        slices = getattr(self.module, "adapter_slices", {})
+        if self.name == "weight" and self.dim in slices:
+            yield Slice(self.module, *slices[self.dim])
 
 
 class ChannelGroup(nn.Module):
     """Channels that are scored, shrunk and cut together.
 
     Args:
-        kind: one of ``embedding``, ``qk``, ``vo``, ``ffn``.
+        kind: ``embedding``, ``qk``, ``vo`` or ``ffn`` of a Transformer, or a name of your
+            own for other channels. Groups of one such kind, and those of kind ``ffn``, are
+            ranked together: their least important channels go, whichever group has them.
         channels: number of channels in the uncut model.
         heads: number of attention heads that the channels are spread over,
             head by head; every head that stays keeps the same number.
@@ -66,10 +81,10 @@ class ChannelGroup(nn.Module):
         same_heads: Optional["ChannelGroup"] = None,
     ):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        if not kind or not isinstance(kind, str):
+            raise PruningError(f"kind {kind!r}: must be a name, as {', '.join(KINDS)}")
         if channels % heads:
-            raise ValueError(f"{channels} channels can't be spread over {heads} heads")
+            raise PruningError(f"{channels} channels can't be spread over {heads} heads")
         self.kind = kind
         self.heads = self.original_heads = heads
         self.original_width = channels
@@ -90,6 +105,11 @@ class ChannelGroup(nn.Module):
     def head_width(self) -> int:
         """Channels of each present head."""
         return self.width // self.heads
+
+    @property
+    def ranked_across(self) -> bool:
+        """Whether its channels are ranked with those of all other groups of its kind."""
+        return self.original_heads == 1 and self.kind not in ("embedding", "qk", "vo")
 
     @property
     def same_heads(self) -> Optional["ChannelGroup"]:
@@ -196,7 +216,7 @@ def tied_dimensions(
     tied: Dict[int, Tuple[nn.Parameter, Dict[int, ChannelGroup]]] = {}
     for group in groups.values():
         for declared in group.slices:
-            for piece in (declared, *declared.followers()):
+            for piece in (declared, *declared.adapter_slices()):
                 parameter = piece.parameter
                 tied.setdefault(id(parameter), (parameter, {}))[1][piece.dim] = group
     return iter(tied.values())

@@ -7,13 +7,13 @@ of different kinds of groups, are on different scales: compare none of them.
 
 import zlib
 from contextlib import contextmanager
-from typing import Callable
+from typing import Callable, Iterable, Union
 
 import torch
 from torch import Tensor
 
-from ..adapters import adapted_weight
 from . import sites  # noqa: F401  registers grad, taylor and lrp
+from .errors import PruningError
 from .groups import Slice
 from .scoring import (
     IMPORTANCE,
@@ -21,6 +21,7 @@ from .scoring import (
     Reduce,
     Scores,
     Scoring,
+    ScoringBatch,
     importance_criterion,
 )
 
@@ -29,9 +30,9 @@ NORMS = {"none": None, "l1": 1, "l2": 2}
 
 def score(
     groups: Groups,
-    batches,
-    reduce: Reduce,
-    criterion: str,
+    batches: Iterable[Union[ScoringBatch, Callable[[], Tensor]]],
+    criterion: str = "fisher",
+    reduce: Reduce = lambda total: None,
     norm: str = "none",
     per_example: bool = False,
     seed: int = 1,
@@ -41,38 +42,28 @@ def score(
 
     Args:
         groups: all groups of a model, by name.
-        batches: scoring batches of this process (``ScoringBatch``).
-        reduce: adds up a tensor over processes, in place.
+        batches: scoring batches of this process: functions that compute the loss of one, or
+            :class:`ScoringBatch` where the criterion needs to know more.
         criterion: a name in ``IMPORTANCE``.
+        reduce: adds up a tensor over processes, in place; one process needs none.
         norm: what each group's scores are divided by, see :func:`normalized`.
         per_example: absolute value of each sentence's sum (grad, taylor, lrp).
         seed: of ``random``.
-        by_head: attention groups are scored by head instead, ``[heads]``, as
-            :func:`head_importance` does.
+        by_head: attention groups are scored by head instead, ``[heads]``. A head counts as
+            one channel that all of its channels make up: what the criterion measures is
+            added up over them, signs and all, before any absolute value or square.
+
+    Raises:
+        PruningError: no such criterion or norm, or no groups.
     """
+    for option, value, known in (("importance", criterion, IMPORTANCE), ("norm", norm, NORMS)):
+        if value not in known:
+            raise PruningError(f"{option} {value!r}: is none of {', '.join(known)}")
+    if not groups:
+        raise PruningError("there are no channel groups to score; declare some in the model")
+    batches = (b if isinstance(b, ScoringBatch) else ScoringBatch(b) for b in batches)
     options = dict(per_example=per_example, seed=seed, by_head=by_head)
     return normalized(IMPORTANCE[criterion](groups, batches, reduce, **options), norm)
-
-
-def head_importance(
-    groups: Groups,
-    batches,
-    reduce: Reduce,
-    criterion: str,
-    norm: str = "none",
-    per_example: bool = False,
-    seed: int = 1,
-) -> Scores:
-    """Importance of every head, ``[heads]`` for each attention group; otherwise as :func:`score`.
-
-    A head counts as one channel that all of its channels make up: what the criterion
-    measures is added up over them, signs and all, before any absolute value or square.
-    So ``taylor`` is the size of the signed sum of the channels' taylor terms.
-    """
-    attention = {n: g for n, g in groups.items() if g.original_heads > 1}
-    if not attention:
-        return {}
-    return score(attention, batches, reduce, criterion, norm, per_example, seed, by_head=True)
 
 
 def normalized(scores: Scores, norm: str) -> Scores:
@@ -149,15 +140,9 @@ def fisher_importance(scoring: Scoring) -> Scores:
 # -- without batches ----------------------------------------------------------------
 
 
-def _weight_of(piece: Slice) -> Tensor:
-    if piece.name == "weight":
-        return adapted_weight(piece.module)
-    return piece.parameter
-
-
 def _slice_norms(piece: Slice) -> Tensor:
     """L2 norm of what each channel has in a parameter, ``[width]``."""
-    weight = _weight_of(piece).detach().double().transpose(0, piece.dim)
+    weight = piece.value.detach().double().transpose(0, piece.dim)
     return weight.reshape(len(weight), -1).norm(dim=1)
 
 

@@ -1,7 +1,7 @@
 """What criteria of importance are made of: their input, their options, their registry."""
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, Mapping
+from typing import Callable, Dict, Iterable, Mapping, Optional
 
 from torch import Tensor
 
@@ -19,14 +19,14 @@ class ScoringBatch:
 
     Args:
         loss: the loss, summed over target tokens.
-        tokens: number of these tokens, without padding.
+        tokens: number of these tokens, without padding; ``grad`` and ``taylor`` divide by it.
         relevance: the sum of their logits, made so that its gradient
-            times an activation is that activation's relevance.
+            times an activation is that activation's relevance; ``lrp`` alone needs it.
     """
 
     loss: Callable[[], Tensor]
-    tokens: int
-    relevance: Callable[[], Tensor]
+    tokens: int = 1
+    relevance: Optional[Callable[[], Tensor]] = None
 
     def __call__(self) -> Tensor:
         return self.loss()

@@ -5,8 +5,8 @@ from typing import Dict, List, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from .budget import ParameterCount, head_widths, minimum_width, settle
+from .errors import PruningError
 from .groups import ChannelGroup, attention_groups
 
 Keep = Dict[str, Tensor]
@@ -55,11 +55,11 @@ def _share_out(
     return now
 
 
-def _share_out_ffn(
-    count: ParameterCount, scores: Mapping[str, Tensor], widths: Mapping[str, int]
+def _share_out_units(
+    count: ParameterCount, scores: Mapping[str, Tensor], widths: Mapping[str, int], kind: str
 ) -> Dict[str, int]:
-    """Feed-forward widths when the units of all layers are ranked together."""
-    names = [n for n, g in count.groups.items() if g.kind == "ffn"]
+    """Widths of a kind's groups when the units of all of them are ranked together."""
+    names = [n for n, g in count.groups.items() if g.kind == kind]
     costs = [count.per_channel(n, widths) for n in names]
     budget = sum(cost * widths[n] for cost, n in zip(costs, names))
     least = [minimum_width(count.groups[n]) for n in names]
@@ -115,7 +115,8 @@ def select(
     """Choose the channels that stay.
 
     Embedding channels are ranked within their group, query/key and value/output
-    channels within each head, feed-forward units across all layers.
+    channels within each head, feed-forward units (and the units of every kind that a
+    user declares) across all layers.
 
     Args:
         scores: importance per group, ``[width]``; larger stays. With ``whole_heads``
@@ -129,12 +130,12 @@ def select(
         any.
 
     Raises:
-        UserError: a score is not a finite number.
+        PruningError: a score is not a finite number.
     """
     count = ParameterCount(model)
     for name, score in scores.items():
         if not torch.isfinite(score).all():
-            raise UserError(
+            raise PruningError(
                 f"the importance of group {name} is not finite (NaN or infinite): the "
                 "loss or its gradient overflows on the scoring batches; prune a model "
                 "whose training loss is finite, in float32"
@@ -148,8 +149,9 @@ def select(
                 widths[group.name] = len(keep.get(group.name, range(group.width)))
         # heads that differ in size don't cost exactly what was planned
         widths = settle(count, widths, target)
-    if any(widths[n] < g.width for n, g in count.groups.items() if g.kind == "ffn"):
-        widths.update(_share_out_ffn(count, scores, widths))
+    for kind in {g.kind: None for g in count.groups.values() if g.ranked_across}:
+        if any(widths[n] < g.width for n, g in count.groups.items() if g.kind == kind):
+            widths.update(_share_out_units(count, scores, widths, kind))
 
     for name, group in count.groups.items():
         if widths[name] < group.width and name not in keep:

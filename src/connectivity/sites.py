@@ -21,6 +21,7 @@ from typing import Callable, Dict, List, Tuple
 import torch
 from torch import Tensor
 
+from .errors import PruningError
 from .scoring import Groups, Scores, Scoring, ScoringBatch, importance_criterion
 
 # (name of the group, activation, its dimension that counts sentences)
@@ -95,8 +96,8 @@ def _site_sums(
         for (name, x, dim), gradient in zip(measured, _gradients(result, measured)):
             wide = torch.promote_types(x.dtype, torch.float32)
             amounts = amount(x.detach().to(wide), gradient.to(wide))
-            if dim != 0:
-                amounts = amounts.transpose(0, dim)
+            amounts = amounts.transpose(0, dim)
+            amounts = amounts.reshape(len(amounts), -1, amounts.shape[-1])
             part = total(scoring.units(groups[name], amounts.double()))
             if site[name] == len(sums[name]):
                 sums[name].append(torch.zeros_like(part))
@@ -159,6 +160,15 @@ def taylor_importance(scoring: Scoring) -> Scores:
     return _mean_of_sites(scoring, torch.mul)
 
 
+def _relevance(batch: ScoringBatch) -> Tensor:
+    if batch.relevance is None:
+        raise PruningError(
+            "importance lrp: needs the relevance of every scoring batch; give ScoringBatch "
+            "objects with one, or another criterion"
+        )
+    return batch.relevance()
+
+
 @importance_criterion("lrp", per_example=True, uses_relevance=True)
 def lrp_importance(scoring: Scoring) -> Scores:
     """Σ |R| over tokens, R = a·δ̃ the relevance of the activation for the gold logits.
@@ -167,5 +177,5 @@ def lrp_importance(scoring: Scoring) -> Scores:
     are in ``src/modules/relevance.py``.
     """
     total = _by_sentence if scoring.per_example else _by_token
-    sums, _ = _site_sums(scoring, lambda batch: batch.relevance(), torch.mul, total)
+    sums, _ = _site_sums(scoring, _relevance, torch.mul, total)
     return {name: table.sum(0) for name, table in sums.items()}

@@ -7,9 +7,9 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from .budget import ParameterCount, Widths, embedding_rate, iteration_rate, plan_widths
 from .cut import Cuts, cut
+from .errors import PruningError
 from .freeze import Freezer
 from .groups import ChannelGroup, channel_groups, shrinking_groups
 from .importance import Scores
@@ -17,21 +17,6 @@ from .selection import select
 from .shrink import connectivity_at
 
 logger = logging.getLogger(__name__)
-
-# what the fields of a plan are called on the command line
-OPTIONS = {
-    "compression_rate": "--compression-rate",
-    "stage": "--pruning-stage",
-    "iterations": "--pruning-iter",
-    "period": "--pruning-period",
-    "warming_up": "--warming-up",
-    "decreasing": "--decreasing",
-    "prune_heads": "--prune-heads",
-    "embedding_ratio": "--embedding-ratio",
-    "importance": "--importance",
-    "importance_norm": "--importance-norm",
-    "importance_per_example": "--importance-per-example",
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class StagePlan:
     """
 
     compression_rate: float
-    stage: int
+    stage: int = 0
     iterations: int = 1
     period: int = 1
     warming_up: int = 0
@@ -86,10 +71,12 @@ class PruningStage:
         self.plan = plan
         self.model = model
         self.finished_iterations = 0
-        self.removed: Dict[str, Tensor] = {}  # positions, while shrinking
+        # positions of the channels that shrink, by group; empty between iterations
+        self.shrinking: Dict[str, Tensor] = {}
         self.step, self.steps = 0, 0
         self._freezer: Optional[Freezer] = None
-        self._selected: List[Tuple[ChannelGroup, Tensor]] = []  # removed, where they are used
+        # the same, on the groups' devices
+        self._shrinking_groups: List[Tuple[ChannelGroup, Tensor]] = []
         count = ParameterCount(model)
         # stage 1 narrows the embedding of whatever was cut elsewhere
         self.start_share = (
@@ -103,13 +90,9 @@ class PruningStage:
         return self.finished_iterations >= self.plan.iterations
 
     @property
-    def shrinking(self) -> bool:
-        return bool(self.removed)
-
-    @property
     def ready(self) -> bool:
         """Whether the selected channels can be cut."""
-        return self.shrinking and self.step >= self.steps
+        return bool(self.shrinking) and self.step >= self.steps
 
     def due(self, epoch: int) -> bool:
         """Whether an iteration starts with this epoch (1-based)."""
@@ -136,7 +119,7 @@ class PruningStage:
         """Refuse a rate out of reach, ahead of any work.
 
         Raises:
-            UserError: names the least rate that can be met, or the one that is met already.
+            PruningError: names the least rate that can be met, or the one that is met already.
         """
         rate, groups = self.plan.compression_rate, channel_groups(self.model)
         widths = self._widths(rate)
@@ -144,8 +127,8 @@ class PruningStage:
         if self.plan.stage != 2 and all(w >= groups[n].width for n, w in widths.items()):
             count = ParameterCount(self.model)
             share = count(count.current) / count(count.original)
-            raise UserError(
-                f"--compression-rate {rate:g}: nothing is left to cut, the model has "
+            raise PruningError(
+                f"$compression_rate {rate:g}: nothing is left to cut, the model has "
                 f"{share:.4f} of its uncut parameters, from which the rate counts; give a "
                 "lower one"
             )
@@ -154,31 +137,30 @@ class PruningStage:
         """Select channels; shrink them over ``steps`` updates (0: cut at once).
 
         Raises:
-            UserError: scores that are not finite or all 0, or a rate out of reach.
+            PruningError: scores that are not finite or all 0, or a rate out of reach.
         """
         if not any(score.any() for score in scores.values()):
-            raise UserError(
-                f"--importance {self.plan.importance}: every channel's is 0, the loss of the "
-                "scoring batches has no gradient; see that their targets are not empty and "
-                "that --ignore-prefix-size leaves some of them"
+            raise PruningError(
+                f"$importance {self.plan.importance}: every channel's is 0, the loss of the "
+                "scoring batches has no gradient; see that $targets"
             )
         widths = self._widths(self.target_rate())
         keep = select(self.model, scores, widths, self.plan.prune_heads)
         groups = channel_groups(self.model)
-        shrinking = shrinking_groups(self.model)
-        if shrinking:
-            raise UserError(
-                f"the channels of {shrinking[0]} are shrinking already, in a stage of which "
-                "nothing else is known; resume it without --reset-dataloader"
+        others = shrinking_groups(self.model)
+        if others:
+            raise PruningError(
+                f"the channels of {others[0]} are shrinking already, in a stage of which "
+                "nothing else is known; $load_stage"
             )
-        self.removed = {}
+        self.shrinking = {}
         for name, kept in keep.items():
             gone = torch.ones(groups[name].width, dtype=torch.bool)
             gone[kept.cpu()] = False
-            self.removed[name] = gone.nonzero().squeeze(1)
+            self.shrinking[name] = gone.nonzero().squeeze(1)
         self.step, self.steps = 0, steps
-        self._freezer, self._selected = None, []
-        if not self.removed:
+        self._freezer, self._shrinking_groups = None, []
+        if not self.shrinking:
             logger.warning("nothing to prune: the model is as small as asked already")
             self.finished_iterations += 1
 
@@ -186,7 +168,7 @@ class PruningStage:
     def freezer(self) -> Optional[Freezer]:
         """Freezes the selected channels; None outside shrinking."""
         if self._freezer is None and self.shrinking:
-            self._freezer = Freezer(self.model, self.removed)
+            self._freezer = Freezer(self.model, self.shrinking)
         return self._freezer
 
     def advance(self, epochs: int = 0) -> None:
@@ -208,12 +190,12 @@ class PruningStage:
         value = connectivity_at(
             self.plan.decreasing or "sa", step, self.steps, epochs, self.plan.period
         )
-        if not self._selected:
+        if not self._shrinking_groups:
             groups = channel_groups(self.model)
-            for name, positions in self.removed.items():
+            for name, positions in self.shrinking.items():
                 device = groups[name].connectivity.device
-                self._selected.append((groups[name], positions.to(device)))
-        for group, positions in self._selected:
+                self._shrinking_groups.append((groups[name], positions.to(device)))
+        for group, positions in self._shrinking_groups:
             group.shrink(positions, value)
 
     def cut(self) -> Cuts:
@@ -225,12 +207,12 @@ class PruningStage:
         self.finish_shrinking()
         groups = channel_groups(self.model)
         keep = {}
-        for name, positions in self.removed.items():
+        for name, positions in self.shrinking.items():
             stays = torch.ones(groups[name].width, dtype=torch.bool)
             stays[positions] = False
             keep[name] = stays.nonzero().squeeze(1)
         cuts = cut(self.model, keep)
-        self.removed, self._freezer, self._selected = {}, None, []
+        self.shrinking, self._freezer, self._shrinking_groups = {}, None, []
         self.finished_iterations += 1
         return cuts
 
@@ -238,7 +220,7 @@ class PruningStage:
         return {
             "plan": asdict(self.plan),
             "finished_iterations": self.finished_iterations,
-            "removed": self.removed,
+            "removed": self.shrinking,  # its name in the files that runs go on from
             "step": self.step,
             "steps": self.steps,
             "start_share": self.start_share,
@@ -248,21 +230,17 @@ class PruningStage:
         """Go on where a stage was.
 
         Raises:
-            UserError: it is another one than the command line asks for.
+            PruningError: it is that of another plan.
         """
         asked = asdict(self.plan)
         for name, its in state.get("plan", asked).items():  # older states have no plan
             if asked.get(name) != its:
-                mine, its = (
-                    "none (no --srp)" if value is None else value
-                    for value in (asked.get(name), its)
+                given, saved = (
+                    "$no_schedule" if value is None else value for value in (asked.get(name), its)
                 )
-                raise UserError(
-                    f"{OPTIONS.get(name, name)} {mine}: the stage to go on with in this "
-                    f"folder has {its}; give that, or another --save-dir"
-                )
+                raise PruningError(f"${name} {given}: $stage_place has {saved}; $give_that")
         self.finished_iterations = state["finished_iterations"]
-        self.removed = dict(state["removed"])
+        self.shrinking = dict(state["removed"])
         self.step, self.steps = state["step"], state["steps"]
         self.start_share = state["start_share"]
-        self._freezer, self._selected = None, []
+        self._freezer, self._shrinking_groups = None, []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adapters import insert_like
 from ..checkpoint_utils import reason
-from ..connectivity.cut import take_shape
+from ..connectivity.cut import resize_to
 from ..connectivity.groups import ChannelGroup, channel_groups
 from ..errors import UserError
 from ..modules.linear import accelerate
@@ -114,7 +114,7 @@ class SRPModel(TransformerModel):
                     f"{prefix}decoder.embedding.{buffer}",
                     state_dict[f"{prefix}encoder.embedding.{buffer}"],
                 )
-        take_shape(self, channel_ids)
+        resize_to(self, channel_ids)
         insert_like(self, state_dict, prefix)
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):

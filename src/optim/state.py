@@ -11,7 +11,7 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from torch import Tensor, nn
 
-from ..connectivity.cut import Cuts, cut_optimizer_state, take
+from ..connectivity.cut import Cuts, cut_optimizer_state, select_positions
 from ..connectivity.freeze import Freezer
 
 MASTER = "float32 copy"
@@ -85,7 +85,7 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
     taken: Dict[Tuple[int, str], Tensor] = {}
     for parameter, name, view in _memory(optimizer, shapes):
         kept = before.get(id(parameter), (None, {}))[1]
-        taken[id(parameter), name] = take(view, kept).clone()
+        taken[id(parameter), name] = select_positions(view, kept).clone()
     scalars = [
         {k: v for k, v in state.items() if not torch.is_tensor(v) or v.dim() == 0}
         for state in optimizer.optimizer.state.values()

@@ -34,6 +34,7 @@ from ..models.srp_base import SRPModel
 from ..modules.relevance import gold_relevance, is_half
 from ..options import SRPTranslationConfig
 from ..sequence_generator import FastSequenceGenerator
+from ..training.explained_errors import naming_options
 from ..training.teacher import check_attention, check_lengths, read_teacher, teacher_file
 from ..training.weight_pruning import WeightPruning
 
@@ -197,7 +198,8 @@ class SRPTranslationTask(TranslationTask):
                 "which stays; leave the option out"
             )
         self.stage = PruningStage(self.plan, model)
-        self.stage.check()
+        with naming_options():
+            self.stage.check()
 
     def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
         """As in fairseq, with batches that do not depend on where a run was resumed.
@@ -322,8 +324,8 @@ class SRPTranslationTask(TranslationTask):
             return measure(
                 groups,
                 batches(),
-                reduce,
                 name,
+                reduce,
                 norm=str(self.cfg.importance_norm),
                 per_example=self.cfg.importance_per_example,
                 seed=seed,
@@ -357,7 +359,8 @@ class SRPTranslationTask(TranslationTask):
     def set_checkpoint_dict(self, state):
         for name, part in self._resumable.items():
             if name in state:
-                part.load_state_dict(state[name])
+                with naming_options():
+                    part.load_state_dict(state[name])
 
     def _sparsity(self):
         pruning = self.weight_pruning

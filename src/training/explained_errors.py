@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checkpoint_utils import unsafe
 from ..checkpoints.pretrained import check_not_shrinking
+from ..connectivity.errors import PruningError
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -152,3 +153,37 @@ def check_norm(norm: Tensor, update: int, rate: float) -> None:
             f"training has diverged; give a lower one (it is {rate:g} now), a longer "
             "--warmup-updates or a --clip-norm"
         )
+
+
+# What the fields of a stage's plan, and what else its errors name, are on the command line.
+STAGE_WORDS = {
+    "compression_rate": "--compression-rate",
+    "stage": "--pruning-stage",
+    "iterations": "--pruning-iter",
+    "period": "--pruning-period",
+    "warming_up": "--warming-up",
+    "decreasing": "--decreasing",
+    "prune_heads": "--prune-heads",
+    "embedding_ratio": "--embedding-ratio",
+    "importance": "--importance",
+    "importance_norm": "--importance-norm",
+    "importance_per_example": "--importance-per-example",
+    "no_schedule": "none (no --srp)",
+    "targets": "their targets are not empty and that --ignore-prefix-size leaves some of them",
+    "load_stage": "resume it without --reset-dataloader",
+    "stage_place": "the stage to go on with in this folder",
+    "give_that": "give that, or another --save-dir",
+}
+
+
+@contextmanager
+def naming_options():
+    """Give what a pruning stage refuses the names of the options.
+
+    Raises:
+        UserError: in place of a PruningError.
+    """
+    try:
+        yield
+    except PruningError as error:
+        raise UserError(error.worded(STAGE_WORDS)) from None

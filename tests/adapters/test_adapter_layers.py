@@ -325,7 +325,7 @@ class TestBlocks:
 def slice_by_hand(layer, out, inputs):
     """What connectivity's cut does, by the layer's own declaration."""
     for dim, kept in ((0, out), (1, inputs)):
-        name, follows = layer.follows[dim]
+        name, follows = layer.adapter_slices[dim]
         for tensor, d in ((layer.weight, dim), (getattr(layer, name), follows)):
             tensor.data = tensor.data.index_select(d, kept)
     layer.bias.data = layer.bias.data[out]
@@ -366,7 +366,7 @@ class TestCut:
         layer, x = stir(METHODS[method](linear())).eval(), values(3, 10)
         with torch.no_grad():
             expected = layer(x)[:, :5]
-            name, dim = layer.follows[0]
+            name, dim = layer.adapter_slices[0]
             for tensor in (layer.weight, layer.bias, getattr(layer, name)):
                 tensor.data = tensor.data[:5]
             assert (layer(x) - expected).abs().max() < 1e-13

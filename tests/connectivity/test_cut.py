@@ -204,7 +204,7 @@ def test_beams_share_the_memory_of_their_sentence():
 
 
 def test_groups_that_no_module_can_have():
-    for given, words in ((("heads", 4), "'heads' is none of"), (("qk", 6, 4), "over 4 heads")):
+    for given, words in ((("", 4), "kind '': must be a name"), (("qk", 6, 4), "over 4 heads")):
         with pytest.raises(ValueError, match=words):
             ChannelGroup(*given)
 

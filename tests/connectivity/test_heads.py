@@ -15,9 +15,9 @@ from test_sequence_generator import DICTIONARY, LENGTHS, assert_same, livelier, 
 
 from src.connectivity.budget import ParameterCount, plan_widths, scaled_widths
 from src.connectivity.cut import cut
+from src.connectivity.errors import PruningError
 from src.connectivity.groups import attention_groups, channel_groups
 from src.connectivity.selection import head_scores, select
-from src.errors import UserError
 from src.flops_counter import count_flops
 from src.sequence_generator import FastSequenceGenerator
 from tests.support.training import batch, build
@@ -253,9 +253,9 @@ def test_heads_of_different_size_compare_by_parameter():
 
 
 def test_unreachable_rate_is_refused():
-    with pytest.raises(UserError, match="one head per attention module.*--prune-heads"):
+    with pytest.raises(PruningError, match="one head per attention module.*leave out prune_heads"):
         plan_widths(medium(), 0.005, 0, True)
-    with pytest.raises(UserError, match="--prune-heads or start with --pruning-stage 1"):
+    with pytest.raises(PruningError, match="prune_heads or start with stage 1"):
         plan_widths(medium(), 0.15, 2, True)
 
 

@@ -9,7 +9,6 @@ from src.connectivity.cut import cut
 from src.connectivity.groups import ChannelGroup, channel_groups
 from src.connectivity.importance import (
     IMPORTANCE,
-    head_importance,
     normalized,
     score,
 )
@@ -32,6 +31,12 @@ from tests.support.training import RUN, TINY, run_training
 def head_scores(group, scores):
     """Channels' scores ``[width]`` added up by head, signs and all."""
     return scores.view(group.heads, -1).sum(1)
+
+
+def head_importance(model, data, name):
+    """Scores of whole heads, ``[heads]`` for each attention group."""
+    attention = {n: g for n, g in channel_groups(model).items() if g.original_heads > 1}
+    return score(attention, scoring(model, data), name, by_head=True)
 
 
 @pytest.mark.parametrize("name", IMPORTANCE)
@@ -86,7 +91,7 @@ def test_cut_models_are_scored(name, kind):
     for inputs, target in data:
         gold = model(**inputs)[0].gather(-1, target.unsqueeze(-1)).squeeze(-1)
         close(gold_relevance(model, inputs, target, PAD), gold[target.ne(PAD)].sum())
-    heads = head_importance(channel_groups(model), scoring(model, data), alone, kind)
+    heads = head_importance(model, data, kind)
     assert {n: len(s) for n, s in heads.items()} == {
         n: g.heads for n, g in channel_groups(model).items() if g.kind in ("qk", "vo")
     }
@@ -126,14 +131,14 @@ def as_processes(world, run):
 def test_two_processes_score_as_one(name, number, by_head):
     """Also when one of them has no batch at all."""
     model, data = make("post"), samples(number)
-    groups, measure = channel_groups(model), head_importance if by_head else score
+    groups = channel_groups(model)
     per_example = IMPORTANCE[name].per_example
 
     def run(rank, reduce):
         share = scoring(model, data[rank::2])
-        return measure(groups, share, reduce, name, norm="l1", per_example=per_example)
+        return score(groups, share, name, reduce, "l1", per_example, by_head=by_head)
 
-    one = measure(groups, scoring(model, data), alone, name, norm="l1", per_example=per_example)
+    one = score(groups, scoring(model, data), name, alone, "l1", per_example, by_head=by_head)
     first, second = as_processes(2, run)
     assert one.keys() == first.keys() and len(one) > 4
     for group_name, scores in one.items():
@@ -153,7 +158,7 @@ def test_scoring_leaves_nothing_behind(name):
     scores_of(model, data, name)
     if IMPORTANCE[name].uses_batches:
         with pytest.raises(ZeroDivisionError):
-            score(channel_groups(model), broken, alone, name)
+            score(channel_groups(model), broken, name)
     for group in channel_groups(model).values():
         assert not group.gated and group.listener is None
         assert not group.connectivity.requires_grad
@@ -172,7 +177,7 @@ def test_half_precision_is_scored_in_wide_numbers(name):
     # by the gate the gradients are a·δ, which float16 has to have
     x[..., 0] = 300.0 if name == "taylor" else 1.0
     batch = ScoringBatch(loss=loss, tokens=1, relevance=loss)
-    (found,) = score({"a": group}, [batch], alone, name).values()
+    (found,) = score({"a": group}, [batch], name).values()
     assert found.dtype == torch.float64
     assert found.tolist() == [90000, 300 if name == "taylor" else 90000]
 
@@ -186,7 +191,7 @@ def test_batches_are_added_up_in_float64(name):
         x = torch.full((1, 1, 1), size)
         return ScoringBatch(lambda: group.measure(group.gate(x)).sum(), 1, lambda: None)
 
-    (found,) = score({"a": group}, [batch(2.0**25), batch(1.0)], alone, name).values()
+    (found,) = score({"a": group}, [batch(2.0**25), batch(1.0)], name).values()
     sums = {"connectivity": -(2**25) - 1, "fisher": 2**50 + 1, "taylor": (2**25 + 1) / 2}
     assert found.tolist() == [sums[name]]
 
@@ -223,8 +228,7 @@ def test_heads_are_scored_by_signed_sums():
     model, data = make("post"), samples()
     groups = channel_groups(model)
     heads = {
-        n: head_importance(groups, scoring(model, data), alone, n)
-        for n in ("taylor", "connectivity", "fisher", "weight")
+        n: head_importance(model, data, n) for n in ("taylor", "connectivity", "fisher", "weight")
     }
     signed = scores_of(model, data, "connectivity")
     norms = scores_of(model, data, "weight")

@@ -187,8 +187,8 @@ def test_cut_at_the_last_step_changes_nothing(data, base, tmp_path, monkeypatch)
                 [self.task.dataset("valid")[i] for i in range(8)]
             )["net_input"]
             for group in channel_groups(model).values():
-                if group.name in self.stage.removed:
-                    positions = self.stage.removed[group.name]
+                if group.name in self.stage.shrinking:
+                    positions = self.stage.shrinking[group.name]
                     assert (group.connectivity[positions] == 0).all()
                     kept = group.connectivity[group.connectivity != 0]
                     assert (kept == 1).all()

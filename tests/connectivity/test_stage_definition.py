@@ -20,7 +20,7 @@ class Recorded(SRPTrainer):
     def train_step(self, samples, raise_oom=False):
         if not Recorded.batches:
             Recorded.first = copy.deepcopy(self.get_model())
-            Recorded.removed = dict(self.stage.removed)
+            Recorded.removed = dict(self.stage.shrinking)
         Recorded.batches.append(copy.deepcopy(samples))
         return super().train_step(samples, raise_oom)
 

@@ -59,7 +59,7 @@ def alone(total):
 
 
 def scores_of(model, data, name, **options):
-    return score(channel_groups(model), scoring(model, data), alone, name, **options)
+    return score(channel_groups(model), scoring(model, data), name, **options)
 
 
 def tokens_of(data):

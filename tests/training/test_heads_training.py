@@ -63,7 +63,7 @@ def shrunk(data, dense, tmp_path_factory):
             state = self.optimizer.optimizer.state
             for name, parameter in model.named_parameters():
                 moments[name] = state[parameter]["exp_avg_sq"].clone()
-            removed = dict(self.stage.removed)
+            removed = dict(self.stage.shrinking)
             zeros = channel_groups(model)
             assert all((zeros[n].connectivity[r] == 0).all() for n, r in removed.items())
             with torch.no_grad():
