@@ -4,4 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.support.training", "tests.support.translation"]
+pytest_plugins = [
+    "tests.support.training",
+    "tests.support.translation",
+    "tests.support.averages",
+]

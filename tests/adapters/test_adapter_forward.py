@@ -6,12 +6,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from test_adapter_layers import METHODS, both, linear, stir
-from test_adapters import values
 from torch import nn
 
 from src import adapters
 from src.adapters import SPLoRA
+from tests.support.adapters import METHODS, both, linear, stir, values
 from tests.support.sparsity import check_replicas
 
 

@@ -6,27 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_adapters import values
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src import adapters
 from src.adapters import AdapterError, SPLoPA, SPLoRA
-
-
-def stir(module, size=0.3):
-    """Updates that show."""
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * size)
-    return module
-
-
-def linear(m=10, n=14, dtype=torch.float64, **options):
-    torch.manual_seed(2)
-    return nn.Linear(m, n, dtype=dtype, **options)
+from tests.support.adapters import METHODS, both, linear, stir, values
 
 
 def bits(size, kept, seed=0):
@@ -34,13 +19,6 @@ def bits(size, kept, seed=0):
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     mask[order[:kept]] = True
     return mask
-
-
-METHODS = {
-    "SPLoRA": lambda layer, **kw: SPLoRA(layer, rank=3, **kw),
-    "SPLoPA": lambda layer, **kw: SPLoPA(layer, block_size=(4, 3), num_prototypes=5, rank=2, **kw),
-}
-both = pytest.mark.parametrize("method", METHODS)
 
 
 class TestSettings:

@@ -4,71 +4,21 @@ import copy
 
 import pytest
 import torch
-from test_adapter_layers import METHODS, both, stir
-from test_adapters import values
 from torch import nn
 
 from src import adapters
 from src.adapters import AdapterError, SPLoPA, SPLoRA
+from tests.support.adapters import (
+    METHODS,
+    both,
+    network,
+    outputs,
+    snapshot,
+    stir,
+    unchanged,
+    values,
+)
 from tests.support.training import batch, build
-
-
-class Network(nn.Module):
-    """An embedding, two blocks and a head; all of one width."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(9, 8)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(up=nn.Linear(8, 12), norm=nn.LayerNorm(12), down=nn.Linear(12, 8)))
-            for _ in range(2)
-        )
-        self.head = nn.Linear(8, 9, bias=False)
-        self.bias = nn.Parameter(torch.zeros(9))
-
-    def forward(self, tokens):
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = x + block["down"](block["norm"](block["up"](x)).relu())
-        return self.head(x) + self.bias
-
-
-TOKENS = torch.arange(9).view(3, 3)
-
-
-def network(tie_head=False, tie_blocks=False):
-    torch.manual_seed(0)
-    made = Network().double()
-    if tie_head:
-        made.head.weight = made.embed.weight
-    if tie_blocks:
-        for name in ("up", "down"):
-            made.blocks[1][name].weight = made.blocks[0][name].weight
-    return made
-
-
-@torch.no_grad()
-def outputs(module):
-    return module.eval()(TOKENS)
-
-
-def snapshot(module):
-    """Everything that must not have changed after an error."""
-    return (
-        [type(m) for m in module.modules()],
-        [(n, p.requires_grad) for n, p in module.named_parameters()],
-        {k: v.clone() for k, v in module.state_dict().items()},
-    )
-
-
-def unchanged(module, before):
-    types, flags, state = snapshot(module)
-    return (
-        types == before[0]
-        and flags == before[1]
-        and list(state) == list(before[2])
-        and all(torch.equal(state[k], before[2][k]) for k in state)
-    )
 
 
 @both

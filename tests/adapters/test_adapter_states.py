@@ -6,12 +6,11 @@ import pickle
 
 import pytest
 import torch
-from test_adapter_layers import METHODS, both, stir
-from test_adapter_networks import network, outputs, snapshot, unchanged
 from torch import nn
 
 from src import adapters
 from src.adapters import AdapterError, SPLoPA, SPLoRA
+from tests.support.adapters import METHODS, both, network, outputs, snapshot, stir, unchanged
 
 SETS = {
     "shared prototypes": dict(),

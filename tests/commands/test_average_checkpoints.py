@@ -15,36 +15,16 @@ from src import average_checkpoints as averaging
 from src import checkpoint_utils
 from src.average_checkpoints import average_checkpoints
 from src.connectivity.groups import channel_groups
+from tests.support.averages import assert_same, average, by_updates, edited, weights
 from tests.support.training import RUN, TINY, run_training
 from tests.support.translation import (
     SEARCH,
     USER_DIR,
-    checkpoints,  # noqa: F401
-    corpus,  # noqa: F401
     hypotheses,
     quiet_logging,
     run_tool,
     translate,
 )
-
-
-def average(output, *arguments):
-    """The tool's output file, loaded."""
-    with quiet_logging():
-        averaging.main([*map(str, arguments), "--output", str(output)])
-    return torch.load(output)
-
-
-def weights(path):
-    return torch.load(path)["model"]
-
-
-def edited(path, output, edit):
-    """A copy of a checkpoint whose state ``edit`` has changed."""
-    state = torch.load(path)
-    edit(state)
-    torch.save(state, output)
-    return str(output)
 
 
 def set_model(change):
@@ -58,33 +38,6 @@ def set_model(change):
                 state["model"][name] = new
 
     return edit
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype, name
-        assert torch.equal(a[name], b[name]), name
-
-
-@pytest.fixture(scope="module")
-def pruned(data, base, tmp_path_factory):
-    """Folder of a run that is cut after its second epoch of five."""
-    folder = tmp_path_factory.mktemp("pruned")
-    run_training(
-        [
-            *(data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", folder),
-            *("--srp", "--compression-rate", "0.5", "--warming-up", "1"),
-            *("--max-epoch", "5", "--save-interval-updates", "2"),
-            "--weighted-layernorm",
-        ]
-    )
-    return folder
-
-
-def by_updates(folder):
-    found = folder.glob("checkpoint_[0-9]*_*.pt")
-    return sorted(found, key=lambda p: int(p.stem.split("_")[2]))
 
 
 @pytest.mark.parametrize("copies", [1, 3, 7])
@@ -127,7 +80,7 @@ def test_is_the_true_mean_rounded_once(base, tmp_path):
     assert not torch.equal(values.mean(0), expected)
 
 
-def test_ties_survive_and_the_file_is_as_small_as_the_weights(base, pruned, tmp_path):
+def test_ties_survive_and_the_file_is_as_small_as_the_weights(pruned, base, tmp_path):
     for path in (base, pruned / "checkpoint5.pt"):
         output = tmp_path / "average.pt"
         model = average(output, "--inputs", path, path)["model"]
@@ -180,7 +133,7 @@ def test_the_last_epochs_and_updates(tmp_path):
 
 def test_a_folder_is_its_last_checkpoints(pruned, tmp_path, capsys):
     state = average(
-        tmp_path / "a.pt", "--inputs", pruned, "--num-epoch-checkpoints", "2",
+        tmp_path / "a.pt", "--inputs", "--num-epoch-checkpoints", "2",
         "--checkpoint-upper-bound", "4",
     )  # fmt: skip
     line = capsys.readouterr().out.strip()
@@ -188,7 +141,7 @@ def test_a_folder_is_its_last_checkpoints(pruned, tmp_path, capsys):
     assert line.count("\n") == 0 and all(n in line for n in names)
     assert_same(state["model"], average(tmp_path / "b.pt", "--inputs", *names)["model"])
     last = by_updates(pruned)[-2:]
-    state = average(tmp_path / "a.pt", "--inputs", pruned, "--num-update-checkpoints", "2")
+    state = average(tmp_path / "a.pt", "--inputs", "--num-update-checkpoints", "2")
     assert_same(state["model"], average(tmp_path / "b.pt", "--inputs", *last)["model"])
 
 
@@ -226,10 +179,10 @@ def test_generate_and_fairseq_generate_read_it(corpus, checkpoints, tmp_path):
     assert hypotheses(run_tool(fairseq_generate.cli_main, stock)) == expected
 
 
-def test_restoring_it_anew_is_finetuning_from_it(data, pruned, tmp_path):
+def test_restoring_it_anew_is_finetuning_from_it(data, tmp_path):
     """And neither prunes again, or starts in the old run's epochs."""
     output = tmp_path / "average.pt"
-    average(output, "--inputs", pruned, "--num-epoch-checkpoints", "3")
+    average(output, "--inputs", "--num-epoch-checkpoints", "3")
     run = [data, *TINY, *RUN, "--max-epoch", "1", "--weighted-layernorm"]
     finetuned = run_training([*run, "--pretrained-model", output, "--save-dir", tmp_path / "f"])
     resets = ["--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
@@ -239,9 +192,9 @@ def test_restoring_it_anew_is_finetuning_from_it(data, pruned, tmp_path):
     assert_same(restored.get_model().state_dict(), finetuned.get_model().state_dict())
 
 
-def test_restored_in_its_own_run_it_goes_on_after_the_cut(data, base, pruned, tmp_path):
+def test_restored_in_its_own_run_it_goes_on_after_the_cut(data, base, tmp_path):
     output = tmp_path / "average.pt"
-    state = average(output, "--inputs", pruned, "--num-epoch-checkpoints", "2")
+    state = average(output, "--inputs", "--num-epoch-checkpoints", "2")
     again = run_training(
         [
             *(data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path),

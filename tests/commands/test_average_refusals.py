@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_average_checkpoints import (
+
+from src import average_checkpoints as averaging
+from src.average_checkpoints import average_checkpoints
+from tests.support.averages import (
     assert_same,
     average,
     by_updates,
     edited,
-    pruned,  # noqa: F401
+    # noqa: F401
     weights,
 )
-
-from src import average_checkpoints as averaging
-from src.average_checkpoints import average_checkpoints
 from tests.support.translation import quiet_logging
 
 
@@ -162,7 +162,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refused_in_one_line(case, pruned, tmp_path, capsys):
+def test_refused_in_one_line(pruned, case, tmp_path, capsys):
     numbers = {"first": 1, "fourth": 4, "fifth": 5}
     places = {w: str(pruned / f"checkpoint{n}.pt") for w, n in numbers.items()}
     places.update(pruned=str(pruned), folder=str(tmp_path))

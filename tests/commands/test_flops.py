@@ -13,13 +13,18 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from src.connectivity.cut import cut
 from src.errors import UserError
 from src.flops_counter import count_flops, load_model, main
+from tests.support.flops import (
+    FUSED,
+    SMALL,
+    DictionariesTask,
+    attention_flops,
+    build,
+    counter,
+    teacher_forced,
+    tokens,
+)
 from tests.support.translation import quiet_logging, random_cut
 
-SMALL = dict(
-    encoder_embed_dim=32, encoder_ffn_embed_dim=48, encoder_attention_heads=4,
-    encoder_layers=2, decoder_embed_dim=32, decoder_ffn_embed_dim=40,
-    decoder_attention_heads=4, decoder_layers=2,
-)  # fmt: skip
 VARIANTS = {
     "post-norm": {},
     "pre-norm": dict(encoder_normalize_before=True, decoder_normalize_before=True),
@@ -28,31 +33,6 @@ VARIANTS = {
     "shared": dict(share_all_embeddings=True),
     "learned": dict(encoder_learned_pos=True, decoder_learned_pos=True),
 }
-FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
-class _Task:
-    def __init__(self, source_types, target_types):
-        self.source_dictionary = self._dictionary(source_types)
-        self.target_dictionary = (
-            self.source_dictionary
-            if source_types == target_types
-            else self._dictionary(target_types)
-        )
-
-    @staticmethod
-    def _dictionary(types):
-        dictionary = Dictionary()
-        for number in range(types - len(dictionary)):
-            dictionary.add_symbol(f"w{number}")
-        return dictionary
-
-
-def build(arch="srp", source_types=60, target_types=60, **arguments):
-    torch.manual_seed(1)
-    task = _Task(source_types, target_types)
-    namespace = argparse.Namespace(arch=arch, _name=arch, **arguments)
-    return models.build_model(namespace, task).eval()
 
 
 def variant(name, is_cut):
@@ -60,25 +40,6 @@ def variant(name, is_cut):
     if is_cut:
         cut(model, random_cut(model, seed=len(name)))
     return model
-
-
-def attention_flops(query, key, value, *args, **kwargs):
-    return sdpa_flop_count(query, key, value)
-
-
-def counter():
-    # torch has no formula for the fused attention of CPUs
-    return FlopCounterMode(display=False, custom_mapping={FUSED: attention_flops})
-
-
-def tokens(*shape):
-    return torch.randint(4, 60, shape, generator=torch.Generator().manual_seed(1))
-
-
-def teacher_forced(model, source, target):
-    with counter() as flops, torch.no_grad():
-        model(tokens(1, source), torch.tensor([source]), tokens(1, target))
-    return flops
 
 
 @pytest.mark.parametrize("is_cut", [False, True], ids=["dense", "cut"])
@@ -141,7 +102,7 @@ def test_incremental_is_what_a_decoding_loop_takes(is_cut, beam):
 def test_incremental_is_what_fairseqs_beam_search_takes(beam):
     model = variant("pre-norm", is_cut=True)
     source, target, sentences = 6, 8, 2
-    dictionary = _Task(60, 60).target_dictionary
+    dictionary = DictionariesTask(60, 60).target_dictionary
     # fairseq asks the model for this method, which Transformers have on the decoder only
     model.decoder.set_beam_size(beam)
     generator = SequenceGenerator(

@@ -17,16 +17,8 @@ from src.connectivity.errors import PruningError
 from src.connectivity.groups import channel_groups
 from src.connectivity.selection import _share_out, select
 from src.connectivity.stage import PruningStage, StagePlan
+from tests.support.cuts import random_scores
 from tests.support.training import build
-
-
-def random_scores(model, seed=1, levels=None):
-    generator = torch.Generator().manual_seed(seed)
-    scores = {}
-    for name, group in channel_groups(model).items():
-        score = torch.rand(group.width, generator=generator)
-        scores[name] = (score * levels).floor() if levels else score
-    return scores
 
 
 def prune(model, rate, stage, scores=None, embedding_ratio=1.0):

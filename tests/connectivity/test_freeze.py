@@ -5,24 +5,13 @@ import copy
 import pytest
 import torch
 from fairseq.utils import clip_grad_norm_
-from omegaconf import OmegaConf
-from test_cut import random_keep
 
 from src.connectivity.freeze import Freezer
 from src.connectivity.groups import KINDS, channel_groups
 from src.optim import frozen_step
-from src.optim.srp_adam import SRPAdam, SRPAdamConfig
 from src.trainer import SRPTrainer
+from tests.support.freezing import adam, removed
 from tests.support.training import RUN, TINY, build, run_training
-
-
-def removed(model, kinds):
-    gone = {}
-    for name, kept in random_keep(model, kinds).items():
-        mask = torch.ones(channel_groups(model)[name].width, dtype=torch.bool)
-        mask[kept] = False
-        gone[name] = mask.nonzero().squeeze(1)
-    return gone
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -62,12 +51,6 @@ def test_the_mask_covers_every_tied_slice():
             mask = masks[id(piece.parameter)]
             assert mask.index_select(piece.dim, gone[name]).all()
             assert not mask.all()
-
-
-def adam(model, **options):
-    given = {"lr": [1e-3], "adam_betas": "(0.9, 0.98)", **options}
-    config = OmegaConf.merge(OmegaConf.structured(SRPAdamConfig), given)
-    return SRPAdam(config, list(model.parameters()))
 
 
 class Run:

@@ -6,12 +6,6 @@ import logging
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from test_budget import random_scores
-from test_cut import VARIANTS, close_gates, logits, random_keep
-from test_export import exported, found_deviation
-from test_flops import SMALL, teacher_forced
-from test_flops import build as dense_float
-from test_sequence_generator import DICTIONARY, LENGTHS, assert_same, livelier, sample
 
 from src.connectivity.budget import ParameterCount, plan_widths, scaled_widths
 from src.connectivity.cut import cut
@@ -20,13 +14,15 @@ from src.connectivity.groups import attention_groups, channel_groups
 from src.connectivity.selection import head_scores, select
 from src.flops_counter import count_flops
 from src.sequence_generator import FastSequenceGenerator
+from tests.support.cuts import VARIANTS, close_gates, logits, random_keep, random_scores
+from tests.support.exports import exported, found_deviation
+from tests.support.flops import SMALL, teacher_forced
+from tests.support.flops import build as dense_float
+from tests.support.heads import heads
+from tests.support.search import DICTIONARY, LENGTHS, assert_same, livelier, sample
 from tests.support.training import batch, build
 
 FOUR = dict(encoder_attention_heads=4, decoder_attention_heads=4)
-
-
-def heads(model):
-    return [qk.heads for qk, _ in attention_groups(channel_groups(model))]
 
 
 def head_keep(model, seed=3):

@@ -115,12 +115,10 @@ class Watcher(SRPTrainer):
 
 @pytest.mark.parametrize("optimizer", ["srp_adam", "adam"])
 def test_frozen_exactly(data, base, tmp_path, optimizer, monkeypatch):
-    from tests.support import training as conftest
-
     monkeypatch.setattr("src.trainer.SRPTrainer", Watcher)
     Watcher.log = []
     options = stage_options(base, srp=True, warming_up=1, weight_decay=0.1)
-    conftest.run_training(
+    run_training(
         [data, *TINY, *RUN, *options, "--optimizer", optimizer, "--clip-norm", "0.5"]
         + ["--update-freq", "2", "--save-dir", tmp_path, "--weighted-layernorm"]
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cut import VARIANTS
 
 from src import export
 from src.connectivity.cut import cut
@@ -19,36 +18,17 @@ from src.connectivity.groups import channel_groups
 from src.deployment import comparison as ctranslate2_check
 from src.deployment import spec as ctranslate2_spec
 from src.deployment.comparison import deviation, load_translator
-from src.deployment.comparison import random_pairs as pairs_of
 from src.deployment.model import QUANTIZATIONS, build_spec, vocabulary
 from src.errors import UserError
-from tests.support.training import DictionaryTask, build
+from tests.support.cuts import VARIANTS
+from tests.support.exports import SHORT, dictionaries, exported, found_deviation
+from tests.support.training import build
 from tests.support.translation import (
     random_cut,
     random_pairs,
     run_tool,
     write_data,
 )
-
-SHORT = 70  # rows of position tables: the default of 1024 takes most of the tests' time
-
-
-def dictionaries(shared=False):
-    task = DictionaryTask(shared)
-    return task.source_dictionary, task.target_dictionary
-
-
-def exported(model, folder, quantization="float32", shared=False, length=SHORT):
-    """The translator of an export that has passed its own check."""
-    os.makedirs(folder, exist_ok=True)
-    export.export(model, dictionaries(shared), str(folder), quantization, "model", None, length)
-    return load_translator(str(folder), "model")
-
-
-def found_deviation(translator, model, shared=False):
-    both = dictionaries(shared)
-    return deviation(translator, model, *both, pairs_of(*both, (SHORT, SHORT), seed=2))
-
 
 # -- the same function -----------------------------------------------------------------
 

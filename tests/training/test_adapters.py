@@ -5,12 +5,13 @@ import io
 
 import pytest
 import torch
-from test_cut import random_keep
 from torch import nn
 
 from src import adapters
 from src.adapters import SPLoPA, SPLoRA
 from src.connectivity.cut import cut
+from tests.support.adapters import values
+from tests.support.cuts import random_keep
 from tests.support.training import batch, build
 
 SMALL = {
@@ -20,10 +21,6 @@ SMALL = {
     ),
 }
 FLOAT, BF16, DOUBLE = torch.float32, torch.bfloat16, torch.float64
-
-
-def values(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def attention(x, **options):

@@ -6,20 +6,8 @@ import sys
 
 import torch
 
+from tests.support.runs import SCRIPT
 from tests.support.training import ROOT, RUN, TINY, run_training
-
-SCRIPT = """
-import os, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from tests.support.training import run_training
-rank = sys.argv[sys.argv.index("--distributed-rank") + 1]
-from fairseq.distributed import utils
-from fairseq_cli import train
-trainer = run_training(sys.argv[1:], main=lambda cfg: utils.call_main(cfg, train.main))
-torch.save(trainer.get_model().state_dict(), os.environ["WEIGHTS"] + rank)
-"""
 
 
 def command(data, base, folder, tokens):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from fairseq.logging import metrics
 from fairseq_cli import train as fairseq_train
-from test_freeze import adam, removed
 
 from src import generate
 from src.adapters import SPLoPA, SPLoRA, adapter_state_dict, fuse, load_adapter_state_dict
@@ -20,6 +19,7 @@ from src.connectivity.freeze import Freezer
 from src.connectivity.groups import KINDS
 from src.sparsity import Pruning, prune_by_pct, to_sparse
 from src.trainer import SRPTrainer
+from tests.support.freezing import adam, removed
 from tests.support.pretended_gpu import CUDA, pretended_gpu
 from tests.support.training import RUN, TINY, build, run_training
 

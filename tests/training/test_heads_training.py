@@ -3,7 +3,6 @@
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from test_heads import heads
 
 from src import average_checkpoints
 from src.checkpoints import adapters as adaptation
@@ -11,6 +10,7 @@ from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import attention_groups, channel_groups
 from src.errors import UserError
 from src.flops_counter import load_model
+from tests.support.heads import heads
 from tests.support.training import RUN, TINY, batch, run_training
 
 FOUR_HEADS = ["--encoder-attention-heads", "4", "--decoder-attention-heads", "4"]
@@ -194,7 +194,7 @@ def test_one_shot_then_dims_then_heads_then_adapters(data, dense, tmp_path):
 
     # the adapters alone bring the heads that they were trained with
     path, pruned = str(tmp_path / "adapters.pt"), three.get_model()
-    adaptation.write_adapters(pruned, path)
+    adaptation.write_adapters(path)
     other = load_model(last)
     content_of = adaptation.read_adapters(path, "--adapter-path")
     adaptation.apply_adapters(other, content_of, "--adapter-path")

@@ -8,8 +8,6 @@ import torch
 from fairseq import optim
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
-from fairseq_cli import train as fairseq_train
-from test_cut import random_keep
 
 from src.acceleration.bfloat16 import bfloat16_gain
 from src.connectivity.cut import cut
@@ -19,6 +17,8 @@ from src.modules.torch_private import has_avx512_bf16
 from src.optim.half_precision import prepare, unscale_once
 from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
+from tests.support.cuts import random_keep
+from tests.support.runs import in_precision
 from tests.support.training import RUN, TINY, run_training
 
 STAGE = ["--srp", "--compression-rate", "0.4", "--max-epoch", "2"]
@@ -34,19 +34,6 @@ class Watcher(SRPTrainer):
                 assert parameter.dtype == Watcher.expected
                 Watcher.log.append(torch.equal(parameter[mask], values[mask]))
         return result
-
-
-def in_precision(option):
-    """fairseq's training in half precision on a CPU, where command lines are refused it."""
-
-    def main(cfg):
-        cfg.common.tpu = False
-        setattr(cfg.common, option, True)
-        if option == "memory_efficient_fp16":
-            cfg.common.fp16 = True
-        fairseq_train.main(cfg)
-
-    return main
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from src.checkpoint_utils import atomic_write, damage
 from src.errors import UserError
 from src.trainer import SRPTrainer
+from tests.support.runs import assert_identical, final_state
 from tests.support.training import ROOT, RUN, TINY, run_training
 
 
@@ -28,27 +29,6 @@ def stage(data, base, folder):
         *("--no-epoch-checkpoints", "--lr-scheduler", "inverse_sqrt"),
         *("--warmup-updates", "4"),
     ]
-
-
-def final_state(folder):
-    state = torch.load(os.path.join(folder, "checkpoint_last.pt"))
-    return {
-        "model": state["model"],
-        "optimizer": state["last_optimizer_state"]["state"],
-        "updates": state["optimizer_history"][-1]["num_updates"],
-    }
-
-
-def assert_identical(a, b, path=""):
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_identical(a[key], b[key], f"{path}/{key}")
-    elif torch.is_tensor(a):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
 
 
 @pytest.fixture(scope="module")

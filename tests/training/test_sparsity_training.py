@@ -8,14 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from fairseq.optim.fp16_optimizer import FP16Optimizer
-from test_distributed import SCRIPT
-from test_precision import in_precision
-from test_resume import assert_identical, final_state
 
 from src.average_checkpoints import average_checkpoints
 from src.errors import UserError
 from src.trainer import SRPTrainer
 from src.training.weight_pruning import WeightPruning
+from tests.support.runs import SCRIPT, assert_identical, final_state, in_precision
 from tests.support.training import ROOT, RUN, TINY, run_training
 
 LSTM = [
