@@ -14,7 +14,6 @@ import copy
 import os
 import re
 import sys
-from itertools import islice
 
 import torch
 from common import arguments, check, report
@@ -54,21 +53,25 @@ def selected(model, task, criterion, rate, stage, sample=0):
     """Channels that stay, per group, by one of several samples without common sentences."""
     from src.connectivity.budget import plan_widths
     from src.connectivity.selection import select
+    from src.training import channel_scores
 
-    number, whole = task.cfg.scoring_batches, task.scoring_samples
+    number = task.cfg.scoring_batches
     task.cfg.scoring_batches = number * (sample + 1)
-    task.scoring_samples = lambda *given: islice(whole(*given), number * sample, None)
     try:
-        scores = task.score(model, criterion, "train", 1, torch.device("cpu"))
+        samples = list(channel_scores.scoring_samples(task, "train", 1))
     finally:
-        task.cfg.scoring_batches, task.scoring_samples = number, whole
+        task.cfg.scoring_batches = number
+    device, samples = torch.device("cpu"), samples[number * sample :]
+    scores = channel_scores.score_model(task, model, criterion, "train", 1, device, samples=samples)
     return select(model, scores, plan_widths(model, rate, stage))
 
 
 def batches_in(task, most: int, tokens: int) -> int:
     """How many batches for scoring the training data has, up to ``most``."""
+    from src.training.channel_scores import scoring_samples
+
     task.cfg.scoring_batches, task.cfg.scoring_tokens = most, tokens
-    return sum(1 for _ in task.scoring_samples("train", 1))
+    return sum(1 for _ in scoring_samples(task, "train", 1))
 
 
 def agreement(first, second) -> float:

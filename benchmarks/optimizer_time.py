@@ -46,7 +46,8 @@ def steppers(trainer, masking: bool, device: str) -> dict:
     for parameter in trainer.get_model().parameters():
         gradient = torch.randn(parameter.shape, generator=generator)
         parameter.grad = gradient.to(parameter.device)
-    optimizer, stage = trainer.optimizer, trainer.stage
+    optimizer, runs = trainer.optimizer, trainer.pruning_runs
+    stage = runs[0].stage if runs else None
     if stage is None:
         step = optimizer.step
     elif masking:
@@ -69,7 +70,7 @@ def steppers(trainer, masking: bool, device: str) -> dict:
             stage.freezer.restore()
 
     if masking:
-        trainer._optimizer_freezes = lambda: False
+        runs[0]._optimizer_freezes = lambda trainer: False
 
     def repeated(call):
         def run():

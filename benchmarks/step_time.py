@@ -66,19 +66,20 @@ def dimensions(shape: str) -> list:
 def shrinking(trainer) -> None:
     """Put a trainer in the middle of a stage that removes half of all channels."""
     from src.connectivity.groups import channel_groups
-    from src.connectivity.stage import PruningStage, StagePlan
+    from src.connectivity.stage import StagePlan
+    from src.training.channel_pruning import ChannelPruning
 
     model = trainer.get_model()
-    plan = StagePlan(compression_rate=0.3, stage=0, period=1)
-    trainer.task.stage = PruningStage(plan, model)
+    run = ChannelPruning(StagePlan(compression_rate=0.3, stage=0, period=1), model)
+    trainer.task.pruning_runs = [run]
     generator = torch.Generator().manual_seed(1)
     scores = {
         name: torch.rand(group.width, generator=generator)
         for name, group in channel_groups(model).items()
     }
-    trainer.task.stage.begin(scores, steps=10**6)
+    run.stage.begin(scores, steps=10**6)
     # so that no precision rounds the connectivity to 1
-    trainer.task.stage.shrink_to(10**6 // 2)
+    run.stage.shrink_to(10**6 // 2)
 
     class Endless:
         epoch = 1
@@ -87,7 +88,7 @@ def shrinking(trainer) -> None:
         def end_of_epoch():
             return False
 
-    trainer._epoch_itr = Endless()
+    trainer.epoch_itr = Endless()
 
 
 class Variant:

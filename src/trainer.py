@@ -1,9 +1,8 @@
-"""fairseq's trainer with a pruning stage in its loop."""
+"""fairseq's trainer with pruning in its loop."""
 
 import logging
 import sys
 from contextlib import contextmanager
-from functools import partial
 
 import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
@@ -12,15 +11,13 @@ from omegaconf import open_dict
 
 from .acceleration.heap import HeapKeeper, limit_kept_shapes
 from .checkpoint_utils import damage, previous_checkpoint, read_config
-from .checkpoints.pretrained import check_widths, take_layernorm
+from .checkpoints.pretrained import adopt_layernorm, check_widths
 from .checks.fairseq_options import check_seed_of_average, flat, warn_of_other_start
-from .connectivity.budget import ParameterCount
-from .connectivity.importance import score
+from .connectivity.cut import Cuts
 from .errors import UserError
 from .models.srp_base import SRPModel
 from .optim.half_precision import prepare
-from .optim.srp_adam import SRPAdam
-from .optim.state import clear_moments, cut_optimizer
+from .optim.state import cut_optimizer
 from .training import run_length
 from .training.best_validation import (
     forget_best,
@@ -28,12 +25,11 @@ from .training.best_validation import (
     patience_state,
     restore_patience,
 )
+from .training.build_pruning import check_goes_on
 from .training.explained_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,
-    check_same_run,
     named,
-    naming_options,
     refusing_checkpoint,
     refusing_divergence,
     warn_of_new_optimizer,
@@ -43,45 +39,30 @@ logger = logging.getLogger(__name__)
 
 
 class SRPTrainer(Trainer):
-    """Runs the task's pruning stage: scores, freezes, shrinks and cuts.
+    """Trains as fairseq's trainer does, and lets the task's pruning runs do their part.
 
-    Without a stage it trains as fairseq's trainer does. It reports a damaged
-    last checkpoint and goes on from the one before.
+    It reports a damaged last checkpoint and goes on from the one before.
     """
 
     def __init__(self, cfg, task, model, criterion, quantizer=None):
         super().__init__(cfg, task, model, criterion, quantizer)
         if getattr(task, "save_dir", "") is None:
-            task.take_run(flat(cfg))
+            task.set_run_options(flat(cfg))
         self._heap = HeapKeeper() if self.device.type == "cpu" else None
         limit_kept_shapes()
         forget_best()
-        self._epoch_itr = None
-        optimization = cfg.optimization
+        self.epoch_itr = None  # over the training data
+        self._step_ended = False
         self._keep_best = cfg.checkpoint.keep_best_checkpoints
-        self._stop_min_lr = optimization.stop_min_lr
-        self._validate_interval = cfg.dataset.validate_interval
-        # without a limit of its own, a pruning run ends with the last cut
-        self._ends_with_cut = (
-            self.stage is not None and not optimization.max_epoch and not optimization.max_update
-        )
-        if self._ends_with_cut:
-            with open_dict(cfg):
-                optimization.max_epoch = self.stage.plan.epochs
+        self._stop_min_lr = cfg.optimization.stop_min_lr
+        for run in self.pruning_runs:
+            run.begin_run(cfg)
         self._defer()
 
     @property
-    def stage(self):
-        return getattr(self.task, "stage", None)
-
-    @property
-    def weight_pruning(self):
-        return getattr(self.task, "weight_pruning", None)
-
-    @property
-    def _half_pruned(self) -> bool:
-        stage, pruning = self.stage, self.weight_pruning
-        return bool(stage and not stage.done or pruning and not pruning.finished)
+    def pruning_runs(self):
+        """What prunes during this training, see :mod:`.training.pruning_run`."""
+        return getattr(self.task, "pruning_runs", [])
 
     def _defer(self) -> None:
         """Let options wait for the pruning's end that are about what is left in the end.
@@ -89,162 +70,61 @@ class SRPTrainer(Trainer):
         fairseq would keep half-pruned models for good, and a low rate would end the
         training with one.
         """
-        half = self._half_pruned
+        half = any(run.unfinished for run in self.pruning_runs)
         with open_dict(self.cfg):
             self.cfg.checkpoint.keep_best_checkpoints = 0 if half else self._keep_best
             self.cfg.optimization.stop_min_lr = -1 if half else self._stop_min_lr
 
-    # -- the stage --------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------
 
     def get_train_iterator(self, *args, **kwargs):
         with named(f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}"):
-            self._epoch_itr = super().get_train_iterator(*args, **kwargs)
+            self.epoch_itr = super().get_train_iterator(*args, **kwargs)
         if self.cfg.dataset.curriculum:
             # a loader that is used again keeps the order of its first epoch
-            self._epoch_itr.reuse_dataloader = False
-        return self._epoch_itr
+            self.epoch_itr.reuse_dataloader = False
+        return self.epoch_itr
 
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
-        with open_dict(self.cfg):
-            self.cfg.dataset.validate_interval = self._validate_interval
-        self._check_limits(epoch)
-        stage = self.stage
-        if stage is None:
-            return
-        due = stage.due(epoch)
-        if due:
-            self._begin_iteration(epoch)
-        if stage.done and self._ends_with_cut and not stage.plan.decreasing:
-            self._end_after_shot(validate=due)
-
-    def _end_after_shot(self, validate: bool) -> None:
-        """End a one-shot run: validate and save the cut model, train no further."""
-        cfg = self.cfg
-        if validate and not cfg.dataset.disable_validation:
-            subsets = cfg.dataset.valid_subset.split(",")
-            losses = fairseq_cli.train.validate(cfg, self, self.task, self._epoch_itr, subsets)
-        else:
-            losses = [None]
-        fairseq_checkpoints.save_checkpoint(cfg.checkpoint, self, self._epoch_itr, losses[0])
-        logger.info("pruned in one shot; give --max-epoch to train on")
-        raise SystemExit(0)
-
-    def _begin_iteration(self, epoch: int) -> None:
-        stage = self.stage
-        steps = 0
-        if stage.plan.decreasing:
-            last = stage.last_epoch()
-            steps = run_length.updates_in_epochs(self.cfg, self._epoch_itr, epoch, last)
-        logger.info(f"scoring channels by {self.task.cfg.importance}")
-        scores = self.task.score(
-            self.get_model(),
-            self.get_criterion(),
-            self.cfg.dataset.train_subset,
-            self.cfg.common.seed,
-            self.device,
-            rank=self.data_parallel_rank,
-            world=self.data_parallel_world_size,
-            measure=partial(score, by_head=stage.plan.prune_heads),
-        )
-        with naming_options():
-            stage.begin(scores, steps)
-        if stage.shrinking:
-            logger.info(
-                "selected "
-                + ", ".join(f"{n}: {len(r)}" for n, r in stage.shrinking.items())
-                + f"; shrinking over {steps} updates"
-            )
-            clear_moments(self.optimizer, stage.freezer)
-        if stage.ready:
-            self._cut()
-
-    def _check_limits(self, epoch: int) -> None:
-        """Refuse a limit that ends the training before its pruning does."""
-        iterator, stage = self._epoch_itr, self.stage
-        if iterator.iterations_in_epoch:
-            return  # resumed within an epoch, at whose start this was asked
-        run_length.check_has_updates(self.cfg, iterator, epoch)
-        run = self.cfg, iterator, epoch, self.get_num_updates()
-        if self.weight_pruning is not None:
-            run_length.check_pruning_ends(self.weight_pruning, *run)
-        # with shards later epochs have other numbers of updates
-        if stage is not None and not stage.done and not self.task.has_sharded_data("train"):
-            run_length.check_last_cut(stage.plan, *run)
+        if not self.epoch_itr.iterations_in_epoch:
+            run_length.check_has_updates(self.cfg, self.epoch_itr, epoch)
+        for run in self.pruning_runs:
+            run.begin_epoch(self, epoch)
 
     def train_step(self, samples, raise_oom=False):
         # of a share that ends with an empty batch fairseq forgets the number of tokens
         samples = [sample for sample in samples if sample] or samples
-        pruning = self.weight_pruning
-        steps = pruning.steps if pruning is not None else 0
-        before = self.get_num_updates()
-        output = self._stage_step(samples, raise_oom)
+        before, self._step_ended = self.get_num_updates(), False
+        output = super().train_step(samples, raise_oom)
         # after an overflow fairseq repeats the step from inside it
-        done = self.get_num_updates() > before
-        if pruning is not None and done and pruning.steps == steps:
-            pruning.after_step(self.optimizer)
+        if not self._step_ended:
+            updated = self.get_num_updates() > before
+            for run in self.pruning_runs:
+                run.after_step(self, updated)
+            self._step_ended = True
         if self._heap is not None:
             self._heap.after_step()
         return output
 
-    def _stage_step(self, samples, raise_oom):
-        stage = self.stage
-        if stage is None or not stage.shrinking:
-            return super().train_step(samples, raise_oom)
-        before, step = self.get_num_updates(), stage.step
-        output = super().train_step(samples, raise_oom)
-        if not stage.shrinking:
-            return output  # after an overflow fairseq repeats the step from inside it
-        stage.freezer.restore()
-        if self.get_num_updates() > before and stage.step == step:
-            stage.advance(self._epochs_ended())
-        # skipped updates (overflow) must not push the cut beyond its epoch
-        if (
-            not stage.ready
-            and self._epoch_itr.epoch >= stage.last_epoch()
-            and self._epoch_itr.end_of_epoch()
-        ):
-            stage.finish_shrinking()
-        if stage.ready:
-            if isinstance(self.optimizer, SRPAdam):
-                self.optimizer.unfreeze()
-            self._cut()
-        return output
-
-    def _epochs_ended(self) -> int:
-        """Epochs of the iteration's period that have ended with this update."""
-        iterator, stage = self._epoch_itr, self.stage
-        begun = iterator.epoch - (stage.last_epoch() - stage.plan.period)
-        return min(max(begun - (not iterator.end_of_epoch()), 0), stage.plan.period)
-
     def clip_grad_norm(self, clip_norm):
-        if self.stage is not None and self.stage.shrinking:
-            if not self._optimizer_freezes():
-                self.stage.freezer.mask_gradients()
-        if self.weight_pruning is not None:
-            self.weight_pruning.before_step(self.optimizer)
+        for run in self.pruning_runs:
+            run.before_step(self)
         with refusing_divergence():
             norm = super().clip_grad_norm(clip_norm)
         if not self.cfg.common.amp:  # which skips such an update
             check_norm(norm, self.get_num_updates() + 1, self.get_lr())
         return norm
 
-    def _optimizer_freezes(self) -> bool:
-        """Let the optimizer see to frozen weights, if nothing else touches weights."""
-        if self.weight_pruning is not None or hasattr(self.model, "perform_slowmo"):
-            return False
-        return isinstance(self.optimizer, SRPAdam) and self.optimizer.freeze(self.stage.freezer)
-
     def begin_valid_epoch(self, epoch):
-        stage, pruning = self.stage, self.weight_pruning
-        outdated = pruning is not None and pruning.begin_validation()
-        if stage is not None and not stage.done or outdated:
+        stale = [run.validation_is_stale() for run in self.pruning_runs]  # each is asked
+        if any(stale):
             # a half-pruned model is no candidate for best, nor a reason to stop
             self._forget_best()
         self._defer()
         super().begin_valid_epoch(epoch)
-        if hasattr(self.task, "expect_validation"):
-            self.task.expect_validation()
+        if hasattr(self.task, "begin_validation"):
+            self.task.begin_validation()
 
     def lr_step(self, epoch, val_loss=None):
         self._defer()
@@ -254,22 +134,13 @@ class SRPTrainer(Trainer):
         forget_best()
         forget_plateau(self.lr_scheduler)
 
-    def _cut(self) -> None:
-        count = ParameterCount(self.get_model())
-        before = count(count.current)
-        cuts = self.stage.cut()
+    # -- models that are cut --------------------------------------------------------
+
+    def fit_to_cut(self, cuts: Cuts) -> None:
+        """Let training go on with parameters that were cut."""
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         self._wrap_again()
         self._forget_best()
-        if self.stage.done:  # what is best so far is a half-shrunk model
-            with open_dict(self.cfg):
-                self.cfg.dataset.validate_interval = 1
-        count = ParameterCount(self.get_model())
-        after, original = count(count.current), count(count.original)
-        logger.info(
-            f"cut: {before:,} -> {after:,} parameters, {after / original:.4f} of the "
-            f"uncut {original:,}"
-        )
 
     def _wrap_again(self) -> None:
         """A distributed wrapper for a model that was cut: the old one's buckets don't fit.
@@ -283,8 +154,8 @@ class SRPTrainer(Trainer):
 
     def _build_optimizer(self):
         names = self.cfg.optimizer._name, self.cfg.lr_scheduler._name
-        what = "--optimizer {}, --lr-scheduler {}".format(*names)
-        with named(what, kinds=EXPLAINED_OF_PARTS):
+        origin = "--optimizer {}, --lr-scheduler {}".format(*names)
+        with named(origin, kinds=EXPLAINED_OF_PARTS):
             super()._build_optimizer()
         prepare(self._optimizer, self.cfg.common, self.device.type)
 
@@ -311,19 +182,11 @@ class SRPTrainer(Trainer):
 
     def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
         written_with = None
+        own_model = isinstance(self.get_model(), SRPModel)
         if fairseq_checkpoints.PathManager.isfile(filename):
-            problem = damage(filename)
-            if problem:
-                other = previous_checkpoint(filename)
-                if other is None:
-                    raise UserError(
-                        f"checkpoint {filename}: {problem}, and there is no other in "
-                        "its folder; remove it to start anew"
-                    )
-                logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
-                filename = other
+            filename = self._undamaged(filename)
             written_with = read_config(filename)
-            if isinstance(self.get_model(), SRPModel):
+            if own_model:
                 check_widths(self.get_model(), written_with, filename)
         if self.data_parallel_world_size > 1:
             # fairseq sends it from one to all, as a pickle that torch no longer opens
@@ -331,24 +194,45 @@ class SRPTrainer(Trainer):
                 self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
         with refusing_checkpoint(filename, self.cfg):
             extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
-        if extra_state is not None and isinstance(self.get_model(), SRPModel):
-            check_same_run(self, extra_state, filename)
-            warn_of_other_start(self.cfg, written_with, filename)
-            with open_dict(self.cfg):
-                take_layernorm(self.get_model(), self.cfg.model, written_with, filename)
-        if extra_state is not None and not reset_optimizer:
-            warn_of_new_optimizer(self, filename)
         self._wrap_again()
-        if extra_state is not None and not (reset_optimizer or kwargs.get("reset_meters")):
-            restore_patience(extra_state)
-        if self.weight_pruning is not None and extra_state and not reset_optimizer:
-            # with --reset-dataloader fairseq doesn't give the task its state, but the
-            # optimizer goes on, and so do masks
-            state = extra_state.get(type(self.task).__name__, {})
-            if "weight_pruning" in state:
-                self.weight_pruning.load_state_dict(state["weight_pruning"])
+        if extra_state is not None:
+            self._resume(extra_state, filename, reset_optimizer)
+            if own_model:
+                warn_of_other_start(self.cfg, written_with, filename)
+                with open_dict(self.cfg):
+                    adopt_layernorm(self.get_model(), self.cfg.model, written_with, filename)
+            if not (reset_optimizer or kwargs.get("reset_meters")):
+                restore_patience(extra_state)
         self._defer()
         return extra_state
+
+    @staticmethod
+    def _undamaged(filename: str) -> str:
+        """A checkpoint, or the one before it if it is damaged."""
+        problem = damage(filename)
+        if not problem:
+            return filename
+        other = previous_checkpoint(filename)
+        if other is None:
+            raise UserError(
+                f"checkpoint {filename}: {problem}, and there is no other in "
+                "its folder; remove it to start anew"
+            )
+        logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
+        return other
+
+    def _resume(self, extra_state, filename: str, reset_optimizer: bool) -> None:
+        """Let pruning go on with a checkpoint, or refuse one of another run."""
+        saved = extra_state.get(type(self.task).__name__, {})
+        check_goes_on(self.pruning_runs, self.get_model(), saved, filename)
+        for run in self.pruning_runs:
+            run.resume(self, saved.get(run.name), filename)
+        if reset_optimizer:
+            return
+        warn_of_new_optimizer(self, filename)
+        for run in self.pruning_runs:
+            if run.name in saved:
+                run.resume_optimizer(saved[run.name])
 
     def save_checkpoint(self, filename, extra_state):
         return super().save_checkpoint(filename, {**extra_state, **patience_state()})

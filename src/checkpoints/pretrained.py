@@ -114,7 +114,7 @@ def inherit_layernorm(arguments: argparse.Namespace, state, path: str) -> None:
     arguments.weighted_layernorm = _weighted(asked, config, cut, path)
 
 
-def take_layernorm(model: nn.Module, arguments, cfg: Optional[Dict[str, Any]], path: str):
+def adopt_layernorm(model: nn.Module, arguments, cfg: Optional[Dict[str, Any]], path: str):
     """The same for a model that has the checkpoint's weights and widths by now.
 
     Args:

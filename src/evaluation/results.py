@@ -2,8 +2,12 @@
 
 import csv
 import os
+from typing import Any, Dict
+
+from torch import nn
 
 from ..checkpoint_utils import atomic_write
+from ..connectivity.budget import ParameterCount
 
 
 def append_result(path: str, row: dict) -> None:
@@ -20,3 +24,26 @@ def append_result(path: str, row: dict) -> None:
         writer = csv.DictWriter(stream, fieldnames=list(row), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows + [row])
+
+
+def validation_row(
+    model: nn.Module, stats: Dict[str, Any], pruning: Dict[str, Any]
+) -> Dict[str, Any]:
+    """The row of a validation: losses, BLEU where measured, and the model's size.
+
+    Args:
+        stats: fairseq's, of the validation.
+        pruning: columns of what prunes.
+    """
+    count = ParameterCount(model)
+    return {
+        "num_updates": int(stats["num_updates"]),
+        "parameters": count(count.current),
+        "rate": round(count(count.current) / count(count.original), 6),
+        "valid_loss": float(stats["loss"]),
+        # a criterion without label smoothing has one loss
+        "valid_nll_loss": float(stats.get("nll_loss", stats["loss"])),
+        "bleu": float(stats["bleu"]) if "bleu" in stats else "",
+        **pruning,
+        **{f"width:{name}": width for name, width in count.current.items()},
+    }

@@ -1,14 +1,10 @@
-"""fairseq's translation task with a pruning stage."""
+"""fairseq's translation task with pruning, distillation and adapters."""
 
-import copy
-import logging
 import os
 from contextlib import nullcontext
-from typing import Iterator, Optional
+from typing import List, Optional
 
-import numpy as np
 import torch
-from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationTask
@@ -23,37 +19,29 @@ from ..checkpoints.pretrained import (
 )
 from ..checks.data import check_buckets, check_data
 from ..checks.training import EMBEDDING_FILES, check_options, check_run
-from ..connectivity.budget import ParameterCount
-from ..connectivity.groups import attention_groups, channel_groups
-from ..connectivity.importance import score as score_channels
-from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
-from ..connectivity.stage import PruningStage, StagePlan
 from ..errors import UserError
-from ..evaluation.results import append_result
+from ..evaluation.results import append_result, validation_row
 from ..models.srp_base import SRPModel
-from ..modules.relevance import gold_relevance, is_half
 from ..options import SRPTranslationConfig
 from ..sequence_generator import FastSequenceGenerator
-from ..training.explained_errors import naming_options
+from ..training.build_pruning import build_pruning
+from ..training.channel_pruning import stage_plan
+from ..training.pruning_run import PruningRun
 from ..training.teacher import check_attention, check_lengths, read_teacher, teacher_file
-from ..training.weight_pruning import WeightPruning
-
-logger = logging.getLogger(__name__)
 
 
 @register_task("SRPtranslation", dataclass=SRPTranslationConfig)
 class SRPTranslationTask(TranslationTask):
-    """Translation; with ``--compression-rate`` below 1, training is a pruning stage.
+    """Translation, with models that are pruned while they train.
 
-    The task builds the model from ``--pretrained-model``, scores channels,
-    serves the teacher and writes ``results.csv``; :class:`SRPTrainer` runs the
-    stage inside fairseq's training loop.
+    The task builds the model from ``--pretrained-model`` and what prunes it, serves
+    the teacher and writes ``results.csv``; :class:`SRPTrainer` lets the pruning do its
+    part inside fairseq's training loop.
     """
 
     def __init__(self, cfg, src_dict, tgt_dict):
         super().__init__(cfg, src_dict, tgt_dict)
-        self.stage: Optional[PruningStage] = None
-        self.weight_pruning: Optional[WeightPruning] = None
+        self.pruning_runs: List[PruningRun] = []
         self.save_dir: Optional[str] = None
         self._teacher = None
         self._validated = False
@@ -89,33 +77,21 @@ class SRPTranslationTask(TranslationTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         if from_checkpoint:
-            # options of the run that made the checkpoint do not bind this one, nor are
-            # the embeddings that it began with read once more
-            for name in EMBEDDING_FILES:
-                if getattr(cfg, name, None):
-                    setattr(cfg, name, None)
-            if self.cfg.adapter_path:
-                cfg = adaptable_arguments(cfg)
-            return self._with_adapters(super().build_model(cfg, from_checkpoint))
+            return self._rebuild_model(cfg)
         check_options(self.cfg)
-        check_run(self.cfg, cfg, self.plan)
-        self.save_dir = getattr(cfg, "save_dir", None)
-        state = None
-        if self.cfg.pretrained_model:
-            state = load_checkpoint(
-                self.cfg.pretrained_model,
-                "--pretrained-model",
-                self.cfg.trust_checkpoint,
-            )
-            what = f"--pretrained-model {self.cfg.pretrained_model}"
-            check_dictionaries(state, self.source_dictionary, self.target_dictionary, what)
-            inherit_layernorm(cfg, state, self.cfg.pretrained_model)
-        model = super().build_model(cfg, from_checkpoint)
+        self.set_run_options(cfg)
+        state, path = None, self.cfg.pretrained_model
+        if path:
+            state = load_checkpoint(path, "--pretrained-model", self.cfg.trust_checkpoint)
+            dictionaries = self.source_dictionary, self.target_dictionary
+            check_dictionaries(state, *dictionaries, f"--pretrained-model {path}")
+            inherit_layernorm(cfg, state, path)
+        model = super().build_model(cfg)
         self._check_model(model, cfg)
         if self.cfg.load_alignments and isinstance(model, SRPModel):
             model.decoder.layers[-1].gives_attention = True
         if state is not None:
-            load_pretrained(model, cfg, state, self.cfg.pretrained_model)
+            load_pretrained(model, cfg, state, path)
         attn_kd = getattr(cfg, "attn_kd", 0)
         if getattr(cfg, "prob_kd", 0) or attn_kd:
             teacher = self.teacher(torch.device("cpu"))  # read before any work
@@ -123,18 +99,30 @@ class SRPTranslationTask(TranslationTask):
                 check_attention(teacher, model, self.cfg, attn_kd)
         if self.cfg.adapter:
             adaptation.insert(model, self.cfg)
-        if self.cfg.compression_rate < 1:
-            self._prepare_stage(model)
-        if self.cfg.sparsity_config:
-            self.weight_pruning = WeightPruning(
-                self.cfg.sparsity_config, model, getattr(cfg, "seed", 1)
-            )
+        self.pruning_runs = build_pruning(self.cfg, model, getattr(cfg, "seed", 1))
         return model
 
-    def take_run(self, run) -> None:
-        """What ``build_model`` has from ``fairseq-train``, of a run of ``fairseq-hydra-train``."""
-        check_run(self.cfg, run, self.plan)
-        self.save_dir = run.save_dir
+    def set_run_options(self, run) -> None:
+        """Check the options of the whole run, which the task's own don't hold.
+
+        ``fairseq-train`` gives them to ``build_model``, ``fairseq-hydra-train`` to the
+        trainer alone.
+        """
+        check_run(self.cfg, run, stage_plan(self.cfg))
+        self.save_dir = getattr(run, "save_dir", None)
+
+    def _rebuild_model(self, cfg):
+        """The model of a checkpoint, for a tool that only reads it.
+
+        Options of the run that made the checkpoint do not bind this one, nor are the
+        embeddings that it began with read once more.
+        """
+        for name in EMBEDDING_FILES:
+            if getattr(cfg, name, None):
+                setattr(cfg, name, None)
+        if self.cfg.adapter_path:
+            cfg = adaptable_arguments(cfg)
+        return self._with_adapters(super().build_model(cfg, from_checkpoint=True))
 
     def _check_model(self, model, cfg) -> None:
         """Refuse what needs this plug-in's own model with another ``--arch``."""
@@ -165,41 +153,6 @@ class SRPTranslationTask(TranslationTask):
             content = adaptation.read_adapters(path, "--adapter-path")
             model.after_loading = lambda m: adaptation.apply_adapters(m, content, what)
         return model
-
-    @property
-    def plan(self) -> StagePlan:
-        return StagePlan(
-            compression_rate=self.cfg.compression_rate,
-            stage=self.cfg.pruning_stage,
-            iterations=self.cfg.pruning_iter,
-            period=self.cfg.pruning_period,
-            warming_up=self.cfg.warming_up,
-            decreasing=self.cfg.decreasing if self.cfg.srp else None,
-            prune_heads=self.cfg.prune_heads,
-            embedding_ratio=self.cfg.embedding_ratio,
-            importance=str(self.cfg.importance),
-            importance_norm=str(self.cfg.importance_norm),
-            importance_per_example=self.cfg.importance_per_example,
-        )
-
-    def _prepare_stage(self, model) -> None:
-        groups = channel_groups(model).values()
-        uncut = all(g.width == g.original_width for g in groups if g.kind == "embedding")
-        if self.cfg.pruning_stage == 2 and uncut:
-            logger.warning(
-                "--pruning-stage 2: the embedding widths of --pretrained-model are "
-                "uncut (no stage 1 made it): attention and feed-forward widths alone "
-                "will be cut until --compression-rate is met"
-            )
-        heads = self.cfg.prune_heads
-        if heads and all(vo.heads == 1 for _, vo in attention_groups(channel_groups(model))):
-            raise UserError(
-                "--prune-heads: every attention module of --pretrained-model has one head, "
-                "which stays; leave the option out"
-            )
-        self.stage = PruningStage(self.plan, model)
-        with naming_options():
-            self.stage.check()
 
     def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
         """As in fairseq, with batches that do not depend on where a run was resumed.
@@ -263,111 +216,19 @@ class SRPTranslationTask(TranslationTask):
         with nullcontext() if own else self.forward_precision():
             return super().inference_step(generator, *args, **kwargs)
 
-    # -- scoring -------------------------------------------------------------------
-
-    def scoring_samples(self, split: str, seed: int, limits=None) -> Iterator[dict]:
-        """Small batches of random training sentences, the same for any number of processes.
-
-        Args:
-            limits: longest source and target; longer pairs are left out, as in training.
-        """
-        dataset = self.datasets[split]
-        order = np.random.default_rng(seed).permutation(len(dataset))
-        order, _ = dataset.filter_indices_by_size(order, limits or self.max_positions())
-        batch, tokens, made = [], 0, 0
-        for index in order.tolist():
-            length = max(dataset.num_tokens(index), 1)
-            if batch and tokens + length > self.cfg.scoring_tokens:
-                yield dataset.collater([dataset[i] for i in batch])
-                made += 1
-                if made == self.cfg.scoring_batches:
-                    return
-                batch, tokens = [], 0
-            batch.append(index)
-            tokens += length
-        if batch:
-            yield dataset.collater([dataset[i] for i in batch])
-
-    def score(
-        self, model, criterion, split, seed, device, rank=0, world=1, measure=score_channels
-    ) -> Scores:
-        """Importance of every channel from scoring batches, dropout off.
-
-        Args:
-            rank, world: this process scores every ``world``-th batch; the sums
-                are added up over processes.
-            measure: ``importance.score`` or the like.
-        """
-        was_training = model.training
-        name = str(self.cfg.importance)
-        if IMPORTANCE[name].uses_relevance and is_half(model):
-            model = copy.deepcopy(model).float()
-        model.eval()
-
-        def batches():
-            limits = utils.resolve_max_positions(self.max_positions(), model.max_positions())
-            samples = self.scoring_samples(split, seed, limits)
-            for number, sample in enumerate(samples):
-                if number % world == rank:
-                    if device.type == "cuda":
-                        sample = utils.move_to_cuda(sample, device)
-                    yield self._scoring_batch(model, criterion, sample)
-
-        def reduce(total):
-            if world > 1:
-                distributed_utils.all_reduce(
-                    total, group=distributed_utils.get_data_parallel_group()
-                )
-
-        try:
-            groups = channel_groups(model)
-            return measure(
-                groups,
-                batches(),
-                name,
-                reduce,
-                norm=str(self.cfg.importance_norm),
-                per_example=self.cfg.importance_per_example,
-                seed=seed,
-            )
-        finally:
-            model.train(was_training)
-
-    def _scoring_batch(self, model, criterion, sample) -> ScoringBatch:
-        inputs, padding_idx = sample["net_input"], self.target_dictionary.pad()
-        target = sample["target"].clone()
-        # as in the loss, for what is not computed from it
-        target[:, : getattr(criterion, "ignore_prefix_size", 0)] = padding_idx
-        return ScoringBatch(
-            loss=lambda: criterion(model, sample)[0],
-            tokens=int(target.ne(padding_idx).sum()),
-            relevance=lambda: gold_relevance(model, inputs, target, padding_idx),
-        )
-
     # -- state and results -----------------------------------------------------------
 
-    @property
-    def _resumable(self):
-        """What is saved in checkpoints and goes on from there, by name."""
-        parts = {"stage": self.stage, "weight_pruning": self.weight_pruning}
-        return {name: part for name, part in parts.items() if part is not None}
-
     def get_checkpoint_dict(self):
-        state = {name: part.state_dict() for name, part in self._resumable.items()}
+        state = {run.name: run.state_dict() for run in self.pruning_runs}
         return {type(self).__name__: state} if state else {}
 
     def set_checkpoint_dict(self, state):
-        for name, part in self._resumable.items():
-            if name in state:
-                with naming_options():
-                    part.load_state_dict(state[name])
+        for run in self.pruning_runs:
+            if run.name in state:
+                run.load_state_dict(state[run.name])
 
-    def _sparsity(self):
-        pruning = self.weight_pruning
-        return {} if pruning is None else {"sparsity": round(pruning.sparsity, 6)}
-
-    def expect_validation(self) -> None:
-        """A validation begins, of one subset after the other."""
+    def begin_validation(self) -> None:
+        """Expect a validation of one subset after the other."""
         self._validated = False
 
     def post_validate(self, model, stats, agg):
@@ -380,16 +241,6 @@ class SRPTranslationTask(TranslationTask):
         if self._validated:
             return
         self._validated = True
-        count = ParameterCount(model)
-        row = {
-            "num_updates": int(stats["num_updates"]),
-            "parameters": count(count.current),
-            "rate": round(count(count.current) / count(count.original), 6),
-            "valid_loss": float(stats["loss"]),
-            # a criterion without label smoothing has one loss
-            "valid_nll_loss": float(stats.get("nll_loss", stats["loss"])),
-            "bleu": float(stats["bleu"]) if "bleu" in stats else "",
-            **self._sparsity(),
-            **{f"width:{name}": width for name, width in count.current.items()},
-        }
+        pruning = {k: v for run in self.pruning_runs for k, v in run.results().items()}
+        row = validation_row(model, stats, pruning)
         append_result(os.path.join(self.save_dir, "results.csv"), row)

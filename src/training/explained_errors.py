@@ -3,13 +3,12 @@
 import logging
 import pickle
 from contextlib import contextmanager
-from typing import Any, Dict, Tuple, Type
+from typing import Tuple, Type
 
 import torch
 from torch import Tensor
 
 from ..checkpoint_utils import unsafe
-from ..checkpoints.pretrained import check_not_shrinking
 from ..connectivity.errors import PruningError
 from ..errors import UserError
 
@@ -77,30 +76,6 @@ def refusing_checkpoint(path: str, cfg):
             f"--store-ema: checkpoint {path} has no average of weights to go on with; leave "
             "it out, or start anew: --pretrained-model, another --save-dir"
         ) from None
-
-
-def check_same_run(trainer, extra_state: Dict[str, Any], path: str) -> None:
-    """Refuse to go on from a checkpoint of a run that did something else.
-
-    Args:
-        trainer: of the run that goes on, with the checkpoint's weights.
-        extra_state: of the checkpoint.
-        path: its file.
-
-    Raises:
-        UserError: names the file and what to do.
-    """
-    if trainer.stage is None:
-        check_not_shrinking(trainer.get_model(), f"checkpoint {path}")
-        return
-    state = extra_state.get(type(trainer.task).__name__, {})
-    # with --reset-dataloader the stage begins with the weights that were loaded
-    if "stage" not in state and not trainer.cfg.checkpoint.reset_dataloader:
-        raise UserError(
-            f"checkpoint {path}: its run prunes no channels, --compression-rate "
-            f"{trainer.stage.plan.compression_rate:g} can't go on with it; give another "
-            "--save-dir, and the model to prune as --pretrained-model"
-        )
 
 
 def warn_of_new_optimizer(trainer, path: str) -> None:

@@ -1,10 +1,10 @@
 """How many updates a run's epochs have, and limits that end it before its pruning does."""
 
 import math
+from typing import Tuple
 
 from ..connectivity.stage import StagePlan
 from ..errors import UserError
-from .weight_pruning import WeightPruning
 
 
 def updates_in_epochs(cfg, iterator, first: int, last: int) -> int:
@@ -73,18 +73,15 @@ def check_last_cut(plan: StagePlan, cfg, iterator, epoch: int, done: int) -> Non
         )
 
 
-def check_pruning_ends(pruning: WeightPruning, cfg, iterator, epoch: int, done: int) -> None:
-    """Refuse a limit that ends the training ahead of the last pruning of weights.
+def updates_left(cfg, iterator, epoch: int, done: int) -> Tuple[float, str]:
+    """Updates to come by the limit that ends the training first, and that limit.
 
     Args:
         epoch: the one that begins.
         done: updates so far.
-
-    Raises:
-        UserError: names the limit that comes first.
     """
     options = cfg.optimization
-    limits = {}  # by the updates to come: a dense run before has its own in the count
+    limits = {math.inf: "nothing"}
     if options.max_update:
         limits[options.max_update - done] = f"--max-update {options.max_update}"
     if options.max_epoch:
@@ -95,5 +92,4 @@ def check_pruning_ends(pruning: WeightPruning, cfg, iterator, epoch: int, done: 
             limit += f", of which --save-interval {interval} saves {last},"
         left = updates_in_epochs(cfg, iterator, epoch, last)
         limits[left] = limit
-    if limits:
-        pruning.check_end(min(limits), limits[min(limits)])
+    return min(limits), limits[min(limits)]

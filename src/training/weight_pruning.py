@@ -8,11 +8,14 @@ import torch
 from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer
+from fairseq.trainer import Trainer
 from torch import nn
 
 from ..errors import UserError
 from ..optim.state import memory
 from ..sparsity import Pruning, SparsityError
+from . import run_length
+from .pruning_run import PruningRun
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +31,8 @@ def gradient_scale(optimizer: FairseqOptimizer) -> float:
     return float(factor) / (scaler.get_scale() if scaler is not None else 1.0)
 
 
-class WeightPruning:
+class WeightPruning(PruningRun):
     """Runs the pruners of a configuration over a model that fairseq trains.
-
-    The trainer calls :meth:`before_step` when the gradients of an update are complete
-    and :meth:`after_step` when it was made.
 
     Args:
         path: file of the configuration.
@@ -42,6 +42,8 @@ class WeightPruning:
     Raises:
         UserError: the configuration is wrong or does not fit the model.
     """
+
+    name = "weight_pruning"
 
     def __init__(self, path: str, model: nn.Module, seed: int):
         self.path = path
@@ -60,20 +62,22 @@ class WeightPruning:
         return self.pruning.step
 
     @property
-    def finished(self) -> bool:
-        """Whether no pruner will prune any more."""
-        return self.pruning.finished
+    def unfinished(self) -> bool:
+        return not self.pruning.finished
 
-    def begin_validation(self) -> bool:
-        """Whether the validation that begins is of another model than the results so far.
+    def validation_is_stale(self) -> bool:
+        """Results so far are of another sparsity, up to the last pruning's validation."""
+        validated, self._validated = self._validated, self.pruning.finished
+        return self.unfinished or not validated
 
-        It is, up to and including the first validation after the last pruning: sparsity
-        has changed since.
-        """
-        validated, self._validated = self._validated, self.finished
-        return not (validated and self.finished)
+    def begin_epoch(self, trainer: Trainer, epoch: int) -> None:
+        if trainer.epoch_itr.iterations_in_epoch:
+            return  # resumed within an epoch, at whose start this was asked
+        done = trainer.get_num_updates()
+        left, option = run_length.updates_left(trainer.cfg, trainer.epoch_itr, epoch, done)
+        self.check_end(left, option)
 
-    def check_end(self, left: int, option: str) -> None:
+    def check_end(self, left: float, option: str) -> None:
         """Refuse a training that ends before the last pruning.
 
         Args:
@@ -116,14 +120,16 @@ class WeightPruning:
     def _patterns(self):
         return dict.fromkeys(p.settings.pattern for p in self.pruning.pruners)
 
-    def before_step(self, optimizer: FairseqOptimizer) -> None:
+    def before_step(self, trainer: Trainer) -> None:
         """Score, prune if it is time, and mask the gradients."""
-        with self._noticing(optimizer):
-            self.pruning.on_before_optimizer_step(gradient_scale(optimizer))
+        with self._noticing(trainer.optimizer):
+            self.pruning.on_before_optimizer_step(gradient_scale(trainer.optimizer))
 
-    def after_step(self, optimizer: FairseqOptimizer) -> None:
+    def after_step(self, trainer: Trainer, updated: bool) -> None:
         """Count the update; removed weights stay exactly zero."""
-        with self._noticing(optimizer):
+        if not updated:
+            return
+        with self._noticing(trainer.optimizer):
             self.pruning.on_after_optimizer_step()
         metrics.log_scalar("sparsity", self.sparsity, weight=0, round=4)
 
@@ -141,6 +147,9 @@ class WeightPruning:
         for parameter, _, view in memory(optimizer):
             if id(parameter) in masks:
                 view.masked_fill_(~masks[id(parameter)], 0)
+
+    def results(self) -> Dict[str, Any]:
+        return {"sparsity": round(self.sparsity, 6)}
 
     def state_dict(self) -> Dict[str, Any]:
         return {**self.pruning.state_dict(), "validated": self._validated}
@@ -160,3 +169,6 @@ class WeightPruning:
             ) from None
         self.sparsity = self.pruning.sparsity
         self._validated = bool(state.get("validated"))
+
+    def resume_optimizer(self, saved: Dict[str, Any]) -> None:
+        self.load_state_dict(saved)  # the optimizer goes on, and so do masks

@@ -16,7 +16,7 @@ from src import checkpoint_utils
 from src.average_checkpoints import average_checkpoints
 from src.connectivity.groups import channel_groups
 from tests.support.averages import assert_same, average, by_updates, edited, weights
-from tests.support.training import RUN, TINY, run_training
+from tests.support.training import RUN, TINY, run_training, stage_of
 from tests.support.translation import (
     SEARCH,
     USER_DIR,
@@ -202,7 +202,7 @@ def test_restored_in_its_own_run_it_goes_on_after_the_cut(data, base, tmp_path):
             *("--max-epoch", "6", "--weighted-layernorm", "--restore-file", output),
         ]
     )
-    assert again.stage.done
+    assert stage_of(again).done
     assert [path.name for path in tmp_path.glob("checkpoint?.pt")] == ["checkpoint6.pt"]
     for name, group in channel_groups(again.get_model()).items():
         assert torch.equal(group.channel_ids, state["model"][f"{name}.channel_ids"])

@@ -10,8 +10,9 @@ from src.connectivity.freeze import Freezer
 from src.connectivity.groups import KINDS, channel_groups
 from src.optim import frozen_step
 from src.trainer import SRPTrainer
+from src.training.channel_pruning import ChannelPruning
 from tests.support.freezing import adam, removed
-from tests.support.training import RUN, TINY, build, run_training
+from tests.support.training import RUN, TINY, build, run_training, stage_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -264,10 +265,10 @@ class Counting(SRPTrainer):
     by_optimizer = by_masking = 0
 
     def train_step(self, samples, raise_oom=False):
-        shrinking = self.stage.shrinking
+        shrinking = stage_of(self).shrinking
         result = super().train_step(samples, raise_oom)
-        if shrinking and self.stage.shrinking:
-            masked = self.stage.freezer._values is not None
+        if shrinking and stage_of(self).shrinking:
+            masked = stage_of(self).freezer._values is not None
             Counting.by_masking += masked
             Counting.by_optimizer += not masked
         return result
@@ -279,7 +280,7 @@ def test_a_stage_frozen_by_the_optimizer_ends_as_one_by_masking(data, base, tmp_
     states = []
     for masking in (False, True):
         if masking:
-            monkeypatch.setattr(Counting, "_optimizer_freezes", lambda self: False)
+            monkeypatch.setattr(ChannelPruning, "_optimizer_freezes", lambda self, trainer: False)
         folder = tmp_path / str(masking)
         run_training(
             [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", folder]

@@ -14,6 +14,7 @@ from src.connectivity.importance import (
 )
 from src.connectivity.scoring import ScoringBatch
 from src.modules.relevance import gold_relevance
+from src.training.channel_scores import score_model, scoring_samples
 from tests.support.importance import (
     MODELS,
     PAD,
@@ -25,7 +26,7 @@ from tests.support.importance import (
     scoring,
     tokens_of,
 )
-from tests.support.training import RUN, TINY, run_training
+from tests.support.training import RUN, TINY, run_training, stage_of
 
 
 def head_scores(group, scores):
@@ -272,9 +273,9 @@ def test_every_criterion_runs_a_stage(data, base, tmp_path):
             [data, *stage(base, tmp_path / name, *more, "--pruning-iter", "2")]
             + ["--max-epoch", "2"]
         )
-        assert shot.stage.done and shot.stage.finished_iterations == 2
+        assert stage_of(shot).done and stage_of(shot).finished_iterations == 2
         shrunk = run_training([data, *stage(base, tmp_path / f"{name}2", *more, "--srp")])
-        assert shrunk.stage.done and shrunk.stage.finished_iterations == 1
+        assert stage_of(shrunk).done and stage_of(shrunk).finished_iterations == 1
         for trainer in (shot, shrunk):
             parameters = sum(p.numel() for p in trainer.get_model().parameters())
             total = sum(v.numel() for v in torch.load(base)["model"].values())
@@ -294,7 +295,7 @@ def test_options_reach_the_criterion(data, base, tmp_path):
         for option, value in options.items():
             setattr(task.cfg, option, value)
         model.train()
-        result = task.score(model, criterion, "train", 1, device)
+        result = score_model(task, model, criterion, "train", 1, device)
         assert model.training
         return result
 
@@ -323,14 +324,14 @@ def test_tokens_that_the_loss_leaves_out_count_nowhere(data, base, name):
     )
     task, model, criterion = trainer.task, trainer.get_model(), trainer.criterion
     task.cfg.importance = name
-    samples = list(task.scoring_samples("train", 1))
+    samples = list(scoring_samples(task, "train", 1))
 
     def scores(column=None):
         given = copy.deepcopy(samples)
         for sample in given if column is not None else ():
             sample["target"][:, column] = 7  # no padding: sentences have four tokens or more
-        task.scoring_samples = lambda *options: iter(given)
-        return task.score(model, criterion, "train", 1, torch.device("cpu"))
+        device = torch.device("cpu")
+        return score_model(task, model, criterion, "train", 1, device, samples=given)
 
     plain, outside, inside = scores(), scores(1), scores(2)
     for group, values in plain.items():

@@ -14,7 +14,9 @@ from src.connectivity.groups import ChannelGroup, channel_groups
 from src.connectivity.shrink import GEOMETRIC_END, SCHEDULES, connectivity_at
 from src.modules.layer_norm import WeightedLayerNorm
 from src.trainer import SRPTrainer
-from tests.support.training import RUN, TINY, build, run_training
+from src.training.channel_pruning import ChannelPruning
+from src.training.channel_scores import score_model, scoring_samples
+from tests.support.training import RUN, TINY, build, run_training, stage_of
 
 
 def stage_options(base, rate=0.4, stage=0, period=1, **more):
@@ -89,11 +91,11 @@ class Watcher(SRPTrainer):
 
     def train_step(self, samples, raise_oom=False):
         frozen = None
-        if self.stage is not None and self.stage.shrinking:
-            frozen = [(p, m, v.clone()) for p, m, v in self.stage.freezer.frozen]
+        if stage_of(self) is not None and stage_of(self).shrinking:
+            frozen = [(p, m, v.clone()) for p, m, v in stage_of(self).freezer.frozen]
             before = [p.detach().clone() for p, _, _ in frozen]
         result = super().train_step(samples, raise_oom)
-        if frozen and self.stage.shrinking:
+        if frozen and stage_of(self).shrinking:
             # moments as a checkpoint has them, whatever the optimizer makes of them
             every = [p for group in self.optimizer.param_groups for p in group["params"]]
             state = self.optimizer.state_dict()["state"]
@@ -178,12 +180,10 @@ def test_cut_at_the_last_step_changes_nothing(data, base, tmp_path, monkeypatch)
     """Outputs right before and after the cut that ends a stage."""
     seen = {}
 
-    class Compare(SRPTrainer):
-        def _cut(self):
-            model = self.get_model().eval()
-            sample = self.task.dataset("valid").collater(
-                [self.task.dataset("valid")[i] for i in range(8)]
-            )["net_input"]
+    class Compare(ChannelPruning):
+        def cut(self, trainer):
+            model, dataset = trainer.get_model().eval(), trainer.task.dataset("valid")
+            sample = dataset.collater([dataset[i] for i in range(8)])["net_input"]
             for group in channel_groups(model).values():
                 if group.name in self.stage.shrinking:
                     positions = self.stage.shrinking[group.name]
@@ -192,11 +192,11 @@ def test_cut_at_the_last_step_changes_nothing(data, base, tmp_path, monkeypatch)
                     assert (kept == 1).all()
             with torch.no_grad():
                 before = model(**sample)[0]
-                super()._cut()
+                super().cut(trainer)
                 seen["difference"] = (model(**sample)[0] - before).abs().max().item()
             model.train()
 
-    monkeypatch.setattr("src.trainer.SRPTrainer", Compare)
+    monkeypatch.setattr("src.training.build_pruning.ChannelPruning", Compare)
     options = stage_options(base, srp=True)
     run_training([data, *TINY, *RUN, *options, "--save-dir", tmp_path])
     assert seen["difference"] < 1e-5  # float32
@@ -249,7 +249,7 @@ def test_one_shot_then_finetuning_in_iterations(data, base, tmp_path):
         [data, *TINY, *RUN, *stage_options(base, pruning_iter=2, period=1)]
         + ["--save-dir", tmp_path, "--max-epoch", "2"]
     )
-    assert trainer.stage.done
+    assert stage_of(trainer).done
     with open(tmp_path / "results.csv", newline="") as stream:
         rates = [float(row["rate"]) for row in csv.DictReader(stream)]
     assert rates[0] == pytest.approx(0.4**0.5, rel=0.02)
@@ -261,7 +261,7 @@ def test_shrinking_in_iterations(data, base, tmp_path):
         [data, *TINY, *RUN, *stage_options(base, srp=True, pruning_iter=2)]
         + ["--save-dir", tmp_path]
     )
-    assert trainer.stage.finished_iterations == 2
+    assert stage_of(trainer).finished_iterations == 2
     assert parameters(weights(tmp_path)) == pytest.approx(
         0.4 * parameters(torch.load(base)["model"]), rel=0.01
     )
@@ -335,7 +335,7 @@ def test_no_rate_ends_the_training_ahead_of_the_cut(data, base, tmp_path):
         patch.setattr(SRPTrainer, "begin_epoch", killed_in_third_epoch)
         run_training(command)
     trainer = run_training(command)
-    assert trainer.stage.done
+    assert stage_of(trainer).done
     assert trainer.get_num_updates() == 12
 
 
@@ -416,7 +416,7 @@ def test_distilled_attention_does_not_outlive_a_cut(data, base, tmp_path):
         + ["--attn-kd", "1", "--disable-validation", "--max-epoch", "3"]
         + ["--save-dir", tmp_path]
     )
-    assert trainer.stage.finished_iterations == 2
+    assert stage_of(trainer).finished_iterations == 2
 
 
 def test_results_are_of_the_first_validation_set(data, base, tmp_path):
@@ -438,7 +438,7 @@ def test_skipped_batches_are_not_counted(data, base, tmp_path):
     class Steps(SRPTrainer):
         def train_step(self, samples, raise_oom=False):
             output = super().train_step(samples, raise_oom)
-            steps.append((self.stage.step, self.stage.steps))
+            steps.append((stage_of(self).step, stage_of(self).steps))
             return output
 
     options = stage_options(base, srp=True, period=1)
@@ -466,7 +466,7 @@ def test_skipped_updates_do_not_delay_the_cut(data, base, tmp_path, monkeypatch,
     monkeypatch.setattr("src.trainer.SRPTrainer", Overflowing)
     options = stage_options(base, srp=True)
     trainer = run_training([data, *TINY, *RUN, *options, "--save-dir", tmp_path])
-    assert trainer.stage.done and len(batches) == 4
+    assert stage_of(trainer).done and len(batches) == 4
     assert trainer.get_num_updates() == 4 - len(skipped)
     small = 0.4 * parameters(torch.load(base)["model"])
     assert parameters(weights(tmp_path)) == pytest.approx(small, rel=0.01)
@@ -511,7 +511,7 @@ def test_plain_transformer_checkpoint_is_accepted(data, tmp_path):
     trainer = run_training(
         [data, *TINY, *RUN, *stage_options(plain, srp=True), "--save-dir", tmp_path / "s"]
     )
-    assert trainer.stage.done
+    assert stage_of(trainer).done
     assert parameters(weights(tmp_path / "s")) < 0.45 * parameters(weights(tmp_path / "t"))
 
 
@@ -530,8 +530,8 @@ def test_scoring_leaves_out_sentences_that_the_model_cannot_take(data, base):
         + ["--scoring-batches", "1000"]
     )
     task = trainer.task
-    every = [i for s in task.scoring_samples("train", 1) for i in s["id"].tolist()]
-    short = [i for s in task.scoring_samples("train", 1, (8, 8)) for i in s["id"].tolist()]
+    every = [i for s in scoring_samples(task, "train", 1) for i in s["id"].tolist()]
+    short = [i for s in scoring_samples(task, "train", 1, (8, 8)) for i in s["id"].tolist()]
     assert len(every) == 60 and 0 < len(short) < 60
     sizes = {i: task.dataset("train").size(i) for i in every}
     assert set(short) == {i for i in every if max(sizes[i]) <= 8}
@@ -546,14 +546,14 @@ def test_importance_is_deterministic_and_follows_its_definition(data, base, name
     trainer.task.cfg.importance = name
     task, model, criterion = trainer.task, trainer.get_model().double(), trainer.criterion
     device = torch.device("cpu")
-    scores = task.score(model, criterion, "train", 1, device)
-    again = task.score(model, criterion, "train", 1, device)
+    scores = score_model(task, model, criterion, "train", 1, device)
+    again = score_model(task, model, criterion, "train", 1, device)
     assert all(torch.equal(scores[n], again[n]) for n in scores)
-    other = task.score(model, criterion, "train", 2, device)
+    other = score_model(task, model, criterion, "train", 2, device)
     assert any(not torch.equal(scores[n], other[n]) for n in scores)
 
     model.eval()
-    samples = list(task.scoring_samples("train", 1))
+    samples = list(scoring_samples(task, "train", 1))
     assert len(samples) == 6 and all(s["ntokens"] <= 52 for s in samples)
     for group_name in (
         "encoder.embedding",

@@ -8,25 +8,30 @@ from fairseq.optim.adam import Adam
 
 from src.connectivity.groups import channel_groups
 from src.trainer import SRPTrainer
-from tests.support.training import RUN, TINY, run_training
+from src.training.channel_pruning import ChannelPruning
+from tests.support.training import RUN, TINY, run_training, stage_of
 
 CLIP, RATE, EPSILON = 0.4, 3e-3, 1e-4
 OPTIMIZERS = {"srp_adam": torch.optim.AdamW, "adam": Adam}
 
 
 class Recorded(SRPTrainer):
-    """Keeps the model before the first update and before the cut, and the batches."""
+    """Keeps the model before the first update, and the batches."""
 
     def train_step(self, samples, raise_oom=False):
         if not Recorded.batches:
             Recorded.first = copy.deepcopy(self.get_model())
-            Recorded.removed = dict(self.stage.shrinking)
+            Recorded.removed = dict(stage_of(self).shrinking)
         Recorded.batches.append(copy.deepcopy(samples))
         return super().train_step(samples, raise_oom)
 
-    def _cut(self):
-        Recorded.last = copy.deepcopy(self.get_model())
-        super()._cut()
+
+class RecordedCut(ChannelPruning):
+    """Keeps the model before the cut."""
+
+    def cut(self, trainer):
+        Recorded.last = copy.deepcopy(trainer.get_model())
+        super().cut(trainer)
 
 
 def frozen(model, removed):
@@ -43,6 +48,7 @@ def test_updates_of_a_stage_are_those_of_its_definition(
 ):
     """Connectivity, distillation, accumulation, clipping and frozen weights together."""
     monkeypatch.setattr("src.trainer.SRPTrainer", Recorded)
+    monkeypatch.setattr("src.training.build_pruning.ChannelPruning", RecordedCut)
     Recorded.batches = []
     options = ["--srp", "--compression-rate", "0.4", "--pruning-period", "2"]
     options += ["--prob-kd", "0.7", "--attn-kd", "0.3", "--T", "2", "--update-freq", "2"]

@@ -97,6 +97,22 @@ def run_training(arguments, main=None):
     return made[0]
 
 
+def run_named(trainer, name: str):
+    """The pruning run of that name, None if a trainer has none."""
+    return next((run for run in trainer.pruning_runs if run.name == name), None)
+
+
+def stage_of(trainer):
+    """The stage of a training that prunes channels, else None."""
+    run = run_named(trainer, "stage")
+    return run and run.stage
+
+
+def weights_of(trainer):
+    """The weight pruning of a training with ``--sparsity-config``, else None."""
+    return run_named(trainer, "weight_pruning")
+
+
 @pytest.fixture(scope="session")
 def base(data, tmp_path_factory):
     """Checkpoint of a tiny model trained for three epochs."""

@@ -13,7 +13,7 @@ from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import base_parameters, channel_groups
 from src.errors import UserError
 from src.flops_counter import load_model
-from tests.support.training import RUN, TINY, run_training
+from tests.support.training import RUN, TINY, run_training, stage_of
 from tests.support.translation import hypotheses, sentence_lines, translate
 
 SPLORA = ["--adapter", "splora", "--adapter-rank", "2"]
@@ -184,7 +184,7 @@ def test_rank_remove_recover(data, base, tmp_path, given, adapter):
     options = [*PRUNING_COMMANDS[given], *adapter, "--compression-rate", "0.4"]
     options += ["--pruning-iter", "2", "--max-epoch", "3"]  # an epoch more to recover
     trainer = finetune(data, base, tmp_path, *options)
-    assert trainer.stage.done and trainer.stage.finished_iterations == 2
+    assert stage_of(trainer).done and stage_of(trainer).finished_iterations == 2
     model = load_model(str(tmp_path / "checkpoint_last.pt"))
     count = ParameterCount(model)
     assert count(count.current) / count(count.original) == pytest.approx(0.4, abs=0.02)

@@ -30,7 +30,8 @@ from src.errors import UserError
 from src.options import SRPTranslationConfig
 from src.trainer import SRPTrainer
 from src.training import command as training
-from tests.support.training import ROOT, RUN, TINY, run_training, write_corpus
+from src.training.channel_pruning import ChannelPruning
+from tests.support.training import ROOT, RUN, TINY, run_training, stage_of, write_corpus
 
 PRUNE = ["--srp", "--compression-rate", "0.4"]
 SMOOTHED = "label_smoothed_cross_entropy"
@@ -130,7 +131,7 @@ def test_just_enough_updates(prune, tmp_path):
     for options in (["--srp", "--max-update", "4"], one_shot):
         command = [o for o in prune if o != "--srp"]
         trainer = run_training([*command, *options, "--no-save", "--save-dir", tmp_path])
-        assert trainer.stage.done
+        assert stage_of(trainer).done
 
 
 @pytest.mark.parametrize(
@@ -662,7 +663,7 @@ def stage_1(data, base, tmp_path_factory):
     command = [data, *TINY, *RUN, *PRUNE, "--pruning-stage", "1", "--pruning-period", "2"]
     command += ["--pretrained-model", base, "--save-dir", folder]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SRPTrainer, "_cut", lambda self: self.stage.check())
+        patch.setattr(ChannelPruning, "cut", lambda self, trainer: self.stage.check())
         run_training([*command, "--save-interval-updates", "5"])
     return str(folder / "checkpoint_2_5.pt")
 
@@ -693,7 +694,7 @@ def test_a_stage_whose_plan_was_not_saved_goes_on(data, base, stage_1, tmp_path)
     torch.save(state, tmp_path / "checkpoint_last.pt")
     command = [data, *TINY, *RUN, *PRUNE, "--pruning-stage", "1", "--pruning-period", "2"]
     command += ["--pretrained-model", base, "--save-dir", tmp_path]
-    assert run_training(command).stage.done
+    assert stage_of(run_training(command)).done
 
 
 def test_pruning_in_the_folder_of_another_run(prune, base, tmp_path):

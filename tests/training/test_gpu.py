@@ -21,7 +21,7 @@ from src.sparsity import Pruning, prune_by_pct, to_sparse
 from src.trainer import SRPTrainer
 from tests.support.freezing import adam, removed
 from tests.support.pretended_gpu import CUDA, pretended_gpu
-from tests.support.training import RUN, TINY, build, run_training
+from tests.support.training import RUN, TINY, build, run_training, stage_of, weights_of
 
 ON_GPU = [option for option in RUN if option != "--cpu"] + ["--scoring-batches", "2"]
 STAGE = ["--srp", "--compression-rate", "0.4", "--weighted-layernorm", "--max-epoch", "2"]
@@ -118,8 +118,8 @@ class Watcher(SRPTrainer):
 
     def train_step(self, samples, raise_oom=False):
         result = super().train_step(samples, raise_oom)
-        if self.stage is not None and self.stage.shrinking:
-            for parameter, mask, values in self.stage.freezer.frozen:
+        if stage_of(self) is not None and stage_of(self).shrinking:
+            for parameter, mask, values in stage_of(self).freezer.frozen:
                 Watcher.log.append(torch.equal(parameter[mask], values[mask]))
         return result
 
@@ -159,7 +159,7 @@ def test_a_stage_freezes_exactly_and_cuts(data, base, tmp_path, monkeypatch, pre
     arguments = [data, *TINY, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
     arguments += ["--prob-kd", "1", "--attn-kd", "1", "--clip-norm", "0.1", "--update-freq", "2"]
     trainer = train_on_gpu(monkeypatch, arguments, precision)
-    assert trainer.stage.done and len(Watcher.log) > 30 and all(Watcher.log)
+    assert stage_of(trainer).done and len(Watcher.log) > 30 and all(Watcher.log)
     saved = torch.load(tmp_path / "checkpoint_last.pt")["model"]
     assert saved["encoder.embed_tokens.weight"].shape[1] < 16
     assert all(value.device.type == "cpu" for value in saved.values())
@@ -185,7 +185,7 @@ def test_stages_of_all_kinds(data, base, tmp_path, monkeypatch, options):
     optimizer = ["--optimizer", "srp_adam"]
     with on_gpu(monkeypatch):
         trainer = run_training([*arguments, *stage, *ON_GPU, *optimizer, *options])
-    assert trainer.stage.done
+    assert stage_of(trainer).done
     assert next(trainer.get_model().parameters()).device == CUDA
 
 
@@ -226,8 +226,8 @@ def test_weights_are_pruned(data, tmp_path, monkeypatch, precision):
     )
     arguments = [data, *TINY, "--max-epoch", "2", "--sparsity-config", config]
     trainer = train_on_gpu(monkeypatch, [*arguments, "--save-dir", tmp_path], precision)
-    assert trainer.weight_pruning.finished
-    assert trainer.weight_pruning.sparsity == pytest.approx(0.5, abs=0.01)
+    assert weights_of(trainer).unfinished is False
+    assert weights_of(trainer).sparsity == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("precision", ["float32", "fp16"])

@@ -5,11 +5,14 @@ import torch
 from fairseq import checkpoint_utils
 
 from src import average_checkpoints
+from src import trainer as trainers
 from src.checkpoints import adapters as adaptation
 from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import attention_groups, channel_groups
 from src.errors import UserError
 from src.flops_counter import load_model
+from src.training import build_pruning
+from src.training.channel_pruning import ChannelPruning
 from tests.support.heads import heads
 from tests.support.training import RUN, TINY, batch, run_training
 
@@ -53,14 +56,12 @@ def loaded(trainer, folder):
 @pytest.fixture(scope="module")
 def shrunk(data, dense, tmp_path_factory):
     """A stage of two iterations with distillation, and what its cuts left of the moments."""
-    from src import trainer as trainers
-
     seen = []
 
-    class Watched(trainers.SRPTrainer):
-        def _cut(self):
-            model, moments = self.get_model(), {}
-            state = self.optimizer.optimizer.state
+    class Watched(ChannelPruning):
+        def cut(self, trainer):
+            model, moments = trainer.get_model(), {}
+            state = trainer.optimizer.optimizer.state
             for name, parameter in model.named_parameters():
                 moments[name] = state[parameter]["exp_avg_sq"].clone()
             removed = dict(self.stage.shrinking)
@@ -68,7 +69,7 @@ def shrunk(data, dense, tmp_path_factory):
             assert all((zeros[n].connectivity[r] == 0).all() for n, r in removed.items())
             with torch.no_grad():
                 before = model.eval()(*batch())[0]
-                super()._cut()
+                super().cut(trainer)
                 difference = (model(*batch())[0] - before).abs().max().item()
             model.train()
             after = {n: state[p]["exp_avg_sq"].clone() for n, p in model.named_parameters()}
@@ -76,7 +77,7 @@ def shrunk(data, dense, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("shrunk")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers, "SRPTrainer", Watched)
+        patch.setattr(build_pruning, "ChannelPruning", Watched)
         trainer = run_training(stage(data, dense, folder, *SHRINK))
     return trainer, folder, seen
 
@@ -139,7 +140,6 @@ class Stop(Exception):
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_stopped_stage_resumes_bit_identically(data, dense, tmp_path, shrunk, monkeypatch, share):
     trainer, folder, _ = shrunk
-    from src import trainer as trainers
 
     class Fragile(trainers.SRPTrainer):
         def train_step(self, samples, raise_oom=False):

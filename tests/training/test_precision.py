@@ -19,7 +19,7 @@ from src.optim.state import _memory, clear_moments, cut_optimizer
 from src.trainer import SRPTrainer
 from tests.support.cuts import random_keep
 from tests.support.runs import in_precision
-from tests.support.training import RUN, TINY, run_training
+from tests.support.training import RUN, TINY, run_training, stage_of
 
 STAGE = ["--srp", "--compression-rate", "0.4", "--max-epoch", "2"]
 
@@ -29,8 +29,8 @@ class Watcher(SRPTrainer):
 
     def train_step(self, samples, raise_oom=False):
         result = super().train_step(samples, raise_oom)
-        if self.stage is not None and self.stage.shrinking:
-            for parameter, mask, values in self.stage.freezer.frozen:
+        if stage_of(self) is not None and stage_of(self).shrinking:
+            for parameter, mask, values in stage_of(self).freezer.frozen:
                 assert parameter.dtype == Watcher.expected
                 Watcher.log.append(torch.equal(parameter[mask], values[mask]))
         return result
@@ -58,7 +58,7 @@ def test_a_stage_in_half_precision(data, base, tmp_path, monkeypatch, option, dt
         + ["--importance", "lrp" if option == "bf16" else "fisher"],
         main=in_precision(option),
     )
-    assert trainer.stage.done and len(Watcher.log) > 100 and all(Watcher.log)
+    assert stage_of(trainer).done and len(Watcher.log) > 100 and all(Watcher.log)
     optimizer = trainer.optimizer
     assert isinstance(optimizer, kind)
     if kind is FP16Optimizer:
@@ -125,7 +125,7 @@ def test_a_step_that_amp_repeats_counts_once(data, base, tmp_path, monkeypatch):
                 self.optimizer.scaler._init_scale = 2.0**127  # half of what float32 has
             attempts.append(None)
             output = super().train_step(samples, raise_oom)
-            counted.add((self.get_num_updates(), self.stage.step))
+            counted.add((self.get_num_updates(), stage_of(self).step))
             return output
 
     monkeypatch.setattr("src.trainer.SRPTrainer", Counting)
@@ -133,7 +133,7 @@ def test_a_step_that_amp_repeats_counts_once(data, base, tmp_path, monkeypatch):
     options += ["--amp-batch-retries", "20", "--save-dir", tmp_path]
     trainer = run_training([data, *TINY, *RUN, *options], main=in_precision("amp"))
     assert len(attempts) > 4 and counted == {(n, n) for n in range(1, 5)}
-    assert trainer.stage.done
+    assert stage_of(trainer).done
 
 
 @pytest.mark.parametrize("window, expected", [(None, 2000), (7, 7)])

@@ -15,7 +15,7 @@ from src.checkpoint_utils import atomic_write, damage
 from src.errors import UserError
 from src.trainer import SRPTrainer
 from tests.support.runs import assert_identical, final_state
-from tests.support.training import ROOT, RUN, TINY, run_training
+from tests.support.training import ROOT, RUN, TINY, run_training, stage_of
 
 
 def stage(data, base, folder):
@@ -64,7 +64,7 @@ def test_updates_that_are_just_enough_are_so_within_an_epoch(data, base, tmp_pat
     command += ["--save-interval-updates", "2"]
     stop_at(3, command, monkeypatch)
     trainer = run_training(command)
-    assert trainer.stage.done and trainer.get_num_updates() == 4
+    assert stage_of(trainer).done and trainer.get_num_updates() == 4
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
@@ -85,7 +85,7 @@ def test_batches_are_shuffled_after_a_curriculum_whatever_process_began_it(
 
     class Recorded(SRPTrainer):
         def train_step(self, samples, raise_oom=False):
-            seen.append((self._epoch_itr.epoch, samples[0]["id"].tolist()))
+            seen.append((self.epoch_itr.epoch, samples[0]["id"].tolist()))
             return super().train_step(samples, raise_oom)
 
     monkeypatch.setattr("src.trainer.SRPTrainer", Recorded)

@@ -14,7 +14,7 @@ from src.errors import UserError
 from src.trainer import SRPTrainer
 from src.training.weight_pruning import WeightPruning
 from tests.support.runs import SCRIPT, assert_identical, final_state, in_precision
-from tests.support.training import ROOT, RUN, TINY, run_training
+from tests.support.training import ROOT, RUN, TINY, run_training, weights_of
 
 LSTM = [
     *("--arch", "lstm", "--encoder-embed-dim", "16", "--encoder-hidden-size", "16"),
@@ -57,7 +57,7 @@ def command(data, folder, config, arch=TINY, **options):
 def test_any_model_reaches_its_target_and_keeps_its_zeros(data, tmp_path, arch):
     config = write_config(tmp_path)
     trainer = run_training(command(data, tmp_path, config, arch))
-    pruning = trainer.task.weight_pruning.pruning
+    pruning = weights_of(trainer).pruning
     owned = removed = 0
     parameters = dict(trainer.get_model().named_parameters())
     assert len(pruning.masks) >= 3
@@ -141,16 +141,16 @@ def test_a_dense_run_before_is_not_counted(data, tmp_path):
             options = {"max-epoch": 9, limit: value}
             run_training(command(data, folder, config, **options))
     trainer = run_training(command(data, folder, config, **{"max-epoch": 6}))
-    pruning = trainer.task.weight_pruning
-    assert (trainer.get_num_updates(), pruning.steps, pruning.finished) == (24, 12, True)
+    pruning = weights_of(trainer)
+    assert (trainer.get_num_updates(), pruning.steps, pruning.unfinished) == (24, 12, False)
 
 
 def test_masks_go_on_with_the_optimizer(data, tmp_path):
     config = write_config(tmp_path)
-    before = run_training(command(data, tmp_path, config)).task.weight_pruning
+    before = weights_of(run_training(command(data, tmp_path, config)))
     arguments = [*command(data, tmp_path, config), "--reset-dataloader"]
     trainer = run_training(arguments)
-    pruning = trainer.task.weight_pruning
+    pruning = weights_of(trainer)
     assert pruning.steps == trainer.get_num_updates() == 32
     parameters = dict(trainer.get_model().named_parameters())
     for name, mask in pruning.pruning.masks.items():
@@ -158,7 +158,7 @@ def test_masks_go_on_with_the_optimizer(data, tmp_path):
         assert (parameters[name][~mask] == 0).all()
     # a new optimizer is a new run
     arguments += ["--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
-    assert run_training(arguments).task.weight_pruning.steps == 16
+    assert weights_of(run_training(arguments)).steps == 16
 
 
 def test_accumulated_batches_are_one_step(data, tmp_path):
@@ -167,7 +167,7 @@ def test_accumulated_batches_are_one_step(data, tmp_path):
     arguments = command(data, tmp_path, config, **options)
     run_training([*arguments, "--stop-time-hours", "1e-9"])  # within the first epoch
     trainer = run_training(arguments)
-    assert trainer.task.weight_pruning.steps == trainer.get_num_updates() == 8
+    assert weights_of(trainer).steps == trainer.get_num_updates() == 8
 
 
 def test_two_processes_hold_the_same_masks(data, tmp_path):
@@ -196,7 +196,7 @@ def test_float32_copies_lose_the_weights_too(data, tmp_path):
     config = write_config(tmp_path)
     trainer = run_training(command(data, tmp_path, config), main=in_precision("bf16"))
     assert isinstance(trainer.optimizer, FP16Optimizer)
-    pruning = trainer.task.weight_pruning.pruning
+    pruning = weights_of(trainer).pruning
     names = {id(p): n for n, p in trainer.get_model().named_parameters()}
     copies = zip(trainer.optimizer.fp16_params, trainer.optimizer.fp32_params)
     found = 0
@@ -304,4 +304,4 @@ def test_another_configuration_is_refused_on_resume(data, tmp_path):
         run_training(command(data, tmp_path / "run", config, **longer))
     config = write_config(tmp_path, 22, text=CONFIG.replace("0.6", "0.8"))
     trainer = run_training(command(data, tmp_path / "run", config, **longer))
-    assert abs(trainer.task.weight_pruning.sparsity - 0.8) < 0.01
+    assert abs(weights_of(trainer).sparsity - 0.8) < 0.01

@@ -1,0 +1,46 @@
+"""Which kinds of pruning a run has: the one place that knows them by name."""
+
+from typing import Any, Collection, Dict, List
+
+from torch import nn
+
+from ..checkpoints.pretrained import check_not_shrinking
+from ..options import SRPTranslationConfig
+from .channel_pruning import ChannelPruning, stage_plan
+from .pruning_run import PruningRun
+from .weight_pruning import WeightPruning
+
+
+def build_pruning(cfg: SRPTranslationConfig, model: nn.Module, seed: int) -> List[PruningRun]:
+    """The pruning that the task's options ask for, over a model with its weights.
+
+    Args:
+        seed: of random scores.
+
+    Raises:
+        UserError: the options do not fit the model.
+    """
+    runs: List[PruningRun] = []
+    if cfg.compression_rate < 1:
+        runs.append(ChannelPruning(stage_plan(cfg), model))
+    if cfg.sparsity_config:
+        runs.append(WeightPruning(cfg.sparsity_config, model, seed))
+    return runs
+
+
+def check_goes_on(
+    runs: Collection[PruningRun], model: nn.Module, saved: Dict[str, Any], path: str
+) -> None:
+    """Refuse to go on from a checkpoint whose run pruned, without that pruning.
+
+    Args:
+        runs: the pruning of the run that goes on.
+        model: with the checkpoint's weights.
+        saved: states in the checkpoint, by name.
+        path: its file.
+
+    Raises:
+        UserError: names the file and what to do.
+    """
+    if ChannelPruning.name not in {run.name for run in runs}:
+        check_not_shrinking(model, f"checkpoint {path}")
