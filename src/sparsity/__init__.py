@@ -33,9 +33,10 @@ from .magnitude import (
     random_prune_by_pct,
 )
 from .prunable import apply_masks, calc_num_prunable_params, masks
-from .pruning.config import PrunerSettings, PruningConfig, load_config
+from .pruning.config import load_config
 from .pruning.hooks import Pruning
 from .pruning.patterns import parse_pattern
+from .pruning.settings import PrunerSettings, PruningConfig
 
 __all__ = [
     "ByRows",

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from src.sparsity.errors import SparsityError
-from src.sparsity.pruning.config import KEYS, PrunerSettings, load_config
+from src.sparsity.pruning.config import load_config
 from src.sparsity.pruning.hooks import Pruning
+from src.sparsity.pruning.settings import KEYS, PrunerSettings
 from tests.support.sparsity import Bert
 
 # as it stands in the Pytorch Pruner's README
@@ -143,6 +144,8 @@ def test_the_readmes_file_is_read_as_it_stands(readme):
 
 # key: (global, local): none of them the default
 VALUES = {
+    "initial_sparsity": (0.1, 0.2),
+    "min_sparsity_ratio_per_layer": (0.1, 0.2),
     "start_step": (3, 4),
     "end_step": (30, 40),
     "target_sparsity": (0.3, 0),
@@ -163,7 +166,8 @@ VALUES = {
 @pytest.mark.parametrize("key", KEYS)
 def test_local_wins_over_global_and_global_over_the_default(key):
     first, second = VALUES[key]
-    base = {"end_step": 50} if key == "start_step" else {}
+    base = {"end_step": 50} if key == "start_step" else {"target_sparsity": 0.5}
+    base = base if key != "target_sparsity" else {}
     config = load_config({**base, key: first, "pruners": [{}, {key: second}, {key: None}]})
 
     def plain(value):
@@ -180,7 +184,7 @@ def test_defaults():
     (settings,) = load_config({"pruners": [{}]}).pruners
     assert settings == PrunerSettings(
         0, 0, 0.0, 0.98, 1, "global", "snip_momentum", "exp", "4x1", "mean",
-        ("Linear", "Conv2d"), (), (), (),
+        ("Linear", "Conv2d"), (), (), (), 0.0, 0.0,
     )  # fmt: skip
 
 
@@ -210,7 +214,7 @@ def test_yaml_reads_patterns_and_numbers_as_people_mean_them(tmp_path):
 
 BAD_VALUES = [
     ("start_step", -1),
-    ("start_step", 1.0),
+    ("start_step", 1.5),
     ("start_step", True),
     ("end_step", "7"),
     ("target_sparsity", 1),

@@ -32,6 +32,7 @@ def allocate(
     target: float,
     max_sparsity: float = 1.0,
     domain: str = "global",
+    min_sparsity: float = 0.0,
 ) -> List[Tensor]:
     """Blocks to remove now so that ``target`` is reached to one block.
 
@@ -48,6 +49,8 @@ def allocate(
         max_sparsity: cap of the sparsity of each layer.
         domain: ``global``: the target holds for all layers together; ``local``: for
             each.
+        min_sparsity: what every layer gives, to one block, before the rest is chosen
+            among all.
 
     Returns:
         For each layer the blocks [blocks] that go now, bool.
@@ -57,7 +60,12 @@ def allocate(
             _allocate([score], [size], [gone], [number], target, max_sparsity)[0]
             for score, size, gone, number in zip(scores, sizes, removed, elements)
         ]
-    return _allocate(scores, sizes, removed, elements, target, max_sparsity)
+    if not min_sparsity:
+        return _allocate(scores, sizes, removed, elements, target, max_sparsity)
+    least = allocate(scores, sizes, removed, elements, min_sparsity, max_sparsity, "local")
+    removed = [block | more for block, more in zip(removed, least)]
+    rest = _allocate(scores, sizes, removed, elements, target, max_sparsity)
+    return [block | more for block, more in zip(least, rest)]
 
 
 def _round(number: float) -> int:

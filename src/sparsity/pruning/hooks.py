@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import SparsityError
 from ..execution.stored import check_model
-from .config import PruningConfig, load_config
+from .config import load_config
 from .matching import find_layers
 from .pruner import Pruner, check_keys
+from .settings import PruningConfig
 
 VERSION = 1
 # what decides which weights belong together, and cannot change once some are gone
@@ -149,14 +150,21 @@ class Pruning:
     def on_epoch_begin(self, epoch: int) -> None:
         """Part of the template; epochs decide nothing, optimizer steps do."""
 
-    def on_step_begin(self, step: int) -> None:
-        """Part of the template; ``step`` counts batches, which decide nothing."""
+    def on_step_begin(self, local_step: int) -> None:
+        """Part of the template; it counts batches, which decide nothing."""
 
     def on_step_end(self) -> None:
         """Part of the template; :meth:`on_after_optimizer_step` does the work."""
 
     def on_epoch_end(self) -> None:
         """Part of the template; epochs decide nothing, optimizer steps do."""
+
+    def on_before_eval(self) -> None:
+        """Call before an evaluation: what was removed is zero, whatever came in between."""
+        self.mask_weights()
+
+    def on_after_eval(self) -> None:
+        """Part of the template; an evaluation leaves nothing to do."""
 
     def on_train_end(self) -> None:
         """Call after training: what was removed is zero, whatever came in between."""

@@ -7,8 +7,8 @@ from typing import Dict, Iterable, List, Optional, Tuple
 from torch import nn
 
 from ..errors import SparsityError
-from .config import PrunerSettings, PruningConfig
 from .pruner import Layer
+from .settings import PrunerSettings, PruningConfig
 
 logger = logging.getLogger(__name__)
 

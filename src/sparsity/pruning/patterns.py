@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from ..errors import SparsityError
 
 REDUCTIONS = ("mean", "sum", "max")
+# what the Pytorch Pruner's own files write before a pattern; it means nothing there either
+PREFIX = re.compile(r"(tile|oc|ic)_pattern_")
 VALID = '"NxM" (as 4x1), "N:M" (as 2:4), "channelx1" or "1xchannel"'
 # Up to here ranks in a group are cheaper by comparing pairs than by sorting.
 PAIRWISE = 64
@@ -28,12 +30,16 @@ def parse_pattern(text: str) -> "Pattern":
         text: ``"NxM"``: blocks of N outputs × M inputs; ``"N:M"``: N of M consecutive
             inputs of an output are removed (the hardware's 2:4 is the same either
             way; 1:4 removes one of four); ``"channelx1"``: one input of all outputs;
-            ``"1xchannel"``: one output.
+            ``"1xchannel"``: one output. ``tile_pattern_``, ``oc_pattern_`` or
+            ``ic_pattern_`` may stand before it.
 
     Raises:
         SparsityError: ``text`` is none of them.
     """
     text = str(text).strip()
+    prefix = PREFIX.match(text)
+    if prefix:
+        text = text[prefix.end() :]
     if text in ("channelx1", "1xchannel"):
         return BlockPattern(text, None, 1) if text[0] == "c" else BlockPattern(text, 1, None)
     found = re.fullmatch(r"([1-9][0-9]*)([x:])([1-9][0-9]*)", text)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..errors import SparsityError
 from .allocation import allocate, check_reachable
-from .config import PrunerSettings
 from .patterns import parse_pattern
 from .scores import Scores
+from .settings import PrunerSettings
 
 NEVER = -1
 STATE = ("prune_type", "pattern", "seed", "pruned_at", "layers", "masks", "scores")
@@ -184,6 +184,9 @@ class Pruner:
         """
         target = self.schedule.sparsity_after(step)
         elements = [layer.weight.numel() for layer in self._layers.values()]
+        # a layer's least share grows with the target
+        least = self.settings.min_sparsity_ratio_per_layer
+        least *= target / self.settings.target_sparsity if target else 0
         if target > 0:
             matrices, scores, sizes, removed = [], [], [], []
             for name, layer in self._layers.items():
@@ -200,6 +203,7 @@ class Pruner:
                 target,
                 self.settings.max_sparsity_ratio_per_layer,
                 self.settings.prune_domain,
+                least,
             )
             del scores, removed
             for (name, layer), matrix, blocks in zip(self._layers.items(), matrices, chosen):

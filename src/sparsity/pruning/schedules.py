@@ -30,6 +30,7 @@ class Schedule:
         frequency: steps between two prunes.
         target: sparsity after the last prune.
         decay: name in :data:`DECAYS` of the curve in between.
+        initial: sparsity at which the curve begins.
 
     Raises:
         SparsityError: ``end`` before ``start``, ``frequency`` below 1, or an
@@ -41,6 +42,7 @@ class Schedule:
     frequency: int
     target: float
     decay: str
+    initial: float = 0.0
 
     def __post_init__(self):
         if self.end < self.start:
@@ -83,4 +85,6 @@ class Schedule:
         done = min((step - self.start) // self.frequency + 1, prunes)
         if done == prunes:  # rounding of the curve must not miss the target
             return self.target
-        return DECAYS[self.decay](self.target, done / prunes)
+        # the curve from 0 to the share of what the beginning leaves
+        share = (self.target - self.initial) / (1 - self.initial)
+        return self.initial + (1 - self.initial) * DECAYS[self.decay](share, done / prunes)
