@@ -774,3 +774,19 @@ def test_traced_and_exported_layers_compute_the_same(training):
             expected = model(other)
             for made in (traced, exported):
                 torch.testing.assert_close(made(other), expected)
+
+
+def test_masks_of_torchs_own_pruning_are_to_be_made_permanent_first():
+    from torch.nn.utils import prune
+
+    model = nn.Sequential(nn.Linear(9, 8), nn.ReLU())
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    for inplace in (False, True):
+        with pytest.raises(SparsityError, match="layer 0: .*prune.remove"):
+            to_sparse(model, inplace=inplace)
+    x = torch.randn(3, 9)
+    expected = model(x)
+    prune.remove(model[0], "weight")
+    sparse = to_sparse(model)
+    assert sparse[0].values.numel() == 36
+    torch.testing.assert_close(sparse(x), expected)

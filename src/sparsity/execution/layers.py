@@ -248,12 +248,19 @@ def to_sparse(
 
     Raises:
         SparsityError: a class in ``layers`` that is neither, no ``rows``, a name in
-            ``images`` that no convolution of the model has, or a weight on the meta
-            device.
+            ``images`` that no convolution of the model has, a weight on the meta
+            device, or one that ``torch.nn.utils.prune`` masks in every pass.
     """
     check_model(model)
     classes, rows = _classes(layers), _numbers(rows)
     _check_images(images or {}, model)
+    for name, module in model.named_modules():
+        if "weight_orig" in module._parameters:
+            raise SparsityError(
+                f"layer {name or type(module).__name__}: its weight is made anew in every pass "
+                "(torch.nn.utils.prune); make its zeros permanent first, with "
+                'torch.nn.utils.prune.remove(layer, "weight")'
+            )
     model = model if inplace else copy.deepcopy(model)
     owners = defaultdict(set)
     for name, module in model.named_modules():
