@@ -153,7 +153,7 @@ def load_set(task, subset: str, option: str):
     languages = task.cfg.source_lang, task.cfg.target_lang
     for pair in (languages, languages[::-1]):
         prefix = os.path.join(folder, f"{subset}.{'-'.join(pair)}")
-        sizes = [_sentences(f"{prefix}.{language}", option) for language in languages]
+        sizes = [count_sentences(f"{prefix}.{language}", option) for language in languages]
         if None not in sizes and sizes[0] != sizes[1]:
             raise UserError(
                 f"{option} {subset}: has {sizes[0]} source and {sizes[1]} target sentences "
@@ -178,7 +178,7 @@ def load_set(task, subset: str, option: str):
     return dataset
 
 
-def _sentences(path: str, option: str) -> Optional[int]:
+def count_sentences(path: str, option: str) -> Optional[int]:
     """Sentences of one side of a set in fairseq's usual format, mmap.
 
     Returns:
