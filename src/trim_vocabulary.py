@@ -39,6 +39,7 @@ from typing import List, Optional  # noqa: E402
 import pandas  # noqa: E402
 
 from .checkpoints.pretrained import check_dictionaries  # noqa: E402
+from .checkpoints.vocabulary_record import RECORD  # noqa: E402
 from .checks.data import set_up  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
@@ -251,7 +252,7 @@ def finish(args, data: DataFolder, state, new, after, rewriters, how: str) -> No
         data, new, after, rewriters, splitters, args.output, args.output_checkpoint
     )
     sizes = os.path.getsize(args.path), os.path.getsize(args.output_checkpoint)
-    facts = new[tables.RECORD][-1]
+    facts = new[RECORD][-1]
     print(output.report(data, before, after, facts, written, sizes))
     seconds = time.perf_counter() - begin
     print(f"wrote {args.output} and {args.output_checkpoint} in {seconds:.0f} s")

@@ -13,6 +13,7 @@ from ..connectivity.groups import channel_groups, shrinking_groups
 from ..errors import UserError
 from ..models.srp_config import SRPConfig
 from ..modules.layer_norm import WeightedLayerNorm
+from .vocabulary_record import describe_record
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,9 @@ def load_pretrained(model: nn.Module, cfg, state: Dict[str, Any], path: str) -> 
     check_finite(state["model"].items(), what)
     load_weights(model, state, what, cfg)
     check_not_shrinking(model, what)
+    history = describe_record(state)
+    if history:
+        logger.info(f"{path}: {history}")
     if adapted_layers(model):
         logger.info(f"{path}: its adapters are fused with its weights")
         fuse(model).requires_grad_(True)

@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 
 from ..errors import UserError
 from ..sparsity import SparsityError, load_sparse, read_metadata, save_sparse
+from .vocabulary_record import RECORD
 
 FORMAT = "fairseq-checkpoint-1"
 # What a checkpoint says beside its weights; the optimizer's state is left out.
-_KEPT = ("cfg", "criterion", "optimizer_history", "task_state", "averaged")
+_KEPT = ("cfg", "criterion", "optimizer_history", "task_state", "averaged", RECORD)
 # What JSON has no form for; a mapping with this one key stands for it.
 _NAMESPACE, _TUPLE = "argparse.Namespace", "tuple"
 

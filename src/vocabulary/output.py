@@ -10,11 +10,12 @@ import torch
 from fairseq.data import Dictionary
 
 from ..checkpoint_utils import atomic_write, fsync, refusing_failed_writes, replace_durably
+from ..checkpoints.vocabulary_record import record
 from ..errors import UserError
 from .binarized import DataFolder, Lengths, Rewriter, write_parts
 from .segmentation import Splitter
 from .selection import save_dictionary
-from .tables import State, count_parameters, record
+from .tables import State, count_parameters
 
 Dictionaries = Tuple[Dictionary, Dictionary]
 

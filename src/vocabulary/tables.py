@@ -24,7 +24,6 @@ TABLES = {
 _BUFFERS = (".connectivity", ".channel_ids", ".version", "._float_tensor")
 # Of the state of training, what another run needs: the epoch, and whether its stage is done.
 _KEPT_EXTRA_STATE = ("train_iterator", "SRPTranslationTask")
-RECORD = "vocabulary"  # the key of what was done, in checkpoints
 
 
 def map_checkpoint(path: str, option: str, trust: bool = False) -> State:
@@ -158,23 +157,3 @@ def table_sizes(state: State) -> List[Tuple[int, int]]:
 
 def bytes_per_parameter(state: State) -> int:
     return state["model"]["encoder.embed_tokens.weight"].element_size()
-
-
-def record(state: State, **facts) -> None:
-    """Note in a checkpoint what was done to its vocabulary, after what was before."""
-    state[RECORD] = [*state.get(RECORD, ()), facts]
-
-
-def describe_record(state: State) -> Optional[str]:
-    """What a checkpoint says of its vocabulary's history: what a rate counts from."""
-    history = state.get(RECORD)
-    if not history:
-        return None
-    first, last = history[0], history[-1]
-    return (
-        f"its vocabulary was changed ({first['types_before'][0]:,} + {first['types_before'][1]:,} "
-        f"types of source and target before, {last['types_after'][0]:,} + "
-        f"{last['types_after'][1]:,} now); rates count from the model as it is now, which "
-        f"uncut has {last['parameters_after'] / max(1, first['parameters_before']):.4f} of the "
-        f"parameters it had ({first['parameters_before']:,})"
-    )
