@@ -1,6 +1,8 @@
 # make            set up .venv, then run the demo (train, prune in two stages, finetune, report)
 # make setup      set up only
 # make test       run the tests
+# make test-fast  those that take no training and no other program: under two minutes
+# make check      style, imports between rooms, types: seconds
 # make bench      time training steps against fairseq's own Transformer
 # make study      train and compare the models of a grid; what is done is not repeated
 # make study-report   its tables and pictures
@@ -27,7 +29,7 @@ JOBS ?= 1
 # scripts change folders, so they get the whole path (not abspath, which takes a space for two paths)
 PY = $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin/python
 
-.PHONY: all demo setup test bench report study study-report clean distclean help
+.PHONY: all demo setup test test-fast check bench report study study-report clean distclean help
 .NOTPARALLEL:
 
 all: demo
@@ -40,6 +42,16 @@ setup:
 
 test: setup
 	@"$(PY)" -m pytest -q -n logical --maxprocesses 8 --dist loadfile tests
+
+test-fast: setup
+	@"$(PY)" -m pytest -q -n logical --maxprocesses 8 --dist loadfile -m "not training and not slow" tests
+
+# the tools stand beside the environment's Python
+check: setup
+	@"$(dir $(PY))ruff" check .
+	@"$(dir $(PY))ruff" format --check .
+	@"$(dir $(PY))lint-imports"
+	@"$(dir $(PY))mypy"
 
 bench: setup
 	@"$(PY)" benchmarks/step_time.py

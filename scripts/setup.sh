@@ -165,10 +165,10 @@ trap 'rm -f "$constraints"' EXIT
     fi
     # the torch that is there now must not move while fairseq's requirements are resolved
     "$VENV/bin/python" "$CHECK" constraints >"$constraints"
-    case $(missing run) in
+    case $(missing run)$(missing test) in
         "") ;;
-        *fairseq-fixed==*) install "fairseq and tools (compiling can take two minutes)" --no-build-isolation -c "$constraints" $(missing run) ;;
-        *) install "tools" --no-build-isolation -c "$constraints" $(missing run) ;;
+        *fairseq-fixed==*) install "fairseq and tools (compiling can take two minutes)" --no-build-isolation -c "$constraints" $(missing run) $(missing test) ;;
+        *) install "tools" --no-build-isolation -c "$constraints" $(missing run) $(missing test) ;;
     esac
 }
 

@@ -11,21 +11,25 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.finetuning").main())
+
+if __name__ != "__mp_main__":  # processes that a training starts read this file once more
+    from .errors import UserError
+    from .training.command import train
 
 
 def check(args) -> None:
     """Finetuning starts from a checkpoint and prunes nothing."""
-    errors = importlib.import_module(f"{FOLDER.name}.errors")
     if not getattr(args, "pretrained_model", None):
-        raise errors.UserError(
+        raise UserError(
             "--pretrained-model: missing; finetuning.py needs the checkpoint to start from"
         )
     if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1:
-        raise errors.UserError(
-            "--srp/--compression-rate: finetuning.py does not prune; use pruning.py"
-        )
+        raise UserError("--srp/--compression-rate: finetuning.py does not prune; use pruning.py")
 
 
-if __name__ == "__main__":
-    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
-    importlib.import_module(f"{FOLDER.name}.training.command").train(check)
+def main() -> None:
+    """The command line tool."""
+    train(__doc__, check)

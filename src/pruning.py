@@ -15,22 +15,26 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
+    sys.exit(importlib.import_module(f"{FOLDER.name}.pruning").main())
+
+if __name__ != "__mp_main__":  # processes that a training starts read this file once more
+    from .errors import UserError
+    from .training.command import train
 
 
 def check(args) -> None:
     """Pruning needs a model and a rate."""
-    errors = importlib.import_module(f"{FOLDER.name}.errors")
     if not getattr(args, "pretrained_model", None):
-        raise errors.UserError(
-            "--pretrained-model: missing; pruning.py needs the trained model to prune"
-        )
+        raise UserError("--pretrained-model: missing; pruning.py needs the trained model to prune")
     if args.compression_rate == 1:
-        raise errors.UserError(
+        raise UserError(
             "--compression-rate: missing or 1; pruning.py needs the share of parameters "
             "to keep, as 0.2"
         )
 
 
-if __name__ == "__main__":
-    sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
-    importlib.import_module(f"{FOLDER.name}.training.command").train(check)
+def main() -> None:
+    """The command line tool."""
+    train(__doc__, check)

@@ -83,15 +83,16 @@ def check_training(args, given: Collection[str]) -> None:
         check_output_file(args.log_file, option="--log-file")
 
 
-def train(check: Callable = lambda args: None) -> None:
+def train(description: str, check: Callable = lambda args: None) -> None:
     """Run fairseq's training with this plug-in.
 
     Args:
+        description: of the entry point, for its help.
         check: completes and checks the parsed options of one entry point.
     """
     set_up_logging()
     parser = fairseq_parser(options.get_training_parser)
-    parser.description = sys.modules["__main__"].__doc__
+    parser.description = description
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "%(prog)s DATA --save-dir DIR [options]"
     if {"-h", "--help"} & set(sys.argv[1:]):
