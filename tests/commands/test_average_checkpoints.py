@@ -133,7 +133,7 @@ def test_the_last_epochs_and_updates(tmp_path):
 
 def test_a_folder_is_its_last_checkpoints(pruned, tmp_path, capsys):
     state = average(
-        tmp_path / "a.pt", "--inputs", "--num-epoch-checkpoints", "2",
+        tmp_path / "a.pt", "--inputs", pruned, "--num-epoch-checkpoints", "2",
         "--checkpoint-upper-bound", "4",
     )  # fmt: skip
     line = capsys.readouterr().out.strip()
@@ -141,7 +141,7 @@ def test_a_folder_is_its_last_checkpoints(pruned, tmp_path, capsys):
     assert line.count("\n") == 0 and all(n in line for n in names)
     assert_same(state["model"], average(tmp_path / "b.pt", "--inputs", *names)["model"])
     last = by_updates(pruned)[-2:]
-    state = average(tmp_path / "a.pt", "--inputs", "--num-update-checkpoints", "2")
+    state = average(tmp_path / "a.pt", "--inputs", pruned, "--num-update-checkpoints", "2")
     assert_same(state["model"], average(tmp_path / "b.pt", "--inputs", *last)["model"])
 
 
@@ -179,10 +179,10 @@ def test_generate_and_fairseq_generate_read_it(corpus, checkpoints, tmp_path):
     assert hypotheses(run_tool(fairseq_generate.cli_main, stock)) == expected
 
 
-def test_restoring_it_anew_is_finetuning_from_it(data, tmp_path):
+def test_restoring_it_anew_is_finetuning_from_it(data, pruned, tmp_path):
     """And neither prunes again, or starts in the old run's epochs."""
     output = tmp_path / "average.pt"
-    average(output, "--inputs", "--num-epoch-checkpoints", "3")
+    average(output, "--inputs", pruned, "--num-epoch-checkpoints", "3")
     run = [data, *TINY, *RUN, "--max-epoch", "1", "--weighted-layernorm"]
     finetuned = run_training([*run, "--pretrained-model", output, "--save-dir", tmp_path / "f"])
     resets = ["--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
@@ -192,9 +192,9 @@ def test_restoring_it_anew_is_finetuning_from_it(data, tmp_path):
     assert_same(restored.get_model().state_dict(), finetuned.get_model().state_dict())
 
 
-def test_restored_in_its_own_run_it_goes_on_after_the_cut(data, base, tmp_path):
+def test_restored_in_its_own_run_it_goes_on_after_the_cut(data, base, pruned, tmp_path):
     output = tmp_path / "average.pt"
-    state = average(output, "--inputs", "--num-epoch-checkpoints", "2")
+    state = average(output, "--inputs", pruned, "--num-epoch-checkpoints", "2")
     again = run_training(
         [
             *(data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path),

@@ -132,7 +132,10 @@ def test_quantized_models(quantization, tmp_path):
     if quantization == "float32":
         assert found.largest <= 1e-5 and size == full
     else:
-        assert 1e-4 < found.largest and found.mean < 0.1
+        # without these instructions oneDNN's products of 8 bits saturate (and those of 16 are
+        # of 8), which random weights show more than trained ones
+        precise = "vnni" in Path("/proc/cpuinfo").read_text() or os.environ.get("CT2_USE_MKL")
+        assert 1e-4 < found.largest and found.mean < (0.1 if precise else 0.4)
         share = 0.3 if "int8" in quantization else 0.55
         assert size - positions <= share * (full - positions) + 8000
     config = json.loads((tmp_path / "model" / "config.json").read_text())

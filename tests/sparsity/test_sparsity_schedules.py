@@ -1,4 +1,4 @@
-"""When is and how much by then."""
+"""When is pruned, and how much by then."""
 
 import math
 

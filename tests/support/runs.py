@@ -29,7 +29,7 @@ def assert_identical(a, b, path=""):
 
 SCRIPT = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
 from tests.support.training import run_training

@@ -22,7 +22,7 @@ def command(data, base, folder, tokens):
 
 def test_two_processes_prune_as_one(data, base, tmp_path):
     script = tmp_path / "rank.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    script.write_text(SCRIPT.format(root=str(ROOT)))
     launcher = [sys.executable, str(ROOT / "scripts" / "cpu_distributed.py")]
     launcher += ["--processes", "2", str(script)]
     environment = {**os.environ, "WEIGHTS": str(tmp_path / "rank")}

@@ -129,7 +129,7 @@ def test_a_tool_ends_in_one_line(data, base, tmp_path, capsys, name):
 
 
 def test_output_of_a_tool_on_a_full_disk():
-    code = "from src import cli\nwith cli.ending_quietly(''): print('hypothesis')"
+    code = "from src.commandline import parsing as cli\nwith cli.ending_quietly(''): print('hypothesis')"
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", code]
         ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)

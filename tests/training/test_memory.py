@@ -16,7 +16,7 @@ from tests.support.training import ROOT
 # In a process of its own, on the C library directly: six blocks of 20 MB, 29,297 pages.
 ROUNDS = """
 import ctypes, resource, runpy
-keep = runpy.run_path("src/memory.py")["keep_freed_memory"]
+keep = runpy.run_path("src/acceleration/heap.py")["keep_freed_memory"]
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 def faults():
@@ -51,7 +51,7 @@ def test_other_systems_have_no_such_setting(monkeypatch):
 # Blocks that steps free lie between small ones that stay: none of them is at the top.
 FRAGMENTED = """
 import ctypes, runpy
-names = runpy.run_path("src/memory.py")
+names = runpy.run_path("src/acceleration/heap.py")
 keeper, resident = names["HeapKeeper"](), names["resident"]
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -104,7 +104,7 @@ def test_nothing_is_done_where_nothing_is_known(monkeypatch):
 SHAPES = """
 import ctypes
 import torch
-from src.memory import limit_kept_shapes
+from src.acceleration.heap import limit_kept_shapes
 limit_kept_shapes()
 class Heap(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"

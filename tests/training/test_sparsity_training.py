@@ -172,7 +172,7 @@ def test_accumulated_batches_are_one_step(data, tmp_path):
 
 def test_two_processes_hold_the_same_masks(data, tmp_path):
     script = tmp_path / "rank.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    script.write_text(SCRIPT.format(root=str(ROOT)))
     launcher = [sys.executable, str(ROOT / "scripts" / "cpu_distributed.py")]
     launcher += ["--processes", "2", str(script)]
     config = write_config(tmp_path)
