@@ -1,18 +1,21 @@
 """A corpus split by BPE with its text, and trim_vocabulary.py run here."""
 
+import contextlib
 import io
 import random
 from pathlib import Path
 from typing import Dict, List
 
+import torch
 from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import make_builder
 from subword_nmt.apply_bpe import BPE
 from subword_nmt.learn_bpe import learn_bpe
 
 from src import trim_vocabulary
+from src.models.srp_decoder import SRPDecoder
 from tests.support.training import RUN, TINY, run_training
-from tests.support.translation import run_tool
+from tests.support.translation import run_tool, sentence_lines
 
 STEMS = ["haus", "baum", "katze", "hund", "strasse", "wagen", "garten", "berg", "fluss", "nacht"]
 ENDINGS = ["", "e", "en", "er", "chen"]
@@ -104,3 +107,24 @@ def trim(corpus: Corpus, path: str, folder: Path, *options: str, data=None):
         arguments += ["--output", output, "--output-checkpoint", checkpoint]
     printed = run_tool(lambda: trim_vocabulary.main(arguments), arguments)
     return output, checkpoint, printed
+
+
+@contextlib.contextmanager
+def without_types(old: Dictionary, new: Dictionary):
+    """Models of the old dictionary give what is not in the new one no probability."""
+    gone = [number for number, symbol in enumerate(old.symbols) if symbol not in new]
+    output_layer = SRPDecoder.output_layer
+
+    def masked(self, features, **kwargs):
+        return output_layer(self, features, **kwargs).index_fill(-1, torch.tensor(gone), -1e9)
+
+    SRPDecoder.output_layer = masked
+    try:
+        yield
+    finally:
+        SRPDecoder.output_layer = output_layer
+
+
+def scores(output: str) -> List[float]:
+    """Log-probabilities of the hypotheses that generate.py printed."""
+    return [float(line.split("\t")[1]) for line in sentence_lines(output, "H")]

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary, data_utils
@@ -14,7 +15,15 @@ from src import average_checkpoints, export_sparse
 from src.errors import UserError
 from tests.support.training import RUN, TINY, run_training
 from tests.support.translation import hypotheses, run_tool, translate
-from tests.support.vocabulary import Corpus, dictionary, sentences, translation, trim
+from tests.support.vocabulary import (
+    Corpus,
+    dictionary,
+    scores,
+    sentences,
+    translation,
+    trim,
+    without_types,
+)
 
 FOREIGN = ["zug", "brot", "kase", "wein", "milch", "apfel"]  # of languages that are left out
 
@@ -108,8 +117,12 @@ def test_each_direction_translates_as_before(multilingual, target, tmp_path):
     old_words, new_words = dictionary(data, "src"), dictionary(new, "src")
     assert len(new_words) < len(old_words) - 5
     assert {"__fr__", "[fr_XX]"} <= set(new_words.symbols)
-    before = translate(data, path, "--prefix-size", "1")
-    assert hypotheses(before) == hypotheses(translate(new, trimmed, "--prefix-size", "1"))
+    search = ["--prefix-size", "1", "--fairseq-search"]
+    after = translate(new, trimmed, *search)
+    with without_types(old_words, new_words):
+        before = translate(data, path, *search)
+    assert hypotheses(before) == hypotheses(after)
+    assert np.allclose(scores(before), scores(after), atol=1e-5)
     shared = [o for o in TINY if o != "--share-decoder-input-output-embed"]
     trainer = run_training(
         [new, *shared, *RUN, "--share-all-embeddings", "--pretrained-model", trimmed]
