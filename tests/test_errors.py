@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 
 import src
 from src.adapters.errors import AdapterError
+from src.connectivity.errors import PruningError
 from src.errors import UserError, end_program, ending_program
 from src.sparsity.errors import SparsityError
 from tests.support.training import ROOT
 
-MISTAKES = (UserError, AdapterError, SparsityError)
+MISTAKES = (UserError, AdapterError, PruningError, SparsityError)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
