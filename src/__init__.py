@@ -8,7 +8,10 @@ import os
 import sys
 from importlib.util import find_spec
 
+from . import errors
 from .errors import UserError
+
+errors.install()
 
 for _name in ("torch", "fairseq"):
     if find_spec(_name) is None:

@@ -1,25 +1,92 @@
-"""What a user did wrong, said in one line."""
+"""What a user did wrong, and the one place that ends a program with it: one line, status 2."""
 
+import os
+import re
+import signal
 import sys
+from contextlib import contextmanager
+from typing import Iterator, Optional
+
+STATUS = 2
+INTERRUPTED = 128 + signal.SIGINT  # as of a program that the signal has killed
+
+_PACKAGE = __name__.rpartition(".")[0]
+# How the traceback ends that another process has sent: the class, then what it says.
+_SENT = re.compile(rf"^{re.escape(_PACKAGE)}\.(?:\w+\.)*errors\.\w+: (.+)\s*\Z", re.MULTILINE)
 
 
-class UserError(SystemExit):
-    """A mistake in an option or a file, reported without a traceback.
-
-    It derives from ``SystemExit`` so that any fairseq tool that runs this
-    plug-in stops with exit status 2 instead of printing a traceback.
+class UserError(Exception):
+    """A mistake in an option or a file, for which a program ends without a traceback.
 
     Args:
         message: one line that names the option or file, the value found, what
             would be valid and what to do.
     """
 
-    STATUS = 2
 
-    def __init__(self, message: str):
-        super().__init__(self.STATUS)
-        self.message = message
-        print(f"error: {message}", file=sys.stderr, flush=True)
+def users_mistake(error: BaseException) -> Optional[str]:
+    """The line to say about a user's mistake.
 
-    def __str__(self):
-        return self.message
+    That is an error of any class that a module called ``errors`` of this package defines:
+    :class:`UserError` and the ValueErrors of its libraries. Worker processes send it as the
+    text of a traceback (``torch.multiprocessing.spawn``, those that load data).
+
+    Returns:
+        None if it is a fault of the program, which needs its traceback.
+    """
+    modules = [kind.__module__ for kind in type(error).__mro__]
+    ours = any(m.startswith(f"{_PACKAGE}.") and m.endswith(".errors") for m in modules)
+    if not ours and type(error).__name__ != "ProcessRaisedException":
+        return None
+    sent = _SENT.search(str(error))
+    if not (ours or sent):
+        return None
+    return " ".join((sent[1] if sent else str(error)).splitlines())
+
+
+def end_program(error: BaseException) -> None:
+    """Say in one line what ends a program, where that is no fault of the program itself.
+
+    Raises:
+        SystemExit: with status 2 of a user's mistake, 130 of an interruption, and of a
+            process among several that ended by a signal, the status that stands for it.
+    """
+    line, status = users_mistake(error), STATUS
+    if line is None and isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    if line is None and type(error).__name__ == "ProcessExitedException":
+        if error.exit_code > 0:  # it has said why
+            sys.exit(error.exit_code)
+        line, status = str(error), 128 - error.exit_code
+    if line is not None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(status)
+
+
+@contextmanager
+def ending_program() -> Iterator[None]:
+    """A block whose errors end the program as :func:`end_program` says."""
+    try:
+        yield
+    except BaseException as error:
+        end_program(error)
+        raise
+
+
+def install() -> None:
+    """Let every program that imports this package end so, fairseq's own tools too.
+
+    Python calls ``sys.excepthook`` at the end of a program alone, so whoever catches errors,
+    as a notebook does, is not concerned. An interactive session shows them and goes on.
+    """
+    before = sys.excepthook
+
+    def end(kind, error, trace):
+        if not hasattr(sys, "ps1"):
+            end_program(error)
+        before(kind, error, trace)
+
+    sys.excepthook = end
+    # otherwise hydra prints tracebacks itself, and ends the program with status 1
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")

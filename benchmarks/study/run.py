@@ -54,13 +54,15 @@ def _child(tool: str, arguments: List[str], log: str) -> None:
             os.dup2(stream.fileno(), descriptor)
     sys.argv = [f"src/{tool}.py", *arguments]
     from src import distill_data, finetuning, generate, pruning
+    from src.errors import ending_program
     from src.training import command as training
 
-    if tool in ("generate", DISTILL):
-        {"generate": generate, DISTILL: distill_data}[tool].main(arguments)
-    else:
-        checks = {"pruning": pruning, "finetuning": finetuning}
-        training.train(checks[tool].check) if tool in checks else training.train()
+    with ending_program():
+        if tool in ("generate", DISTILL):
+            {"generate": generate, DISTILL: distill_data}[tool].main(arguments)
+        else:
+            checks = {"pruning": pruning, "finetuning": finetuning}
+            training.train(checks[tool].check) if tool in checks else training.train()
 
 
 def run_tool(tool: str, arguments: List[str], log: Path) -> float:

@@ -9,7 +9,6 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
-from torch.multiprocessing import ProcessExitedException
 
 from ..commandline.parsing import (
     check_output_file,
@@ -112,11 +111,5 @@ def train(description: str, check: Callable = lambda args: None) -> None:
         args.tpu = False  # fairseq takes --bf16 for a TPU
     cfg = convert_namespace_to_omegaconf(args)
     left = f"the same command goes on from the last checkpoint in {cfg.checkpoint.save_dir}"
-    try:
-        with ending_quietly(left):
-            distributed_utils.call_main(cfg, fairseq_train.main)
-    except ProcessExitedException as error:
-        # of a process of several, which has said why
-        if error.exit_code != UserError.STATUS:
-            raise
-        sys.exit(error.exit_code)
+    with ending_quietly(left):
+        distributed_utils.call_main(cfg, fairseq_train.main)

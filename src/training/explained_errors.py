@@ -38,6 +38,8 @@ def named(what: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAI
     try:
         yield
     except Exception as error:
+        if isinstance(error.__context__, UserError):  # fairseq has put its own in the place
+            raise error.__context__ from None
         if type(error) not in kinds or not error.args:
             raise
         text = " ".join(str(error).split()).rstrip(".")

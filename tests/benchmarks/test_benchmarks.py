@@ -17,6 +17,8 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 import importance  # noqa: E402
 import translation_speed  # noqa: E402
 
+from src.errors import ending_program
+
 
 class Task:
     """A task with as many batches as are asked for."""
@@ -81,7 +83,7 @@ def test_names_of_checkpoints():
 )
 def test_mistakes_are_told_before_anything_is_timed(script, options, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *options.split()])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, ending_program():
         importlib.import_module(script).main()
     assert stop.value.code == 2 and f"error: {message}" in capsys.readouterr().err
 
@@ -98,7 +100,7 @@ def test_help_says_what_options_are_and_their_defaults(script, monkeypatch, caps
         parser.exit()
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), ending_program():
         importlib.import_module(script).main()
     monkeypatch.undo()
     formatter = parsers[0]._get_formatter()
@@ -172,6 +174,6 @@ def test_translation_on_a_gpu(data, base, monkeypatch, capsys):
 def test_refusals_on_a_gpu(script, options, message, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(options))
     monkeypatch.setattr(sys, "argv", [script, "--device", "cuda", *options.split()])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, ending_program():
         importlib.import_module(script).main()
     assert stop.value.code == 2 and f"error: {message}" in capsys.readouterr().err

@@ -23,6 +23,7 @@ import translation_speed  # noqa: E402
 from grid import GridError, flags, read_grid  # noqa: E402
 
 from src.checkpoint_utils import sole_process  # noqa: E402
+from src.errors import ending_program
 from src.evaluation.bleu import detokenizer  # noqa: E402
 
 GRID = """
@@ -124,7 +125,7 @@ def test_list(grid_file, results, monkeypatch, capsys):
 
 def test_a_pattern_that_matches_nothing_is_refused(grid_file, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", str(grid_file), "--only", "bass"])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         runner.main()
     assert stopped.value.code == 2
     assert (
@@ -262,7 +263,7 @@ def test_two_models_are_compared(tested, grid_file, monkeypatch, capsys):
         with pytest.raises(GridError, match=words):
             tables.compare(grid, rows[:1], names)
     monkeypatch.setattr(sys, "argv", ["tables.py", str(grid_file), "--compare", "base", "nope"])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         tables.main()
     assert stopped.value.code == 2
     assert "error: --compare 'nope'" in capsys.readouterr().err
@@ -363,7 +364,7 @@ def test_speed_is_refused_before_any_timing(option, grid_file, monkeypatch, caps
     data = str(read_grid(grid_file).data)
     command = ["translation_speed.py", data, "no.pt", *option.split()]
     monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, ending_program():
         translation_speed.main()
     assert stop.value.code == 2
     wrong = option if "subset" not in option else "no.pt: no such checkpoint"

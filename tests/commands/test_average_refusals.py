@@ -9,6 +9,7 @@ import torch
 
 from src import average_checkpoints as averaging
 from src.average_checkpoints import average_checkpoints
+from src.errors import ending_program
 from tests.support.averages import (
     assert_same,
     average,
@@ -179,7 +180,7 @@ def test_refused_in_one_line(pruned, case, tmp_path, capsys):
     if "--output" not in given:
         given += ["--output", str(tmp_path / "average.pt")]
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
+    with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
         averaging.main(given)
     assert stopped.value.code == 2
     captured = capsys.readouterr()
@@ -195,7 +196,7 @@ def test_integer_buffers_must_be_equal(base, tmp_path, capsys):
     assert torch.equal(
         average_checkpoints([first, first])["model"]["encoder.positions"], torch.arange(3)
     )
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), ending_program():
         average_checkpoints([first, edited(base, tmp_path / "2.pt", other_integers)])
     assert "encoder.positions has other numbers" in capsys.readouterr().err
 
@@ -213,10 +214,10 @@ def test_output_is_checked_and_interruptions_end_quietly(pruned, tmp_path, capsy
     command = ["--inputs", str(pruned / "checkpoint5.pt")]
     command += ["--output", str(tmp_path / "a.pt")]
     monkeypatch.setattr(averaging, "average_checkpoints", stop)
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
+    with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
         averaging.main(command)
     assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
+    with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
         averaging.main(command)
     assert stopped.value.code == 2 and "can't be written to" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from fairseq.data import Dictionary, data_utils
 
 from src import distill_data, export, generate
 from src.checkpoint_utils import sole_process
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from tests.support.training import RUN, run_training
 from tests.support.translation import (
     ARCH,
@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, ca
             yield sample
 
     monkeypatch.setattr(distill_data, "batches", stopping)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, ending_program():
         distill(data, checkpoints.dense, tmp_path / "new")
     assert stop.value.code == 130 and not (tmp_path / "new").exists()
     partial = tmp_path / "new.part" / distill_data.TRANSLATIONS
@@ -123,7 +123,7 @@ def distill_but_stop(monkeypatch, *given):
 
     with monkeypatch.context() as patch:
         patch.setattr(distill_data, "write_data", stop)
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit), ending_program():
             distill(*given)
 
 
@@ -224,7 +224,7 @@ def test_a_model_trains_on_it(data, checkpoints, tmp_path):
 def test_refused(data, checkpoints, tmp_path, options, words):
     with pytest.raises(UserError, match=words) as error:
         distill(data, checkpoints.dense, tmp_path / "new", *options)
-    assert error.value.code == 2 and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -165,7 +165,7 @@ def test_damage_is_refused_in_one_line(corpus, sparse, tmp_path, capsys):
         path.write_bytes(bytes(damaged) if number else bytes(content[: len(content) // 2]))
         with pytest.raises(UserError) as refusal:
             translate(corpus, str(path))
-        assert refusal.value.code == 2 and str(path) in str(refusal.value)
+        assert str(path) in str(refusal.value)
         assert "\n" not in str(refusal.value)
 
 

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from src import report
+from src.errors import ending_program
 from src.evaluation import report_picture as picture
 from tests.support.translation import quiet_logging
 
@@ -200,11 +201,11 @@ def test_lengths_that_flops_are_of(tmp_path, capsys):
 
 def test_the_output_is_checked_first(tmp_path, capsys):
     run = write_run(tmp_path, "base")
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         call([run, "--output", run / "report.json" / "new"])
     assert stopped.value.code == 2
     assert f"{run / 'report.json'} is no folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         call([run, "--output", tmp_path / ("x" * 300)])
     assert stopped.value.code == 2
     assert "can't be made (File name too long)" in capsys.readouterr().err
@@ -335,7 +336,7 @@ def test_refused_in_one_line(tmp_path, capsys, break_it, parts):
     good = write_run(tmp_path / "runs", "stage1")
     changed = break_it(run)
     folder = changed if hasattr(changed, "is_dir") else run
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         call([folder, good])
     assert stopped.value.code == 2
     message = capsys.readouterr().err.strip()

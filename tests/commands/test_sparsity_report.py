@@ -13,7 +13,7 @@ from torch import nn
 from src import export_adapters
 from src import sparsity_report as tool
 from src.checkpoints import sparse as sparse_checkpoint
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from src.flops_counter import load_model
 from src.sparsity import report
 from src.sparsity.errors import SparsityError
@@ -352,7 +352,7 @@ def test_a_sparse_file_gives_the_same_report(stock, tmp_path):
 )
 def test_refused_in_one_line(arguments, parts, stock, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         call(*(stock if a == "GOOD" else a for a in arguments))
     assert stopped.value.code == 2
     message = capsys.readouterr().err.strip()
@@ -373,7 +373,7 @@ def test_weights_that_do_not_fit_name_the_option(module, stock, tmp_path):
 
 
 def test_help_teaches_the_patterns(capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         call("--help")
     assert stopped.value.code == 0
     text = capsys.readouterr().out

@@ -13,6 +13,7 @@ from src.connectivity.importance import (
     score,
 )
 from src.connectivity.scoring import ScoringBatch
+from src.errors import ending_program
 from src.modules.relevance import gold_relevance
 from src.training.channel_scores import score_model, scoring_samples
 from tests.support.importance import (
@@ -355,7 +356,7 @@ def test_tokens_that_the_loss_leaves_out_count_nowhere(data, base, name):
     ],
 )
 def test_bad_options_are_refused_in_one_line(data, base, tmp_path, capsys, options, words):
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, ending_program():
         run_training([data, *stage(base, tmp_path, *options)])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

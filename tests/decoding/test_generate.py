@@ -15,6 +15,7 @@ from fairseq_cli import interactive as fairseq_interactive
 from sacrebleu import corpus_bleu
 from sacremoses import MosesDetokenizer
 
+from src.errors import ending_program
 from src.evaluation import bleu
 from src.evaluation import measures as evaluation
 from src.flops_counter import count_flops, load_model
@@ -187,7 +188,7 @@ def test_too_long_sentences_count_as_empty(corpus, checkpoints, tmp_path, capsys
     pairs[5] = (" ".join(["Hund"] * 40), "a dog")
     write_data(tmp_path, pairs)
     limit = ["--max-source-positions", "30"]
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         translate(str(tmp_path), checkpoints.cut, *limit)
     assert stopped.value.code == 2
     message = capsys.readouterr().err.strip().split("\n")[-1]
@@ -219,7 +220,7 @@ def test_too_long_sentences_count_as_empty(corpus, checkpoints, tmp_path, capsys
 
 def test_overrides_of_the_model_count_for_lengths(corpus, checkpoints, capsys):
     overrides = "{'max_source_positions': 8}"
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), ending_program():
         translate(corpus, checkpoints.cut, "--model-overrides", overrides)
     assert "the limit is 8" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from fairseq_cli import generate as fairseq_generate
 from src import export_adapters, export_sparse, flops_counter, generate
 from src import sparsity_report as report_on_sparsity
 from src.commandline import parsing as cli
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from src.training import command as training
 from tests.support.translation import (
     SEARCH,
@@ -238,7 +238,7 @@ def test_refused_in_one_line_before_any_work(
     given = [argument.format(**places) for argument in given]
     data = [a[5:] for a in given if a.startswith("data=")] or [corpus]
     arguments = data + SEARCH + [a for a in given if not a.startswith("data=")]
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
+    with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
         generate.main(arguments)
     assert stopped.value.code == 2
     errors = capsys.readouterr().err.strip().split("\n")
@@ -265,7 +265,7 @@ def test_a_user_dir_that_is_not_there(tool, monkeypatch, capsys):
     """fairseq imports it from the process's own command line before anything is parsed."""
     command = ["tool", "data", "--arch", "srp", "--user-dir", "/nosuch"]
     monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
+    with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
         tool()
     assert stopped.value.code == 2
     assert "error: --user-dir: no such folder (/nosuch)" in capsys.readouterr().err
@@ -361,7 +361,7 @@ def test_a_closed_pipe_ends_it_quietly(monkeypatch):
     os.close(reader)
     with open(writer, "w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
-        with pytest.raises(SystemExit) as stopped, cli.ending_quietly("nothing"):
+        with pytest.raises(SystemExit) as stopped, ending_program(), cli.ending_quietly("nothing"):
             print("a line")
     assert stopped.value.code == 141
 
@@ -376,6 +376,6 @@ def test_an_interruption_ends_other_tools_quietly(tool, tmp_path, monkeypatch, c
     monkeypatch.setattr(tool, "load_checkpoint", stop)
     command = ["--path", "model.pt", "--output", str(tmp_path / "out")]
     command = ["model.pt"] if tool is flops_counter else command
-    with pytest.raises(SystemExit) as stopped, quiet_logging():
+    with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
         tool.main(command)
     assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err

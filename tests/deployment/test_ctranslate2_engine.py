@@ -19,7 +19,7 @@ from src import export, generate
 from src.connectivity.cut import cut
 from src.deployment import engine as ctranslate2_engine
 from src.deployment.generator import CTranslate2Generator
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from src.tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
 from tests.support.translation import (
     ARCH,
@@ -361,7 +361,7 @@ def test_generate_refuses_before_any_work(
         monkeypatch.setitem(sys.modules, "ctranslate2", None)
     places = {"folder": folder, **folders, **checkpoints._asdict()}
     given = [a.format(**places) for a in given]
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         translate(corpus, checkpoints.cut, *given)
     assert stopped.value.code == 2
     messages = [m for m in capsys.readouterr().err.split("\n") if m.startswith("error: ")]

@@ -19,7 +19,7 @@ from src.deployment import comparison as ctranslate2_check
 from src.deployment import spec as ctranslate2_spec
 from src.deployment.comparison import deviation, load_translator
 from src.deployment.model import QUANTIZATIONS, build_spec, vocabulary
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from tests.support.cuts import VARIANTS
 from tests.support.exports import SHORT, dictionaries, exported, found_deviation
 from tests.support.training import build
@@ -349,7 +349,7 @@ def test_refused_in_one_line(case, corpus, checkpoints, tmp_path, capsys, monkey
         arguments[given[0]] = given[1]
     line = [arguments.pop("data"), *[a for pair in arguments.items() for a in pair]]
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         run_export([*line, *given[2:]])
     assert stopped.value.code == 2
     messages = [m for m in capsys.readouterr().err.split("\n") if m.startswith("error: ")]

@@ -19,7 +19,7 @@ from src.deployment.comparison import load_translator
 from src.deployment.generator import CTranslate2Generator
 from src.deployment.model import vocabulary
 from src.deployment.vocabulary_map import VocabularyMap, build_map, from_text, to_text
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from tests.support.training import build, make_dictionary
 from tests.support.translation import (
     WORDS,
@@ -270,7 +270,7 @@ def hypotheses_and_sources(output):
 
 def refused(run, capsys):
     """The one line of a tool that stops with status 2."""
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, ending_program():
         run()
     assert stopped.value.code == 2
     (line,) = [x for x in capsys.readouterr().err.split("\n") if x.startswith("error: ")]

@@ -26,7 +26,7 @@ from src.checks.fairseq_options import (
     warn_of_other_start,
 )
 from src.commandline import parsing as cli
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from src.options import SRPTranslationConfig
 from src.trainer import SRPTrainer
 from src.training import command as training
@@ -40,11 +40,11 @@ SMOOTHED = "label_smoothed_cross_entropy"
 def refused(capsys, arguments, folder, *words):
     """The error's line; checks its form and that nothing was written."""
     capsys.readouterr()
-    with pytest.raises(UserError) as stop:
+    with pytest.raises(SystemExit) as stop, ending_program():
         run_training([*arguments, "--save-dir", folder / "out"])
     assert stop.value.code == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    assert lines == [f"error: {stop.value}"] and "\n" not in str(stop.value)
+    assert len(lines) == 1
     for word in words:
         assert word in lines[0], lines[0]
     saved = folder / "out"
@@ -527,11 +527,10 @@ def test_validation_sets_that_would_lie_unused(capsys, tmp_path, named):
         (["--encoder-layers", "1"], "Cannot load model parameters"),
     ],
 )
-def test_another_run_in_the_same_folder(capsys, data, base, tmp_path, options, words):
+def test_another_run_in_the_same_folder(data, base, tmp_path, options, words):
     shutil.copyfile(base, tmp_path / "checkpoint_last.pt")
     with pytest.raises(UserError, match=f"checkpoint_last.pt: {words}.*another --save-dir"):
         run_training([data, *TINY, *RUN, *options, "--max-epoch", "9", "--save-dir", tmp_path])
-    assert capsys.readouterr().err.count("error: ") == 1
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
 
 

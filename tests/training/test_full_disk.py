@@ -11,7 +11,7 @@ import torch
 
 from src import average_checkpoints, distill_data, export, export_sparse, generate
 from src.checkpoint_utils import DurablePathManager, atomic_write
-from src.errors import UserError
+from src.errors import UserError, ending_program
 from tests.support.training import ROOT, RUN, TINY, run_training
 from tests.support.translation import quiet_logging
 
@@ -33,7 +33,12 @@ def contents(folder):
 
 def refused(capsys, tool, arguments, *words, size):
     """Run a tool that can't write; the error's line."""
-    with pytest.raises(SystemExit) as stopped, quiet_logging(), files_of_at_most(size):
+    with (
+        pytest.raises(SystemExit) as stopped,
+        ending_program(),
+        quiet_logging(),
+        files_of_at_most(size),
+    ):
         tool([str(a) for a in arguments])
     assert stopped.value.code == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]

@@ -287,7 +287,7 @@ def test_refused_in_one_line(data, tmp_path, capsys, options, text, message):
     options.pop("model", None)
     with pytest.raises(UserError) as refusal:
         run_training(command(data, tmp_path / "run", config, arch, **options))
-    assert refusal.value.code == 2 and message in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.glob("run/*.pt"))
 
