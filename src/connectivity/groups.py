@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .errors import PruningError
 
 # The kinds of a Transformer's channels; a user may declare groups of others.
-KINDS = ("embedding", "qk", "vo", "ffn")
+KINDS = ("layer", "embedding", "qk", "vo", "ffn")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class ChannelGroup(nn.Module):
     """Channels that are scored, shrunk and cut together.
 
     Args:
-        kind: ``embedding``, ``qk``, ``vo`` or ``ffn`` of a Transformer, or a name of your
+        kind: ``layer`` (see ``layers.LayerGroup``), ``embedding``, ``qk``, ``vo`` or ``ffn`` of a
+            Transformer, or a name of your
             own for other channels. Groups of one such kind, and those of kind ``ffn``, are
             ranked together: their least important channels go, whichever group has them.
         channels: number of channels in the uncut model.
