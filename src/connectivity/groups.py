@@ -56,9 +56,8 @@ class ChannelGroup(nn.Module):
     """Channels that are scored, shrunk and cut together.
 
     Args:
-        kind: ``layer`` (see ``layers.LayerGroup``), ``embedding``, ``qk``, ``vo`` or ``ffn`` of a
-            Transformer, or a name of your
-            own for other channels. Groups of one such kind, and those of kind ``ffn``, are
+        kind: ``layer`` (see ``layers.LayerGroup``), ``embedding``, ``qk``, ``vo`` or
+            ``ffn`` of a Transformer, or a name of your own for other channels. Groups of one such kind, and those of kind ``ffn``, are
             ranked together: their least important channels go, whichever group has them.
         channels: number of channels in the uncut model.
         heads: number of attention heads that the channels are spread over,
@@ -110,7 +109,7 @@ class ChannelGroup(nn.Module):
     @property
     def ranked_across(self) -> bool:
         """Whether its channels are ranked with those of all other groups of its kind."""
-        return self.original_heads == 1 and self.kind not in ("embedding", "qk", "vo")
+        return self.original_heads == 1 and self.kind not in ("layer", "embedding", "qk", "vo")
 
     @property
     def same_heads(self) -> Optional["ChannelGroup"]:

@@ -80,6 +80,13 @@ def layer_groups(groups: Mapping[str, ChannelGroup]) -> Dict[str, LayerGroup]:
     return {name: group for name, group in groups.items() if isinstance(group, LayerGroup)}
 
 
+def positions_without(group: ChannelGroup, positions: Tensor) -> Tensor:
+    """The positions of a group's other channels, ascending, on the CPU."""
+    others = torch.ones(group.width, dtype=torch.bool)
+    others[positions.cpu()] = False
+    return others.nonzero().squeeze(1)
+
+
 def layers_at(
     groups: Mapping[str, ChannelGroup], positions: Mapping[str, Tensor]
 ) -> List[nn.Module]:

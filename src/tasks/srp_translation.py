@@ -89,7 +89,8 @@ class SRPTranslationTask(TranslationTask):
         model = super().build_model(cfg)
         self._check_model(model, cfg)
         if self.cfg.load_alignments and isinstance(model, SRPModel):
-            model.decoder.layers[-1].gives_attention = True
+            for layer in model.decoder.layers:  # whichever is the last one, after cuts, too
+                layer.gives_attention = True
         if state is not None:
             load_pretrained(model, cfg, state, path)
         attn_kd = getattr(cfg, "attn_kd", 0)
