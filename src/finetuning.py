@@ -20,9 +20,11 @@ def check(args) -> None:
         raise errors.UserError(
             "--pretrained-model: missing; finetuning.py needs the checkpoint to start from"
         )
-    if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1:
+    layers = [getattr(args, f"keep_{side}_layers", None) for side in ("encoder", "decoder")]
+    if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1 or any(layers):
         raise errors.UserError(
-            "--srp/--compression-rate: finetuning.py does not prune; use pruning.py"
+            "--srp/--compression-rate/--keep-...-layers: finetuning.py does not prune; use "
+            "pruning.py"
         )
 
 

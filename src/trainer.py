@@ -13,11 +13,7 @@ from .acceleration.heap import HeapKeeper, limit_kept_shapes
 from .checkpoint_utils import damage, previous_checkpoint, read_config
 from .checkpoints.pretrained import adopt_layernorm, check_widths
 from .checks.fairseq_options import check_seed_of_average, flat, warn_of_other_start
-<<<<<<< HEAD
 from .connectivity.cut import Cuts
-=======
-from .connectivity.budget import ParameterCount
->>>>>>> c126706 (wip)
 from .errors import UserError
 from .models.srp_base import SRPModel
 from .optim.half_precision import prepare
@@ -91,78 +87,10 @@ class SRPTrainer(Trainer):
 
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
-<<<<<<< HEAD
         if not self.epoch_itr.iterations_in_epoch:
             run_length.check_has_updates(self.cfg, self.epoch_itr, epoch)
         for run in self.pruning_runs:
             run.begin_epoch(self, epoch)
-=======
-        with open_dict(self.cfg):
-            self.cfg.dataset.validate_interval = self._validate_interval
-        self._check_limits(epoch)
-        stage = self.stage
-        if stage is None:
-            return
-        due = stage.due(epoch)
-        if due:
-            self._begin_iteration(epoch)
-        if stage.done and self._ends_with_cut and not stage.plan.decreasing:
-            self._end_after_shot(validate=due)
-
-    def _end_after_shot(self, validate: bool) -> None:
-        """End a one-shot run: validate and save the cut model, train no further."""
-        cfg = self.cfg
-        if validate and not cfg.dataset.disable_validation:
-            subsets = cfg.dataset.valid_subset.split(",")
-            losses = fairseq_cli.train.validate(cfg, self, self.task, self._epoch_itr, subsets)
-        else:
-            losses = [None]
-        fairseq_checkpoints.save_checkpoint(cfg.checkpoint, self, self._epoch_itr, losses[0])
-        logger.info("pruned in one shot; give --max-epoch to train on")
-        raise SystemExit(0)
-
-    def _begin_iteration(self, epoch: int) -> None:
-        stage = self.stage
-        steps = 0
-        if stage.plan.decreasing:
-            last = stage.last_epoch()
-            steps = run_length.updates_in_epochs(self.cfg, self._epoch_itr, epoch, last)
-        logger.info(f"scoring channels by {self.task.cfg.importance}")
-        scores = self.task.score(
-            self.get_model(),
-            self.get_criterion(),
-            self.cfg.dataset.train_subset,
-            self.cfg.common.seed,
-            self.device,
-            rank=self.data_parallel_rank,
-            world=self.data_parallel_world_size,
-            measure=stage.measure,
-        )
-        with naming_options():
-            stage.begin(scores, steps)
-        if stage.shrinking:
-            logger.info(
-                "selected "
-                + ", ".join(f"{n}: {len(r)}" for n, r in stage.shrinking.items())
-                + f"; shrinking over {steps} updates"
-            )
-            clear_moments(self.optimizer, stage.freezer)
-        if stage.ready:
-            self._cut()
-
-    def _check_limits(self, epoch: int) -> None:
-        """Refuse a limit that ends the training before its pruning does."""
-        iterator, stage = self._epoch_itr, self.stage
-        if iterator.iterations_in_epoch:
-            return  # resumed within an epoch, at whose start this was asked
-        run_length.check_has_updates(self.cfg, iterator, epoch)
-        run = self.cfg, iterator, epoch, self.get_num_updates()
-        if self.weight_pruning is not None:
-            run_length.check_pruning_ends(self.weight_pruning, *run)
-        # with shards later epochs have other numbers of updates
-        if stage is not None and not stage.done and not self.task.has_sharded_data("train"):
-            run_length.check_last_cut(stage.plan, *run)
->>>>>>> c126706 (wip)
 
     def train_step(self, samples, raise_oom=False):
         # of a share that ends with an empty batch fairseq forgets the number of tokens
@@ -213,18 +141,6 @@ class SRPTrainer(Trainer):
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
         self._wrap_again()
         self._forget_best()
-<<<<<<< HEAD
-=======
-        if self.stage.done:  # what is best so far is a half-shrunk model
-            with open_dict(self.cfg):
-                self.cfg.dataset.validate_interval = 1
-        count = ParameterCount(self.get_model())
-        after, original = count(count.current), count.uncut
-        logger.info(
-            f"cut: {before:,} -> {after:,} parameters, {after / original:.4f} of the "
-            f"uncut {original:,}"
-        )
->>>>>>> c126706 (wip)
 
     def _wrap_again(self) -> None:
         """A distributed wrapper for a model that was cut: the old one's buckets don't fit.

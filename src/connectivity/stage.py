@@ -94,9 +94,7 @@ class PruningStage:
         count = ParameterCount(model)
         # stage 1 narrows the embedding of whatever was cut elsewhere
         self.start_share = (
-            embedding_rate(model, plan.embedding_ratio)
-            if plan.stage == 1
-            else count.share
+            embedding_rate(model, plan.embedding_ratio) if plan.stage == 1 else count.share
         )
         self.start_layers = {name: count.groups[name].width for name in plan.layers}
 
@@ -195,25 +193,34 @@ class PruningStage:
                 "lower one"
             )
 
+    @property
+    def criteria(self) -> List[str]:
+        """What ranks layers and what ranks other channels, of those that the plan cuts."""
+        layers = [self.plan.layer_importance] if self.plan.layers else []
+        widths = [self.plan.importance] if self.plan.compression_rate < 1 else []
+        return list(dict.fromkeys(layers + widths))
+
     def measure(
-        self, groups: Groups, batches: Iterable, reduce: Reduce, criterion: str, **options
+        self, groups: Groups, batches: Iterable, criterion: str, reduce: Reduce, **options
     ) -> Scores:
         """Importance of what the iteration that comes may remove.
 
         Args:
             groups: all groups of the model.
-            batches, reduce, criterion, options: see ``importance.score``; layers are ranked
+            batches, criterion, reduce, options: see ``importance.score``; layers are ranked
                 by the plan's own criterion.
         """
         batches, scores, numbers = list(batches), {}, self.target_layers()
-        layers = {n: g for n, g in layer_groups(groups).items() if numbers.get(n, g.width) < g.width}
+        layers = {
+            n: g for n, g in layer_groups(groups).items() if numbers.get(n, g.width) < g.width
+        }
         if layers:
             kind = self.plan.layer_importance
-            scores.update(score(layers, batches, reduce, kind, layers=numbers, **options))
+            scores.update(score(layers, batches, kind, reduce, layers=numbers, **options))
         if self.plan.compression_rate < 1:
             others = {name: group for name, group in groups.items() if group.kind != "layer"}
             options["by_head"] = self.plan.prune_heads
-            scores.update(score(others, batches, reduce, criterion, **options))
+            scores.update(score(others, batches, criterion, reduce, **options))
         return scores
 
     def begin(self, scores: Scores, steps: int) -> None:

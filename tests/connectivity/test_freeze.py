@@ -8,6 +8,7 @@ from fairseq.utils import clip_grad_norm_
 
 from src.connectivity.freeze import Freezer
 from src.connectivity.groups import KINDS, channel_groups
+from src.connectivity.layers import layers_at
 from src.optim import frozen_step
 from src.trainer import SRPTrainer
 from src.training.channel_pruning import ChannelPruning
