@@ -36,7 +36,7 @@ class Freezer:
             }
             if live and parameter.is_floating_point():  # adapters tie positions too
                 self._live[parameter] = live
-        for layer in layers_at(groups, removed):
+        for layer in layers_at(groups, shrinking):
             for parameter in layer.parameters():
                 if parameter.is_floating_point():
                     everything = torch.arange(len(parameter))

@@ -57,8 +57,9 @@ class ChannelGroup(nn.Module):
 
     Args:
         kind: ``layer`` (see ``layers.LayerGroup``), ``embedding``, ``qk``, ``vo`` or
-            ``ffn`` of a Transformer, or a name of your own for other channels. Groups of one such kind, and those of kind ``ffn``, are
-            ranked together: their least important channels go, whichever group has them.
+            ``ffn`` of a Transformer, or a name of your own for other channels. Groups of one
+            such kind, and those of kind ``ffn``, are ranked together: their least important
+            channels go, whichever group has them.
         channels: number of channels in the uncut model.
         heads: number of attention heads that the channels are spread over,
             head by head; every head that stays keeps the same number.
