@@ -43,7 +43,7 @@ def kinds_of(stage: int, groups: Mapping[str, ChannelGroup]) -> Set[str]:
         raise PruningError(
             f"$stage {stage!r}: is none of 0 (all groups), 1 (embeddings), 2 (others)"
         )
-    kinds = {group.kind for group in groups.values()}
+    kinds = {group.kind for group in groups.values()} - {"layer"}  # a number, chosen first
     return {kind for kind in kinds if not stage or (kind == "embedding") == (stage == 1)}
 
 

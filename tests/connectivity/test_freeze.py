@@ -111,7 +111,8 @@ def test_the_optimizers_freezing_is_masking(kinds, weight_decay, monkeypatch):
     for parameter, old in zip(frozen.model.parameters(), before):
         mask = frozen.masks.get(parameter, torch.zeros_like(parameter, dtype=torch.bool))
         assert torch.equal(parameter[mask], old[mask])
-        assert (parameter[~mask] != old[~mask]).float().mean() > 0.99
+        live = parameter[~mask]  # none in a layer that goes
+        assert not len(live) or (live != old[~mask]).float().mean() > 0.99
     frozen.optimizer.unfreeze()
     assert_same(masked, frozen)
     for run in (masked, frozen):  # frozen no more
