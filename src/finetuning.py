@@ -26,8 +26,12 @@ def check(args) -> None:
         raise UserError(
             "--pretrained-model: missing; finetuning.py needs the checkpoint to start from"
         )
-    if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1:
-        raise UserError("--srp/--compression-rate: finetuning.py does not prune; use pruning.py")
+    layers = [getattr(args, f"keep_{side}_layers", None) for side in ("encoder", "decoder")]
+    if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1 or any(layers):
+        raise UserError(
+            "--srp/--compression-rate/--keep-...-layers: finetuning.py does not prune; use "
+            "pruning.py"
+        )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Options of the translation task; what is refused of them stands in task_checks.py."""
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Dict, Optional
 
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks.translation import TranslationConfig
@@ -14,6 +14,7 @@ FOR_TRANSLATION = (
     *("max_source_positions", "max_target_positions", "truncate_source"),
     *("num_batch_buckets", "adapter_path", "sparse_inference", "cpu_bf16", "fairseq_search"),
 )
+IMPORTANCE_CHOICES = ChoiceEnum(sorted(IMPORTANCE))
 ADAPTER_CHOICES = ChoiceEnum(["splora", "splopa"])
 
 
@@ -88,10 +89,25 @@ class SRPTranslationConfig(TranslationConfig):
             "a cosine, at every update; ea, eg, ec the same once per epoch"
         },
     )
-    importance: ChoiceEnum(sorted(IMPORTANCE)) = field(
-        default="fisher",
+    keep_encoder_layers: Optional[int] = field(
+        default=None,
         metadata={
-            "help": "what ranks the channels: 'fisher', the squared gradient of the loss "
+            "help": "cut the encoder to so many whole layers (stages 0 and 2), chosen by "
+            "--importance; with --pruning-iter some in each iteration. --compression-rate "
+            "counts from the uncut model all the same; 1 cuts nothing but layers"
+        },
+    )
+    keep_decoder_layers: Optional[int] = field(
+        default=None,
+        metadata={"help": "the same of the decoder, whose layers are what translation waits for"},
+    )
+    importance: Optional[IMPORTANCE_CHOICES] = field(
+        default=None,
+        metadata={
+            "help": "what ranks the channels, whole layers among them (default: 'ablation' for "
+            "layers, 'fisher' for widths): 'ablation', the loss without a layer, the least "
+            "important taken out first and the others measured again (widths are ranked by "
+            "'fisher' beside it); 'fisher', the squared gradient of the loss "
             "by connectivity summed over scoring batches; 'connectivity', the signed "
             "negative gradient (SRP's own); 'taylor', activation times gradient; 'grad', "
             "the gradient; 'lrp', layer-wise relevance; 'weight', norms of weights; "
@@ -202,3 +218,22 @@ class SRPTranslationConfig(TranslationConfig):
             "hypotheses and takes longer"
         },
     )
+
+
+def kept_layers(cfg) -> Dict[str, int]:
+    """Numbers of layers that a run is to keep, by option, where one is given."""
+    both = (
+        (f"--keep-{s}-layers", getattr(cfg, f"keep_{s}_layers")) for s in ("encoder", "decoder")
+    )
+    return {option: number for option, number in both if number is not None}
+
+
+def prunes_channels(cfg) -> bool:
+    """Whether a run has a pruning stage."""
+    return cfg.compression_rate < 1 or bool(kept_layers(cfg))
+
+
+def importance_of_widths(cfg) -> str:
+    """The criterion that ranks channels within layers."""
+    name = str(cfg.importance or "fisher")
+    return "fisher" if IMPORTANCE[name].of_layers else name

@@ -5,7 +5,8 @@
         --srp --compression-rate 0.2 --pruning-stage 1 --pruning-period 5 ...
 
 With --srp the selected channels shrink during --pruning-period epochs and are
-then cut; without, they are cut right away. Training goes on until --max-epoch, by
+then cut; without, they are cut right away. Whole layers go with --keep-encoder-layers and
+--keep-decoder-layers, with a rate or alone. Training goes on until --max-epoch, by
 default the epoch of the (last) cut. What --save-dir holds in the end is the cut
 model.
 """
@@ -28,10 +29,11 @@ def check(args) -> None:
     """Pruning needs a model and a rate."""
     if not getattr(args, "pretrained_model", None):
         raise UserError("--pretrained-model: missing; pruning.py needs the trained model to prune")
-    if args.compression_rate == 1:
+    depth = args.keep_encoder_layers, args.keep_decoder_layers
+    if args.compression_rate == 1 and depth == (None, None):
         raise UserError(
             "--compression-rate: missing or 1; pruning.py needs the share of parameters "
-            "to keep, as 0.2"
+            "to keep, as 0.2, or numbers of layers: --keep-decoder-layers 1"
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from ..adapters import (
 from ..adapters.masks import pack, unpack
 from ..checkpoint_utils import atomic_write, read_tensors
 from ..connectivity.cut import cut
-from ..connectivity.groups import channel_groups
+from ..connectivity.groups import ChannelGroup, channel_groups
+from ..connectivity.layers import layer_groups
 from ..errors import UserError
 from .pretrained import set_layernorm
 
@@ -128,8 +129,24 @@ def read_adapters(path: str, option: str) -> Dict[str, Any]:
 
 def _take_channels(model: nn.Module, content: Dict[str, Any], what: str) -> None:
     """Cut the base to the channels that the adapters were trained with."""
+    # layers first: the others have their numbers from then on
+    cut(model, _positions(layer_groups(channel_groups(model)), content, what))
+    keep = _positions(channel_groups(model), content, what)
+    weighted = content["weighted_layernorm"]
+    if bool(model.cfg.weighted_layernorm) != weighted:
+        uncut = all(g.width == g.original_width for g in channel_groups(model).values())
+        if not uncut:
+            raise UserError(f"{what}: is of a model with another layer normalization")
+        set_layernorm(model, weighted)
+    cut(model, keep)
+
+
+def _positions(groups: Mapping[str, ChannelGroup], content: Dict[str, Any], what: str):
+    """Where the channels of groups are that the adapters were trained with."""
     keep = {}
-    for name, group in channel_groups(model).items():
+    for name, group in groups.items():
+        if group.kind == "layer" and name not in content["channels"]:
+            continue  # written before layers could go
         size, bits = content["channels"].get(name, (0, None))
         if size != group.original_width:
             raise UserError(f"{what}: is of a model of another shape ({name})")
@@ -142,13 +159,7 @@ def _take_channels(model: nn.Module, content: Dict[str, Any], what: str) -> None
             )
         if not present.all():
             keep[name] = present.nonzero()[:, 0]
-    weighted = content["weighted_layernorm"]
-    if bool(model.cfg.weighted_layernorm) != weighted:
-        uncut = all(g.width == g.original_width for g in channel_groups(model).values())
-        if not uncut:
-            raise UserError(f"{what}: is of a model with another layer normalization")
-        set_layernorm(model, weighted)
-    cut(model, keep)
+    return keep
 
 
 def apply_adapters(model: nn.Module, content: Dict[str, Any], what: str) -> None:

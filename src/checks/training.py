@@ -13,7 +13,7 @@ from ..connectivity.shrink import SCHEDULES
 from ..connectivity.stage import StagePlan
 from ..errors import UserError
 from ..modules.torch_private import has_avx512_bf16
-from ..options import SRPTranslationConfig
+from ..options import SRPTranslationConfig, kept_layers, prunes_channels
 from .data import check_subsets
 from .fairseq_options import check_not_overwritten, check_parts, check_start
 from .search import model_overrides
@@ -50,8 +50,23 @@ def check_options(cfg: SRPTranslationConfig) -> None:
         value = getattr(cfg, name)
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-    if cfg.srp and rate == 1:
-        raise UserError("--srp: needs a --compression-rate below 1")
+    for option, number in kept_layers(cfg).items():
+        if number < 1:
+            raise UserError(f"{option} {number}: must be at least 1; one layer stays on each side")
+        if cfg.pruning_stage == 1:
+            raise UserError(
+                f"{option} {number}: needs --pruning-stage 0 or 2; stage 1 cuts embeddings alone"
+            )
+        if not cfg.pretrained_model:
+            raise UserError(
+                f"{option} {number}: pruning needs --pretrained-model, the checkpoint of the "
+                "trained model to prune"
+            )
+    if cfg.srp and not prunes_channels(cfg):
+        raise UserError(
+            "--srp: needs a --compression-rate below 1, --keep-encoder-layers or "
+            "--keep-decoder-layers"
+        )
     if cfg.prune_heads and (rate == 1 or cfg.pruning_stage == 1):
         problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 2"
         raise UserError(f"--prune-heads: needs {problem}; only such a stage cuts attention")
@@ -87,7 +102,7 @@ def check_unused(cfg: SRPTranslationConfig) -> None:
         raise UserError(
             f"--decreasing {cfg.decreasing}: needs --srp; without, channels are cut right away"
         )
-    if cfg.compression_rate < 1:
+    if prunes_channels(cfg):
         period = cfg.pruning_period
         if period != 1 and cfg.pruning_iter == 1 and not cfg.srp:
             raise UserError(
@@ -103,8 +118,8 @@ def check_unused(cfg: SRPTranslationConfig) -> None:
         value = getattr(cfg, name)
         if str(value) != str(SRPTranslationConfig.__dataclass_fields__[name].default):
             raise UserError(
-                f"--{name.replace('_', '-')} {value}: needs a --compression-rate below 1; "
-                "only such a run prunes channels"
+                f"--{name.replace('_', '-')} {value}: needs a --compression-rate below 1, "
+                "--keep-encoder-layers or --keep-decoder-layers; only such a run prunes channels"
             )
 
 
@@ -121,7 +136,7 @@ def check_sparsity_options(cfg: SRPTranslationConfig) -> None:
         return
     if not os.path.isfile(path):
         raise UserError(f"--sparsity-config {path}: no such file; give a YAML file")
-    if cfg.compression_rate < 1:
+    if prunes_channels(cfg):
         raise UserError(
             f"--sparsity-config {path}: can't run in a stage that cuts channels; prune "
             "channels first, then weights of the cut model"
@@ -139,13 +154,18 @@ def check_importance_options(cfg: SRPTranslationConfig) -> None:
     Raises:
         UserError: names the option, its value and what is valid.
     """
-    name, norm = str(cfg.importance), str(cfg.importance_norm)
+    name, norm = str(cfg.importance or "fisher"), str(cfg.importance_norm)
     for option, value, valid in (
         ("--importance", name, IMPORTANCE),
         ("--importance-norm", norm, NORMS),
     ):
         if value not in valid:
             raise UserError(f"{option} {value}: must be one of {', '.join(sorted(valid))}")
+    if IMPORTANCE[name].of_layers and not kept_layers(cfg):
+        raise UserError(
+            f"--importance {name}: ranks whole layers; give --keep-encoder-layers or "
+            "--keep-decoder-layers, or another criterion"
+        )
     if cfg.importance_per_example and not IMPORTANCE[name].per_example:
         able = ", ".join(sorted(n for n, c in IMPORTANCE.items() if c.per_example))
         raise UserError(
@@ -327,7 +347,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
     if cfg.cpu_bf16 and has_gpu:
         raise UserError("--cpu-bf16: is for CPUs; use --amp or --fp16 on a GPU")
     check_parts(cfg, run)
-    if cfg.sparsity_config or cfg.compression_rate < 1:
+    if cfg.sparsity_config or prunes_channels(cfg):
         option = "--sparsity-config" if cfg.sparsity_config else "--compression-rate"
         backend = str(getattr(run, "ddp_backend", ""))
         if backend == "fully_sharded" or getattr(run, "zero_sharding", "none") == "os":
@@ -341,7 +361,7 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
             )
     if cfg.sparsity_config and getattr(run, "store_ema", False):
         raise UserError("--store-ema: would average removed weights in; leave it out")
-    if cfg.compression_rate == 1:
+    if not prunes_channels(cfg):
         return
     if getattr(run, "store_ema", False):
         raise UserError("--store-ema: can't follow a model that is cut; leave it out")

@@ -8,7 +8,7 @@ declaration of channel groups, exactly.
 import math
 from typing import Callable, Dict, Iterable, Mapping, Set, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import PruningError
 from .groups import (
@@ -19,6 +19,7 @@ from .groups import (
     channel_groups,
     tied_dimensions,
 )
+from .layers import layer_groups, layers_at, positions_without
 
 # A LayerNorm over one channel has no variance left: its output is constant.
 MINIMUM_EMBEDDING = 2
@@ -42,7 +43,7 @@ def kinds_of(stage: int, groups: Mapping[str, ChannelGroup]) -> Set[str]:
         raise PruningError(
             f"$stage {stage!r}: is none of 0 (all groups), 1 (embeddings), 2 (others)"
         )
-    kinds = {group.kind for group in groups.values()}
+    kinds = {group.kind for group in groups.values()} - {"layer"}  # a number, chosen first
     return {kind for kind in kinds if not stage or (kind == "embedding") == (stage == 1)}
 
 
@@ -58,20 +59,52 @@ class ParameterCount:
 
     Args:
         model: any model with channel groups; only shapes and ties are read.
+        layers: positions of the layers that count, per group of layers; of other
+            groups all do.
+
+    Attributes:
+        groups: by name, without those of layers that don't count.
+        uncut: parameters of the uncut model, with the layers that are gone.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, layers: Mapping[str, Tensor] = {}):
         self.groups = channel_groups(model)
-        self.constant = 0
+        self.constant = self.uncut = 0
         self.terms = []  # (size of the untied dimensions, names of the groups)
-        tied = {id(p): dims for p, dims in tied_dimensions(self.groups)}
+        self._tied = {id(p): dims for p, dims in tied_dimensions(self.groups)}
+        left_out = self._leave_out(layers)
         for parameter in base_parameters(model):
-            dims = tied.get(id(parameter), {})
+            self.uncut += self._size_in_uncut(parameter)
+            if id(parameter) in left_out:
+                continue
+            dims = self._tied.get(id(parameter), {})
             if not dims:
                 self.constant += parameter.numel()
                 continue
             fixed = math.prod(size for d, size in enumerate(parameter.shape) if d not in dims)
             self.terms.append((fixed, [group.name for group in dims.values()]))
+        for group in layer_groups(channel_groups(model)).values():
+            layer = sum(map(self._size_in_uncut, base_parameters(group.layers[0])))
+            self.uncut += (group.original_width - group.width) * layer
+
+    def _leave_out(self, layers: Mapping[str, Tensor]) -> Set[int]:
+        """Forget the groups of layers that don't count; the ids of their parameters."""
+        going = {
+            name: positions_without(group, layers[name])
+            for name, group in self.groups.items()
+            if name in layers
+        }
+        gone = layers_at(self.groups, going)
+        modules = {module for layer in gone for module in layer.modules()}
+        self.groups = {n: g for n, g in self.groups.items() if g not in modules}
+        self.present = {n: len(layers.get(n, ())) or g.width for n, g in self.groups.items()}
+        return {id(parameter) for layer in gone for parameter in layer.parameters()}
+
+    def _size_in_uncut(self, parameter: nn.Parameter) -> int:
+        dims = self._tied.get(id(parameter), {})
+        return math.prod(
+            dims[d].original_width if d in dims else size for d, size in enumerate(parameter.shape)
+        )
 
     def __call__(self, widths: Mapping[str, int]) -> int:
         return self.constant + sum(
@@ -84,7 +117,12 @@ class ParameterCount:
 
     @property
     def current(self) -> Widths:
-        return {name: group.width for name, group in self.groups.items()}
+        return dict(self.present)
+
+    @property
+    def share(self) -> float:
+        """Share of the uncut model's parameters that is there."""
+        return self(self.current) / self.uncut
 
     @property
     def original(self) -> Widths:
@@ -151,6 +189,7 @@ def plan_widths(
     stage: int,
     whole_heads: bool = False,
     embedding_ratio: float = 1.0,
+    layers: Mapping[str, Tensor] = {},
 ) -> Widths:
     """Widths after a pruning stage.
 
@@ -164,16 +203,18 @@ def plan_widths(
         whole_heads: attention modules lose whole heads instead of channels of every
             head; not in stage 1.
         embedding_ratio: embeddings keep so many times the share that other widths do.
+        layers: positions of the layers that stay, per group that loses some; the widths
+            of the others are planned.
 
     Returns:
-        Width of every group; feed-forward widths, and with ``whole_heads`` attention
+        Width of every group that stays; feed-forward widths, and with ``whole_heads`` attention
         widths, are those of equal shares.
 
     Raises:
         PruningError: the rate can't be met with the minimum widths.
     """
-    count = ParameterCount(model)
-    groups, total = count.groups, count(count.original)
+    count = ParameterCount(model, layers)
+    groups, total = count.groups, count.uncut
     target = compression_rate * total
     kinds = kinds_of(stage, groups)
 
@@ -237,7 +278,7 @@ def _uncut_scaled(
 def embedding_rate(model: nn.Module, embedding_ratio: float = 1.0) -> float:
     """The rate at which stage 1 would leave a model's embeddings as wide as they are.
 
-    1 for uncut ones, whatever was cut elsewhere.
+    For uncut ones the share of the layers that are there, whatever was cut elsewhere.
     """
     count = ParameterCount(model)
     now = {n: g.width for n, g in count.groups.items() if g.kind == "embedding"}
@@ -249,7 +290,7 @@ def embedding_rate(model: nn.Module, embedding_ratio: float = 1.0) -> float:
         lambda r: all(scaled(r)[name] <= width for name, width in now.items()),
         max(1.0, 1 / embedding_ratio),
     )
-    return count(scaled(ratio)) / count(count.original)
+    return count(scaled(ratio)) / count.uncut
 
 
 def settle(count: ParameterCount, widths: Widths, target: float) -> Widths:

@@ -1,14 +1,15 @@
 """Physical removal of channels, from the declaration alone."""
 
-from typing import Dict, List, Mapping, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup, Slice, attention_groups, channel_groups, tied_dimensions
+from .layers import remove_layers
 
-# (parameter, size before, {dimension: positions that stay})
-Cuts = List[Tuple[nn.Parameter, torch.Size, Dict[int, Tensor]]]
+# (parameter, size before, {dimension: positions that stay}, or None: it is gone with its layer)
+Cuts = List[Tuple[nn.Parameter, torch.Size, Optional[Dict[int, Tensor]]]]
 
 _WIDTH_ATTRIBUTES = {
     (nn.Linear, "weight", 0): "out_features",
@@ -66,23 +67,32 @@ def cut(model: nn.Module, keep: Mapping[str, Tensor]) -> Cuts:
         present = groups[name].channel_ids
         ids[name] = present[kept.to(present.device)]
     _check_heads(groups, ids)
-    cuts = []
+    cuts: Cuts = [(p, p.shape, None) for p in remove_layers(groups, keep)]
     for parameter, dims in tied_dimensions(groups):
         positions = {d: keep[g.name] for d, g in dims.items() if g.name in keep}
         if positions:
             cuts.append((parameter, parameter.shape, positions))
             _give_data(parameter, select_positions(parameter.data, positions))
-    for name in keep:
+    for name in keep.keys() & groups.keys():
         group = groups[name]
         group.resize(ids[name])
         for piece in group.slices:
             _note_width(piece, group.width)
+    channel_groups(model)  # layers have other numbers, and so names, where some are gone
     return cuts
 
 
 @torch.no_grad()
 def cut_optimizer_state(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
-    """Cut the optimizer's per-weight state (Adam's moments) like the weights."""
+    """Cut the optimizer's per-weight state (Adam's moments) like the weights.
+
+    Parameters that are gone with their layers leave the optimizer.
+    """
+    gone = {parameter for parameter, _, positions in cuts if positions is None}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in gone]
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
     for parameter, shape, positions in cuts:
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import channel_groups, tied_dimensions
+from .layers import layers_at
 
 
 class Freezer:
@@ -26,7 +27,8 @@ class Freezer:
         self._live: Dict[nn.Parameter, Dict[int, Tensor]] = {}
         self._values: Optional[List[Tensor]] = None
         self._masks: List[Tensor] = []  # on GPUs: 1 at frozen weights, else 0
-        for parameter, dims in tied_dimensions(channel_groups(model)):
+        groups = channel_groups(model)
+        for parameter, dims in tied_dimensions(groups):
             live = {
                 dim: self._indicator(parameter, dim, shrinking[group.name])
                 for dim, group in dims.items()
@@ -34,6 +36,11 @@ class Freezer:
             }
             if live and parameter.is_floating_point():  # adapters tie positions too
                 self._live[parameter] = live
+        for layer in layers_at(groups, shrinking):
+            for parameter in layer.parameters():
+                if parameter.is_floating_point():
+                    everything = torch.arange(len(parameter))
+                    self._live[parameter] = {0: self._indicator(parameter, 0, everything)}
 
     @staticmethod
     def _indicator(parameter: Tensor, dim: int, positions: Tensor) -> Tensor:

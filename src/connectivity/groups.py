@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .errors import PruningError
 
 # The kinds of a Transformer's channels; a user may declare groups of others.
-KINDS = ("embedding", "qk", "vo", "ffn")
+KINDS = ("layer", "embedding", "qk", "vo", "ffn")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class ChannelGroup(nn.Module):
     """Channels that are scored, shrunk and cut together.
 
     Args:
-        kind: ``embedding``, ``qk``, ``vo`` or ``ffn`` of a Transformer, or a name of your
-            own for other channels. Groups of one such kind, and those of kind ``ffn``, are
-            ranked together: their least important channels go, whichever group has them.
+        kind: ``layer`` (see ``layers.LayerGroup``), ``embedding``, ``qk``, ``vo`` or
+            ``ffn`` of a Transformer, or a name of your own for other channels. Groups of one
+            such kind, and those of kind ``ffn``, are ranked together: their least important
+            channels go, whichever group has them.
         channels: number of channels in the uncut model.
         heads: number of attention heads that the channels are spread over,
             head by head; every head that stays keeps the same number.
@@ -109,7 +110,7 @@ class ChannelGroup(nn.Module):
     @property
     def ranked_across(self) -> bool:
         """Whether its channels are ranked with those of all other groups of its kind."""
-        return self.original_heads == 1 and self.kind not in ("embedding", "qk", "vo")
+        return self.original_heads == 1 and self.kind not in ("layer", "embedding", "qk", "vo")
 
     @property
     def same_heads(self) -> Optional["ChannelGroup"]:

@@ -7,14 +7,15 @@ of different kinds of groups, are on different scales: compare none of them.
 
 import zlib
 from contextlib import contextmanager
-from typing import Callable, Iterable, Union
+from typing import Callable, Iterable, Mapping, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import sites  # noqa: F401  registers grad, taylor and lrp
+from . import ablation, sites  # noqa: F401  registers ablation, grad, taylor and lrp
 from .errors import PruningError
-from .groups import Slice
+from .groups import Slice, base_parameters
+from .layers import LayerGroup
 from .scoring import (
     IMPORTANCE,
     Groups,
@@ -37,6 +38,7 @@ def score(
     per_example: bool = False,
     seed: int = 1,
     by_head: bool = False,
+    layers: Mapping[str, int] = {},
 ) -> Scores:
     """Importance of every channel, ``[width]`` per group, float64.
 
@@ -52,6 +54,7 @@ def score(
         by_head: attention groups are scored by head instead, ``[heads]``. A head counts as
             one channel that all of its channels make up: what the criterion measures is
             added up over them, signs and all, before any absolute value or square.
+        layers: how many layers stay, per group of layers, for ``ablation``.
 
     Raises:
         PruningError: no such criterion or norm, or no groups.
@@ -62,7 +65,7 @@ def score(
     if not groups:
         raise PruningError("there are no channel groups to score; declare some in the model")
     batches = (b if isinstance(b, ScoringBatch) else ScoringBatch(b) for b in batches)
-    options = dict(per_example=per_example, seed=seed, by_head=by_head)
+    options = dict(per_example=per_example, seed=seed, by_head=by_head, layers=layers)
     return normalized(IMPORTANCE[criterion](groups, batches, reduce, **options), norm)
 
 
@@ -146,17 +149,32 @@ def _slice_norms(piece: Slice) -> Tensor:
     return weight.reshape(len(weight), -1).norm(dim=1)
 
 
+def _layer_norm(layer: nn.Module) -> Tensor:
+    """Sum of the L2 norms of a layer's parameters, with their adapters' updates."""
+    base = {id(parameter) for parameter in base_parameters(layer)}
+    pieces = [
+        Slice(module, name, 0)
+        for module in layer.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) in base
+    ]
+    return torch.stack([piece.value.detach().double().norm() for piece in pieces]).sum()
+
+
 @importance_criterion("weight", uses_batches=False)
 def weight_importance(scoring: Scoring) -> Scores:
     """Sum of the L2 norms of all slices that are tied to a channel.
 
     For queries and keys, which act as a product alone, the product of the norms of
     their matrices. A parameter that two modules share counts once; a layer with an
-    adapter counts with its update. Source: Hedegaard et al., Structured Pruning
-    Adapters (arXiv 2211.10155), for Transformers.
+    adapter counts with its update. A whole layer has the norms of its parameters. Source:
+    Hedegaard et al., Structured Pruning Adapters (arXiv 2211.10155), for Transformers.
     """
     scores = {}
     for name, group in scoring.groups.items():
+        if isinstance(group, LayerGroup):
+            scores[name] = torch.stack([_layer_norm(layer) for layer in group.layers])
+            continue
         distinct = {(id(s.parameter), s.dim): s for s in group.slices}.values()
         if group.kind == "qk":
             matrices = [s for s in distinct if s.parameter.dim() > 1]

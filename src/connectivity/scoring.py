@@ -1,6 +1,6 @@
 """What criteria of importance are made of: their input, their options, their registry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, Mapping, Optional
 
 from torch import Tensor
@@ -43,6 +43,7 @@ class Scoring:
         per_example: take absolute values of each sentence's sum.
         by_head: score whole heads instead of channels.
         seed: of the criterion that draws at random.
+        layers: how many stay of the layers of a group (default: one), for ``ablation``.
     """
 
     groups: Groups
@@ -51,6 +52,7 @@ class Scoring:
     per_example: bool = False
     by_head: bool = False
     seed: int = 1
+    layers: Mapping[str, int] = field(default_factory=dict)
 
     def units(self, group: ChannelGroup, x: Tensor) -> Tensor:
         """What is scored together: ``[..., width]``, or its sums by head ``[..., heads]``."""
@@ -74,12 +76,14 @@ class Criterion:
         uses_batches: whether it reads scoring batches at all.
         uses_relevance: it differentiates the batches' ``relevance``, not their loss.
         per_example: whether absolute values by sentence mean anything to it.
+        of_layers: it ranks whole layers and nothing else.
     """
 
     function: Callable[[Scoring], Scores]
     uses_batches: bool = True
     uses_relevance: bool = False
     per_example: bool = False
+    of_layers: bool = False
 
     def __call__(self, groups: Groups, batches, reduce: Reduce, **options) -> Scores:
         return self.function(Scoring(groups, batches, reduce, **options))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .budget import ParameterCount, head_widths, minimum_width, settle
 from .errors import PruningError
 from .groups import ChannelGroup, attention_groups
+from .layers import layer_groups
 
 Keep = Dict[str, Tensor]
 
@@ -106,11 +107,47 @@ def _select_heads(
     return keep
 
 
+def select_layers(
+    groups: Mapping[str, ChannelGroup], scores: Mapping[str, Tensor], numbers: Mapping[str, int]
+) -> Keep:
+    """Choose the layers that stay.
+
+    Args:
+        scores: importance per group, ``[width]``; larger stays.
+        numbers: how many stay, per group of layers.
+
+    Returns:
+        Ascending positions of the layers that stay, for each group that loses any.
+
+    Raises:
+        PruningError: a score is not a finite number.
+    """
+    losing = {n: g for n, g in layer_groups(groups).items() if numbers.get(n, g.width) < g.width}
+    check_finite({name: scores[name] for name in losing})
+    return {name: _top(scores[name], numbers[name]) for name in losing}
+
+
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Refuse to rank by NaN.
+
+    Raises:
+        PruningError: a score is not a finite number.
+    """
+    for name, score in scores.items():
+        if not torch.isfinite(score).all():
+            raise PruningError(
+                f"the importance of group {name} is not finite (NaN or infinite): the "
+                "loss or its gradient overflows on the scoring batches; prune a model "
+                "whose training loss is finite, in float32"
+            )
+
+
 def select(
     model: nn.Module,
     scores: Mapping[str, Tensor],
     widths: Mapping[str, int],
     whole_heads: bool = False,
+    layers: Mapping[str, Tensor] = {},
 ) -> Keep:
     """Choose the channels that stay.
 
@@ -124,6 +161,8 @@ def select(
         widths: width of every group afterwards, see ``budget.plan_widths``.
         whole_heads: rank the heads of all attention modules together instead, and
             remove all channels of a head.
+        layers: positions of the layers that stay, per group that loses some; nothing is
+            chosen within the others.
 
     Returns:
         Ascending positions of the channels that stay, for each group that loses
@@ -132,14 +171,8 @@ def select(
     Raises:
         PruningError: a score is not a finite number.
     """
-    count = ParameterCount(model)
-    for name, score in scores.items():
-        if not torch.isfinite(score).all():
-            raise PruningError(
-                f"the importance of group {name} is not finite (NaN or infinite): the "
-                "loss or its gradient overflows on the scoring batches; prune a model "
-                "whose training loss is finite, in float32"
-            )
+    count = ParameterCount(model, layers)
+    check_finite(scores)
     widths, keep = dict(widths), {}
     if whole_heads:
         target = count(widths)

@@ -1,8 +1,9 @@
 """One pruning stage: score, select, shrink, cut, as often as it has iterations."""
 
 import logging
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from .budget import ParameterCount, Widths, embedding_rate, iteration_rate, plan
 from .cut import Cuts, cut
 from .errors import PruningError
 from .freeze import Freezer
-from .groups import ChannelGroup, channel_groups, shrinking_groups
-from .importance import Scores
-from .selection import select
+from .groups import ChannelGroup, base_parameters, channel_groups, shrinking_groups
+from .importance import score
+from .layers import layer_groups, positions_without
+from .scoring import Groups, Reduce, Scores
+from .selection import Keep, select, select_layers
 from .shrink import connectivity_at
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ class StagePlan:
         prune_heads: attention modules lose whole heads.
         embedding_ratio: embeddings keep so many times the share that other widths do.
         importance, importance_norm, importance_per_example: what ranks the channels.
+        layer_importance: what ranks whole layers.
+        keep_encoder_layers, keep_decoder_layers: how many stay; None leaves all.
     """
 
     compression_rate: float
@@ -46,6 +51,15 @@ class StagePlan:
     importance: str = "fisher"
     importance_norm: str = "none"
     importance_per_example: bool = False
+    layer_importance: str = "ablation"
+    keep_encoder_layers: Optional[int] = None
+    keep_decoder_layers: Optional[int] = None
+
+    @property
+    def layers(self) -> Dict[str, int]:
+        """How many layers stay, by the name of their group, where some may go."""
+        sides = {"encoder": self.keep_encoder_layers, "decoder": self.keep_decoder_layers}
+        return {f"{side}.depth": number for side, number in sides.items() if number is not None}
 
     @property
     def epochs(self) -> int:
@@ -80,10 +94,9 @@ class PruningStage:
         count = ParameterCount(model)
         # stage 1 narrows the embedding of whatever was cut elsewhere
         self.start_share = (
-            embedding_rate(model, plan.embedding_ratio)
-            if plan.stage == 1
-            else count(count.current) / count(count.original)
+            embedding_rate(model, plan.embedding_ratio) if plan.stage == 1 else count.share
         )
+        self.start_layers = {name: count.groups[name].width for name in plan.layers}
 
     @property
     def done(self) -> bool:
@@ -111,27 +124,104 @@ class PruningStage:
             min(1.0, share), self.finished_iterations + 1, self.plan.iterations
         )
 
-    def _widths(self, rate: float) -> Widths:
+    def target_layers(self) -> Dict[str, int]:
+        """How many layers stay after the iteration that comes or runs, where some may go.
+
+        Equally many go in each, the larger part first.
+        """
+        done = self.finished_iterations + 1
+        return {
+            name: start - math.ceil((start - self.plan.layers[name]) * done / self.plan.iterations)
+            for name, start in self.start_layers.items()
+        }
+
+    def _widths(self, rate: float, layers: Mapping[str, Tensor]) -> Widths:
         plan = self.plan
-        return plan_widths(self.model, rate, plan.stage, plan.prune_heads, plan.embedding_ratio)
+        options = plan.stage, plan.prune_heads, plan.embedding_ratio, layers
+        return plan_widths(self.model, rate, *options)
+
+    def _largest_layers(self) -> Keep:
+        """Positions of the largest layers, as many as stay in the end."""
+        groups = layer_groups(channel_groups(self.model))
+        sizes = {
+            name: torch.tensor(
+                [float(sum(p.numel() for p in base_parameters(x))) for x in groups[name].layers]
+            )
+            for name in self.plan.layers
+        }
+        return select_layers(groups, sizes, self.plan.layers)
 
     def check(self) -> None:
-        """Refuse a rate out of reach, ahead of any work.
+        """Refuse numbers of layers and a rate out of reach, ahead of any work.
 
         Raises:
-            PruningError: names the least rate that can be met, or the one that is met already.
+            PruningError: names the layers that there are, the least or largest rate that can
+                be met, or the one that is met already.
         """
         rate, groups = self.plan.compression_rate, channel_groups(self.model)
-        widths = self._widths(rate)
+        for side in ("encoder", "decoder"):
+            number, group = self.plan.layers.get(f"{side}.depth"), groups.get(f"{side}.depth")
+            if number is not None and number > group.width:
+                raise PruningError(
+                    f"$keep_{side}_layers {number}: the model has {group.width}; give at most "
+                    "that many"
+                )
+        layers = self._largest_layers()
+        most = ParameterCount(self.model, layers).share
+        if layers and most * 1.005 < rate < 1:
+            raise PruningError(
+                f"$compression_rate {rate:g}: the layers that stay have at most {most:.4f} of "
+                "the uncut parameters; give a lower one, or 1 to cut nothing but layers"
+            )
+        widths = self._widths(rate, layers)
         # a second stage may find that the first has left nothing to do
-        if self.plan.stage != 2 and all(w >= groups[n].width for n, w in widths.items()):
-            count = ParameterCount(self.model)
-            share = count(count.current) / count(count.original)
+        done = all(w >= groups[n].width for n, w in widths.items()) and not layers
+        if done and (self.plan.stage != 2 or rate == 1):
+            share = ParameterCount(self.model).share
+            if self.plan.layers:
+                kept = " ".join(
+                    f"$keep_{name.partition('.')[0]}_layers {number}"
+                    for name, number in self.plan.layers.items()
+                )
+                raise PruningError(
+                    f"{kept}: nothing is left to cut, the model has no more layers than that; "
+                    "keep fewer, or give a lower $compression_rate"
+                )
             raise PruningError(
                 f"$compression_rate {rate:g}: nothing is left to cut, the model has "
                 f"{share:.4f} of its uncut parameters, from which the rate counts; give a "
                 "lower one"
             )
+
+    @property
+    def criteria(self) -> List[str]:
+        """What ranks layers and what ranks other channels, of those that the plan cuts."""
+        layers = [self.plan.layer_importance] if self.plan.layers else []
+        widths = [self.plan.importance] if self.plan.compression_rate < 1 else []
+        return list(dict.fromkeys(layers + widths))
+
+    def measure(
+        self, groups: Groups, batches: Iterable, criterion: str, reduce: Reduce, **options
+    ) -> Scores:
+        """Importance of what the iteration that comes may remove.
+
+        Args:
+            groups: all groups of the model.
+            batches, criterion, reduce, options: see ``importance.score``; layers are ranked
+                by the plan's own criterion.
+        """
+        batches, scores, numbers = list(batches), {}, self.target_layers()
+        layers = {
+            n: g for n, g in layer_groups(groups).items() if numbers.get(n, g.width) < g.width
+        }
+        if layers:
+            kind = self.plan.layer_importance
+            scores.update(score(layers, batches, kind, reduce, layers=numbers, **options))
+        if self.plan.compression_rate < 1:
+            others = {name: group for name, group in groups.items() if group.kind != "layer"}
+            options["by_head"] = self.plan.prune_heads
+            scores.update(score(others, batches, criterion, reduce, **options))
+        return scores
 
     def begin(self, scores: Scores, steps: int) -> None:
         """Select channels; shrink them over ``steps`` updates (0: cut at once).
@@ -139,13 +229,11 @@ class PruningStage:
         Raises:
             PruningError: scores that are not finite or all 0, or a rate out of reach.
         """
-        if not any(score.any() for score in scores.values()):
+        if scores and not any(values.any() for values in scores.values()):
             raise PruningError(
                 f"$importance {self.plan.importance}: every channel's is 0, the loss of the "
                 "scoring batches has no gradient; see that $targets"
             )
-        widths = self._widths(self.target_rate())
-        keep = select(self.model, scores, widths, self.plan.prune_heads)
         groups = channel_groups(self.model)
         others = shrinking_groups(self.model)
         if others:
@@ -153,11 +241,14 @@ class PruningStage:
                 f"the channels of {others[0]} are shrinking already, in a stage of which "
                 "nothing else is known; $load_stage"
             )
+        layers = select_layers(groups, scores, self.target_layers())
+        keep = dict(layers)
+        if self.plan.compression_rate < 1:
+            widths = self._widths(self.target_rate(), layers)
+            keep.update(select(self.model, scores, widths, self.plan.prune_heads, layers))
         self.shrinking = {}
         for name, kept in keep.items():
-            gone = torch.ones(groups[name].width, dtype=torch.bool)
-            gone[kept.cpu()] = False
-            self.shrinking[name] = gone.nonzero().squeeze(1)
+            self.shrinking[name] = positions_without(groups[name], kept)
         self.step, self.steps = 0, steps
         self._freezer, self._shrinking_groups = None, []
         if not self.shrinking:
@@ -206,12 +297,8 @@ class PruningStage:
         """
         self.finish_shrinking()
         groups = channel_groups(self.model)
-        keep = {}
-        for name, positions in self.shrinking.items():
-            stays = torch.ones(groups[name].width, dtype=torch.bool)
-            stays[positions] = False
-            keep[name] = stays.nonzero().squeeze(1)
-        cuts = cut(self.model, keep)
+        going = self.shrinking.items()
+        cuts = cut(self.model, {n: positions_without(groups[n], gone) for n, gone in going})
         self.shrinking, self._freezer, self._shrinking_groups = {}, None, []
         self.finished_iterations += 1
         return cuts
@@ -224,6 +311,7 @@ class PruningStage:
             "step": self.step,
             "steps": self.steps,
             "start_share": self.start_share,
+            "start_layers": self.start_layers,
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -243,4 +331,5 @@ class PruningStage:
         self.shrinking = dict(state["removed"])
         self.step, self.steps = state["step"], state["steps"]
         self.start_share = state["start_share"]
+        self.start_layers = state.get("start_layers", {})
         self._freezer, self._shrinking_groups = None, []

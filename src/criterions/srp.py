@@ -32,7 +32,7 @@ class SRPCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
         metadata={
             "help": "weight of attention distillation: KL divergence of the student's "
             "encoder-decoder attention from the teacher's, averaged over heads, mean "
-            "over decoder layers"
+            "over decoder layers; a layer's teacher is the same layer of the uncut model"
         },
     )
     T: float = field(default=1.0, metadata={"help": "temperature of distillation (--prob-kd)"})
@@ -85,6 +85,29 @@ def distillation_loss(logits, teacher_logits, present, temperature: float):
     teacher = F.log_softmax(teacher_logits[present].float() / temperature, dim=-1)
     kl = F.kl_div(student, teacher, reduction="sum", log_target=True)
     return kl * temperature**2
+
+
+def attention_loss(student, teacher, present):
+    """KL(teacher ‖ student) of attention maps, summed over positions, mean over layers.
+
+    Each of the student's layers is compared with the one that it is in the uncut model,
+    and counts as far as it is connected: the mean does not change when a layer is cut.
+
+    Args:
+        student, teacher: decoders whose layers kept their maps.
+        present: ``[B, T]``, the positions that count.
+    """
+    depth, tiny = student.depth, torch.finfo(torch.float32).tiny
+    of_teacher = dict(zip(teacher.depth.channel_ids.tolist(), teacher.depth.layers))
+    total = 0
+    for layer, number, share in zip(
+        depth.layers, depth.channel_ids.tolist(), depth.connectivity / depth.connectivity.sum()
+    ):
+        if layer.attention_map is not None:  # a layer that is skipped has none
+            maps = (x.attention_map[present] for x in (layer, of_teacher[number]))
+            mine, its = (m.float().clamp_min(tiny).log() for m in maps)
+            total = total + share * F.kl_div(mine, its, reduction="sum", log_target=True)
+    return total
 
 
 @register_criterion("srp", dataclass=SRPCriterionConfig)
@@ -166,7 +189,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         while hasattr(student, "module"):  # out of its distributed wrappers
             student = student.module
         if distil and self.attn_kd:
-            for layer in student.decoder.layers:
+            for layer in student.decoder.depth.layers:
                 layer.keep_attention_map = True
         if reduce and not distil and self._needs_no_logits(student):
             with self.forward_precision():
@@ -198,7 +221,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         device = net_output[0].device
         teacher = self.task.teacher(device)
         if self.attn_kd:
-            for layer in teacher.decoder.layers:
+            for layer in teacher.decoder.depth.layers:
                 layer.keep_attention_map = True
         with torch.no_grad(), self.forward_precision():
             teacher_output = teacher(**sample["net_input"])
@@ -209,17 +232,10 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
             loss = loss + self.prob_kd * kl
             logging_output["prob_kd_loss"] = kl.data
         if self.attn_kd:
-            layers = list(zip(student.decoder.layers, teacher.decoder.layers))
-            kl = loss.new_zeros(())
-            for mine, its in layers:
-                mine, its = mine.attention_map[present], its.attention_map[present]
-                tiny = torch.finfo(torch.float32).tiny
-                mine, its = (m.float().clamp_min(tiny).log() for m in (mine, its))
-                kl = kl + F.kl_div(mine, its, reduction="sum", log_target=True)
-            kl = kl / len(layers)
+            kl = attention_loss(student.decoder, teacher.decoder, present)
             loss = loss + self.attn_kd * kl
             logging_output["attn_kd_loss"] = kl.data
-            for layer in [layer for pair in layers for layer in pair]:
+            for layer in (*student.decoder.depth.layers, *teacher.decoder.depth.layers):
                 # the map holds this step's graph, which knows weights in sizes before a cut
                 layer.keep_attention_map, layer.attention_map = False, None
         return loss

@@ -105,6 +105,8 @@ class _Layer:
         if isinstance(self.activation, GatedActivation):
             self.activation = self.activation.function  # fc2 has the gate
         self.before = layer.normalize_before
+        self.module = layer
+        self.depth = [group for group in getattr(layer, "depth", ()) if group.gated]
         self.norms = [
             _norm(module)
             for module in (
@@ -116,6 +118,12 @@ class _Layer:
 
     def __call__(self, x: Tensor, number: int, cache: Cache) -> Tensor:
         """``[B*n, D]`` to ``[B*n, D]``; ``number`` is the layer's in the cache."""
+        y = self._all(x, number, cache)
+        for group in self.depth:
+            y = group.blend(self.module, x, y)
+        return y
+
+    def _all(self, x: Tensor, number: int, cache: Cache) -> Tensor:
         own, cross, last = self.norms
         if self.before:
             x = x + self._own(own(x), number, cache)
@@ -168,7 +176,11 @@ class DecoderStep:
     ):
         self.decoder = decoder
         self._positions: List[Tensor] = []  # embedding of each step's, once it was used
-        self.layers = [_Layer(layer, bfloat16, sparse) for layer in decoder.layers]
+        self.layers = [
+            _Layer(layer, bfloat16, sparse)
+            for layer in decoder.layers
+            if not any(group.skips(layer) for group in getattr(layer, "depth", ()))
+        ]
         self.vocabulary = _Product(
             _scaled(decoder.output_projection), bfloat16=bfloat16, sparse=sparse
         )

@@ -15,6 +15,7 @@ from ..adapters import adapted_layers
 from ..adapters import report as adapter_report
 from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import base_parameters
+from ..connectivity.layers import widths_in_uncut
 from ..errors import UserError
 from ..flops_counter import count_flops
 
@@ -115,22 +116,19 @@ def sizes(model: nn.Module, path: str) -> Dict[str, Any]:
         that were learned in their place, with biases, ``nonzero_parameters``,
         ``checkpoint_bytes`` as the file lies there (training's hold the
         optimizer's state too), ``model_bytes`` of the weights alone, and
-        ``widths``: group name to [width, width in the uncut model].
+        ``widths``: name of a group in the uncut model to [width, width there], 0 in
+        layers that are gone.
     """
     count = ParameterCount(model)
     return {
         "parameters": sum(p.numel() for p in base_parameters(model)),
         "adapter_parameters": learned_parameters(model),
         "nonzero_parameters": sum(int(p.count_nonzero()) for p in base_parameters(model)),
-        "uncut_parameters": count(count.original),
+        "uncut_parameters": count.uncut,
         "checkpoint_bytes": os.path.getsize(path),
         "model_bytes": serialized_bytes(model),
-        "widths": _widths(count),
+        "widths": widths_in_uncut(model),
     }
-
-
-def _widths(count: ParameterCount) -> Dict[str, Tuple[int, int]]:
-    return {name: (g.width, g.original_width) for name, g in count.groups.items()}
 
 
 def check_countable(model: nn.Module, option: str) -> None:

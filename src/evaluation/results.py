@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checkpoint_utils import atomic_write
 from ..connectivity.budget import ParameterCount
+from ..connectivity.layers import widths_in_uncut
 
 
 def append_result(path: str, row: dict) -> None:
@@ -39,11 +40,11 @@ def validation_row(
     return {
         "num_updates": int(stats["num_updates"]),
         "parameters": count(count.current),
-        "rate": round(count(count.current) / count(count.original), 6),
+        "rate": round(count.share, 6),
         "valid_loss": float(stats["loss"]),
         # a criterion without label smoothing has one loss
         "valid_nll_loss": float(stats.get("nll_loss", stats["loss"])),
         "bleu": float(stats["bleu"]) if "bleu" in stats else "",
         **pruning,
-        **{f"width:{name}": width for name, width in count.current.items()},
+        **{f"width:{name}": width for name, (width, _) in widths_in_uncut(model).items()},
     }

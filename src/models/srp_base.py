@@ -12,6 +12,7 @@ from ..adapters import insert_like
 from ..checkpoint_utils import reason
 from ..connectivity.cut import resize_to
 from ..connectivity.groups import ChannelGroup, channel_groups
+from ..connectivity.layers import layer_groups, take_depth
 from ..errors import UserError
 from ..modules.linear import accelerate
 from .srp_config import SRPConfig, check_config, check_sharing
@@ -100,8 +101,13 @@ class SRPModel(TransformerModel):
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str):
         """Complete a plain Transformer's weights, and take over a cut model's widths."""
-        super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""
+        depths = {
+            group: state_dict.get(f"{prefix}{group}.channel_ids")
+            for group in layer_groups(channel_groups(self))
+        }
+        take_depth(self, {group: ids for group, ids in depths.items() if ids is not None})
+        super().upgrade_state_dict_named(state_dict, name)
         channel_ids = {}
         for group_name, group in channel_groups(self).items():
             fresh = ChannelGroup(group.kind, group.original_width, group.original_heads)

@@ -3,11 +3,11 @@
 from fairseq.models.transformer import TransformerDecoderBase
 
 from ..modules.srp_layer import SRPDecoderLayer
-from .stream import follow_channels
+from .stream import Stack, follow_channels
 
 
-class SRPDecoder(TransformerDecoderBase):
-    """fairseq's decoder with an ``embedding`` channel group.
+class SRPDecoder(Stack, TransformerDecoderBase):
+    """fairseq's decoder with an ``embedding`` and a ``depth`` channel group.
 
     Args:
         cfg: model configuration (SRPConfig).

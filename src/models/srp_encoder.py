@@ -3,11 +3,11 @@
 from fairseq.models.transformer import TransformerEncoderBase
 
 from ..modules.srp_layer import SRPEncoderLayer
-from .stream import follow_channels
+from .stream import Stack, follow_channels
 
 
-class SRPEncoder(TransformerEncoderBase):
-    """fairseq's encoder with an ``embedding`` channel group.
+class SRPEncoder(Stack, TransformerEncoderBase):
+    """fairseq's encoder with an ``embedding`` and a ``depth`` channel group.
 
     Args:
         cfg: model configuration (SRPConfig).

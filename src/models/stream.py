@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..connectivity.groups import ChannelGroup
+from ..connectivity.layers import LayerGroup
 from ..modules.dropout import EmbeddingDropout
 from ..modules.layer_norm import WeightedLayerNorm
 from ..modules.positions import positional_embedding
@@ -11,7 +12,7 @@ from ..modules.positions import positional_embedding
 def follow_channels(
     side: nn.Module, name: str, embedding: ChannelGroup, cfg, max_positions: int
 ) -> None:
-    """Let dropout, positions and normalizations of the stream have an embedding's channels.
+    """Let layers, dropout, positions and normalizations of the stream have their channels.
 
     Args:
         side: fairseq's encoder or decoder, as it was built.
@@ -19,6 +20,9 @@ def follow_channels(
         cfg: model configuration (SRPConfig).
     """
     side.embedding = embedding
+    side.depth = LayerGroup(side.layers)
+    for layer in side.depth.layers:
+        layer.depth = (side.depth,)  # in a tuple: it belongs to the side
     side.dropout_module = EmbeddingDropout(
         cfg.dropout, embedding, module_name=f"Transformer{name.capitalize()}"
     )
@@ -30,3 +34,16 @@ def follow_channels(
         side.layernorm_embedding = WeightedLayerNorm(embedding, cfg.weighted_layernorm)
     if side.layer_norm is not None:
         side.layer_norm = WeightedLayerNorm(embedding, cfg.weighted_layernorm, stream=True)
+
+
+class Stack:
+    """Mixin of an encoder and a decoder: whole layers may be cut."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that are present."""
+        return len(self.layers)
+
+    @num_layers.setter
+    def num_layers(self, layers: int) -> None:
+        pass  # fairseq's constructor sets it

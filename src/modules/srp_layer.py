@@ -81,6 +81,7 @@ def _declare(layer: nn.Module, residual: ChannelGroup, weighted: bool) -> None:
         layer.activation_dropout_module.p, layer.ffn, name
     )
     layer.dropout_module = Dropout(layer.dropout_module.p, name)
+    layer.depth = ()  # the group of the side's layers, once it has them
     stream = not layer.normalize_before
     layer.self_attn_layer_norm = WeightedLayerNorm(residual, weighted, stream)
     layer.final_layer_norm = WeightedLayerNorm(residual, weighted, stream)
@@ -92,6 +93,17 @@ def _add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
         return residual + x
     group = layer._residual[0]
     return group.measure(residual + group.gate(x))
+
+
+def _is_skipped(layer: nn.Module) -> bool:
+    return any(group.skips(layer) for group in layer.depth)
+
+
+def _blended(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A layer's input x and what it makes of it, mixed by the layer's connectivity."""
+    for group in layer.depth:
+        y = group.blend(layer, x, y)
+    return y
 
 
 class SRPEncoderLayer(TransformerEncoderLayerBase):
@@ -113,6 +125,11 @@ class SRPEncoderLayer(TransformerEncoderLayerBase):
 
     def residual_connection(self, x, residual):
         return _add(self, x, residual)
+
+    def forward(self, x, *args, **kwargs):
+        if _is_skipped(self):
+            return x
+        return _blended(self, x, super().forward(x, *args, **kwargs))
 
 
 class SRPDecoderLayer(TransformerDecoderLayerBase):
@@ -156,7 +173,10 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
             need_attn = need_head_weights = False
         elif self.keep_attention_map:
             need_attn = True
-        x, attn, state = super().forward(
+        if _is_skipped(self):
+            self.attention_map = None
+            return x, None, None
+        y, attn, state = super().forward(
             x,
             *args,
             need_attn=need_attn,
@@ -166,4 +186,4 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         if self.keep_attention_map:
             per_head = attn.dim() == 4
             self.attention_map = self.encoder_attn.mean_over_heads(attn) if per_head else attn
-        return x, attn, state
+        return _blended(self, x, y), attn, state

@@ -85,6 +85,8 @@ def cut_optimizer(optimizer: FairseqOptimizer, cuts: Cuts, rebuild) -> None:
     taken: Dict[Tuple[int, str], Tensor] = {}
     for parameter, name, view in _memory(optimizer, shapes):
         kept = before.get(id(parameter), (None, {}))[1]
+        if kept is None:
+            continue  # gone with its layer
         taken[id(parameter), name] = select_positions(view, kept).clone()
     scalars = [
         {k: v for k, v in state.items() if not torch.is_tensor(v) or v.dim() == 0}

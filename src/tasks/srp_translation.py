@@ -22,7 +22,7 @@ from ..checks.training import EMBEDDING_FILES, check_options, check_run
 from ..errors import UserError
 from ..evaluation.results import append_result, validation_row
 from ..models.srp_base import SRPModel
-from ..options import SRPTranslationConfig
+from ..options import SRPTranslationConfig, kept_layers
 from ..sequence_generator import FastSequenceGenerator
 from ..training.build_pruning import build_pruning
 from ..training.channel_pruning import stage_plan
@@ -89,7 +89,8 @@ class SRPTranslationTask(TranslationTask):
         model = super().build_model(cfg)
         self._check_model(model, cfg)
         if self.cfg.load_alignments and isinstance(model, SRPModel):
-            model.decoder.layers[-1].gives_attention = True
+            for layer in model.decoder.layers:  # whichever is the last one, after cuts, too
+                layer.gives_attention = True
         if state is not None:
             load_pretrained(model, cfg, state, path)
         attn_kd = getattr(cfg, "attn_kd", 0)
@@ -131,6 +132,7 @@ class SRPTranslationTask(TranslationTask):
         for option, given in (
             ("--pretrained-model", self.cfg.pretrained_model),
             ("--compression-rate", self.cfg.compression_rate < 1),
+            *((option, given) for option, given in kept_layers(self.cfg).items()),
             ("--attn-kd", getattr(cfg, "attn_kd", 0)),
         ):
             if given:

@@ -5,7 +5,7 @@ from typing import Any, Collection, Dict, List
 from torch import nn
 
 from ..checkpoints.pretrained import check_not_shrinking
-from ..options import SRPTranslationConfig
+from ..options import SRPTranslationConfig, prunes_channels
 from .channel_pruning import ChannelPruning, stage_plan
 from .pruning_run import PruningRun
 from .weight_pruning import WeightPruning
@@ -21,7 +21,7 @@ def build_pruning(cfg: SRPTranslationConfig, model: nn.Module, seed: int) -> Lis
         UserError: the options do not fit the model.
     """
     runs: List[PruningRun] = []
-    if cfg.compression_rate < 1:
+    if prunes_channels(cfg):
         runs.append(ChannelPruning(stage_plan(cfg), model))
     if cfg.sparsity_config:
         runs.append(WeightPruning(cfg.sparsity_config, model, seed))

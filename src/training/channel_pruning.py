@@ -1,7 +1,6 @@
 """A pruning stage inside fairseq's training: ``--compression-rate``."""
 
 import logging
-from functools import partial
 from typing import Any, Dict, Optional
 
 import fairseq_cli.train
@@ -12,12 +11,11 @@ from torch import nn
 
 from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import attention_groups, channel_groups
-from ..connectivity.importance import score
 from ..connectivity.stage import PruningStage, StagePlan
 from ..errors import UserError
 from ..optim.srp_adam import SRPAdam
 from ..optim.state import clear_moments
-from ..options import SRPTranslationConfig
+from ..options import SRPTranslationConfig, importance_of_widths
 from . import run_length
 from .channel_scores import score_model
 from .explained_errors import naming_options
@@ -37,9 +35,12 @@ def stage_plan(cfg: SRPTranslationConfig) -> StagePlan:
         decreasing=cfg.decreasing if cfg.srp else None,
         prune_heads=cfg.prune_heads,
         embedding_ratio=cfg.embedding_ratio,
-        importance=str(cfg.importance),
+        importance=importance_of_widths(cfg),
         importance_norm=str(cfg.importance_norm),
         importance_per_example=cfg.importance_per_example,
+        layer_importance=str(cfg.importance or "ablation"),
+        keep_encoder_layers=cfg.keep_encoder_layers,
+        keep_decoder_layers=cfg.keep_decoder_layers,
     )
 
 
@@ -135,7 +136,7 @@ class ChannelPruning(PruningRun):
         if stage.plan.decreasing:
             last = stage.last_epoch()
             steps = run_length.updates_in_epochs(cfg, trainer.epoch_itr, epoch, last)
-        logger.info(f"scoring channels by {stage.plan.importance}")
+        logger.info(f"scoring channels by {' and '.join(stage.criteria)}")
         scores = score_model(
             trainer.task,
             trainer.get_model(),
@@ -145,7 +146,7 @@ class ChannelPruning(PruningRun):
             trainer.device,
             rank=trainer.data_parallel_rank,
             world=trainer.data_parallel_world_size,
-            measure=partial(score, by_head=stage.plan.prune_heads),
+            measure=stage.measure,
         )
         with naming_options():
             stage.begin(scores, steps)
@@ -215,7 +216,7 @@ class ChannelPruning(PruningRun):
             with open_dict(trainer.cfg):
                 trainer.cfg.dataset.validate_interval = 1
         count = ParameterCount(model)
-        after, original = count(count.current), count(count.original)
+        after, original = count(count.current), count.uncut
         logger.info(
             f"cut: {before:,} -> {after:,} parameters, {after / original:.4f} of the "
             f"uncut {original:,}"

@@ -13,6 +13,7 @@ from ..connectivity.groups import channel_groups
 from ..connectivity.importance import score as score_channels
 from ..connectivity.scoring import IMPORTANCE, Scores, ScoringBatch
 from ..modules.relevance import gold_relevance, is_half
+from ..options import importance_of_widths
 
 
 def scoring_samples(task: FairseqTask, split: str, seed: int, limits=None) -> Iterator[dict]:
@@ -60,7 +61,7 @@ def score_model(
         samples: the batches, by default :func:`scoring_samples`.
     """
     was_training = model.training
-    name = str(task.cfg.importance)
+    name = importance_of_widths(task.cfg)
     if IMPORTANCE[name].uses_relevance and is_half(model):
         model = copy.deepcopy(model).float()
     model.eval()

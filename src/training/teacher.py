@@ -81,11 +81,17 @@ def check_attention(teacher: nn.Module, student: SRPModel, cfg, attn_kd: float) 
         raise UserError(
             f"{what} is a {type(teacher).__name__}, which gives no attention maps; use --prob-kd"
         )
-    layers, its = len(student.decoder.layers), len(teacher.decoder.layers)
-    if layers != its:
+    mine, its = student.decoder.depth, teacher.decoder.depth
+    if mine.original_width != its.original_width:
         raise UserError(
-            f"{what} has {its} decoder layers, the model {layers}; give one with as many, "
-            "or use --prob-kd"
+            f"{what} has {its.original_width} decoder layers before any cut, the model "
+            f"{mine.original_width}; give one with as many, or use --prob-kd"
+        )
+    gone = set(mine.channel_ids.tolist()) - set(its.channel_ids.tolist())
+    if gone:
+        raise UserError(
+            f"{what} has lost decoder layer {min(gone) + 1}, which the model has; give one that "
+            "has it, or use --prob-kd"
         )
 
 
