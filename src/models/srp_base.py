@@ -9,10 +9,10 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from torch import Tensor
 
 from ..adapters import insert_like
-from ..checkpoint_utils import reason
 from ..connectivity.cut import resize_to
 from ..connectivity.groups import ChannelGroup, channel_groups
 from ..errors import UserError
+from ..files import reason
 from ..modules.linear import accelerate
 from .srp_config import SRPConfig, check_config, check_sharing
 from .srp_decoder import SRPDecoder
