@@ -31,11 +31,19 @@ if _level.upper() not in logging.getLevelNamesMapping():
 for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-from . import checkpoint_utils, trainer  # noqa: E402
+from . import checkpoint_utils, fairseq_patches  # noqa: E402
 from .criterions import srp as _criterion  # noqa: E402,F401
 from .models import srp_legacy as _models  # noqa: E402,F401
 from .optim import srp_adam as _optimizer  # noqa: E402,F401
 from .tasks import srp_translation as _task  # noqa: E402,F401
+from .trainer import SRPTrainer  # noqa: E402
 
-checkpoint_utils.install()
-trainer.install()
+fairseq_patches.install(
+    {
+        "load_checkpoint_to_cpu": checkpoint_utils.reading_checked,
+        "torch_persistent_save": checkpoint_utils.saving_durably,
+        "PathManager": lambda original: checkpoint_utils.DurablePathManager,
+        "Trainer": lambda original: SRPTrainer,
+    },
+    checkpoint_utils.SAFE_GLOBALS,
+)

@@ -34,10 +34,14 @@ import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
+from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints.pretrained import STRUCTURE, read_model_config  # noqa: E402
-from .commandline.parsing import ArgumentParser, add_trust, check_output_file, run_writer  # noqa: E402
+from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
+from .files import (
+    atomic_write,  # noqa: E402
+    check_output_file,  # noqa: E402
+)
 
 EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")

@@ -41,19 +41,19 @@ from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from . import generate  # noqa: E402
-from .checkpoint_utils import (  # noqa: E402
-    atomic_write,
-    fsync,
-    refusing_failed_writes,
-    replace_durably,
-    sole_process,
-)
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks.search import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
 from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .export import FILES  # noqa: E402
+from .files import (  # noqa: E402
+    atomic_write,
+    check_output_folder,
+    new_folder,
+    refusing_failed_writes,
+    sole_process,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def check(args, cfg) -> None:
         raise UserError(f"--output {args.output}: there is no folder {parent}")
     if os.path.lexists(output):
         raise UserError(f"--output {args.output}: exists; give another name or remove it")
-    cli.check_output_folder(f"{output}.part", "--output")
+    check_output_folder(f"{output}.part", "--output")
     if cfg.dataset.gen_subset != "train":
         raise UserError(
             f"--gen-subset {cfg.dataset.gen_subset}: the training data, train, is what is "
@@ -251,17 +251,17 @@ def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
     return found
 
 
-def write_data(args, cfg, loaded, found: Dict[int, List[int]], folder: str) -> int:
-    """The new folder of data, under another name until it is complete.
+def write_data(args, cfg, loaded, found: Dict[int, List[int]], part: str) -> int:
+    """Fill the new folder of data.
+
+    Args:
+        part: the folder, which gets its name when it is complete.
 
     Returns:
         Number of training pairs.
     """
     task, source = loaded.task, cfg.task.data
     dataset = task.dataset(cfg.dataset.gen_subset)
-    part = os.path.join(folder, "data")
-    shutil.rmtree(part, ignore_errors=True)
-    os.mkdir(part)
     for entry in os.scandir(source):
         skipped = entry.name.startswith("train.") or entry.name.endswith(_NOT_COPIED)
         if entry.is_file() and not skipped:
@@ -283,9 +283,6 @@ def write_data(args, cfg, loaded, found: Dict[int, List[int]], folder: str) -> i
         for number in distilled:
             builder.add_item(torch.tensor(found[number]) if side else texts[number])
         builder.finalize(f"{path}.idx")
-    for name in os.listdir(part):
-        fsync(os.path.join(part, name))
-    replace_durably(part, args.output.rstrip("/"))
     return len(own) + len(distilled)
 
 
@@ -332,8 +329,9 @@ def make(args, cfg, loaded, folder: str) -> None:
     begin = time.perf_counter()
     found = translate(args, cfg, loaded, path)
     seconds = time.perf_counter() - begin
-    with refusing_failed_writes(args.output):
-        pairs = write_data(args, cfg, loaded, found, folder)
+    output = args.output.rstrip("/")
+    with refusing_failed_writes(output), new_folder(output) as part:
+        pairs = write_data(args, cfg, loaded, found, part)
     shutil.rmtree(folder)
     dataset, compared = loaded.task.dataset(cfg.dataset.gen_subset), ""
     if dataset.tgt is not None:

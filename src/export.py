@@ -34,22 +34,14 @@ if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
     sys.exit(importlib.import_module(f"{FOLDER.name}.export").main())
 
-import glob  # noqa: E402
 import os  # noqa: E402
-import shutil  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple  # noqa: E402
+from typing import Dict, List, Optional, Sequence, Tuple  # noqa: E402
 
 from fairseq import checkpoint_utils  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
 from torch import nn  # noqa: E402
 
-from .checkpoint_utils import (  # noqa: E402
-    fsync,
-    load_checkpoint,
-    refusing_failed_writes,
-    replace_durably,
-)
+from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints.pretrained import check_dictionaries, check_finite  # noqa: E402
 from .checks.data import load_set, set_up  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
@@ -71,6 +63,7 @@ from .deployment.model import (
 )
 from .deployment.vocabulary_map import VocabularyMap  # noqa: E402
 from .errors import UserError  # noqa: E402
+from .files import new_folder, refusing_failed_writes  # noqa: E402
 
 MODEL = "model.bin"
 # What CTranslate2 writes; nothing else is ever deleted with --force.
@@ -102,60 +95,6 @@ def check_output(output: str, force: bool, option: str = "--output") -> None:
             f"{option} {output}: holds more than a CTranslate2 model ({others[0]}), "
             "so --force does not replace it; choose another"
         )
-
-
-@contextmanager
-def new_folder(path: str) -> Iterator[str]:
-    """A folder that appears under ``path`` when the block ends without error.
-
-    One that is there already is replaced then. It lies aside for the moment in which
-    they change places; if the process dies in that moment, the next call gives it its
-    name back. What an export to the same name has left that was killed is removed.
-    """
-    path = os.path.abspath(path)
-    temporary, old = f"{path}.tmp-{os.getpid()}", f"{path}.replaced-by-export"
-    if os.path.isdir(old):
-        if os.path.isdir(path):
-            shutil.rmtree(old)
-        else:
-            os.rename(old, path)
-    for left in _left_over(path):
-        shutil.rmtree(left)
-    os.mkdir(temporary)
-    try:
-        yield temporary
-        for name in os.listdir(temporary):
-            fsync(os.path.join(temporary, name))
-        if os.path.isdir(path):
-            os.rename(path, old)
-        try:
-            replace_durably(temporary, path)
-        except BaseException:
-            if os.path.isdir(old) and not os.path.isdir(path):
-                os.rename(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _left_over(path: str) -> List[str]:
-    """Temporary folders of :func:`new_folder` whose process is gone."""
-    found = []
-    for folder in glob.glob(f"{glob.escape(path)}.tmp-*"):
-        pid = folder.rpartition("-")[2]
-        if not (pid.isdigit() and os.path.isdir(folder) and FILES >= set(os.listdir(folder))):
-            continue
-        try:
-            if int(pid) != os.getpid():  # in a container every process may have this number
-                os.kill(int(pid), 0)
-                continue
-        except ProcessLookupError:
-            pass
-        except (PermissionError, OverflowError):  # another user's is alive
-            continue
-        found.append(folder)
-    return found
 
 
 def export(
@@ -313,7 +252,10 @@ def run(args) -> None:
     found = None
     if args.vocabulary_map is not None:
         found = vocabulary_map.learn(task, args.vocabulary_map)
-    with refusing_failed_writes(f"--output {args.output}"), new_folder(args.output) as folder:
+    with (
+        refusing_failed_writes(f"--output {args.output}"),
+        new_folder(args.output, replace=True) as folder,
+    ):
         export(
             model,
             dictionaries,

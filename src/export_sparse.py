@@ -24,17 +24,11 @@ if __name__ == "__main__":
 import os  # noqa: E402
 from typing import List, Optional  # noqa: E402
 
-from .checkpoint_utils import (  # noqa: E402
-    load_checkpoint,
-    refusing_failed_writes,
-    replace_durably,
-)
-from .checkpoints import sparse as sparse_checkpoint  # noqa: E402
-from .commandline.parsing import (
-    ArgumentParser,
-    add_trust,
-    check_output_file,
-    run_writer,
+from .checkpoint_utils import check_equal, load_checkpoint, write_sparse  # noqa: E402
+from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
+from .files import (
+    check_output_file,  # noqa: E402
+    new_file,  # noqa: E402
 )
 
 
@@ -56,15 +50,9 @@ def run(args) -> None:
     """
     check_output_file(args.output, args.path)
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
-    temporary = f"{args.output}.unchecked"
-    try:
-        sparse_checkpoint.write(state, temporary, f"--path {args.path}")
-        sparse_checkpoint.check_equal(temporary, state["model"])
-        with refusing_failed_writes(args.output):
-            replace_durably(temporary, args.output)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with new_file(args.output) as temporary:
+        write_sparse(state, temporary, f"--path {args.path}")
+        check_equal(temporary, state["model"], args.output)
     weights = {t.data_ptr(): t for t in state["model"].values()}.values()
     dense = sum(t.numel() * t.element_size() for t in weights)
     zeros = sum(int((t == 0).sum()) for t in weights)

@@ -44,7 +44,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel  # noqa: E402
 from fairseq.tasks import FairseqTask  # noqa: E402
 from fairseq_cli import generate as fairseq_generate  # noqa: E402
 
-from .checkpoint_utils import atomic_write, load_checkpoint, refusing_failed_writes, trusted_pickle  # noqa: E402
+from .checkpoint_utils import load_checkpoint, trusted_pickle  # noqa: E402
 from .checkpoints.pretrained import check_finite  # noqa: E402
 from .checks import search as search_checks  # noqa: E402
 from .checks import translation as checks  # noqa: E402
@@ -54,6 +54,7 @@ from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation import bleu  # noqa: E402
 from .evaluation import measures as evaluation
+from .files import atomic_write, refusing_failed_writes  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -24,15 +24,13 @@ from typing import Any, Dict, List, Optional  # noqa: E402
 
 import pandas as pd  # noqa: E402
 
-from .checkpoint_utils import atomic_write  # noqa: E402
-from .commandline.parsing import (
-    ArgumentParser,
-    ending_quietly,
-    make_output_folder,
-    set_up_logging,
-)  # noqa: E402
+from .commandline.parsing import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation.report_picture import draw  # noqa: E402
+from .files import (
+    atomic_write,  # noqa: E402
+    make_output_folder,  # noqa: E402
+)
 
 REPORT, RESULTS = "report.json", "results.csv"
 NEEDED = ("bleu", "parameters", "uncut_parameters", "flops", "checkpoint_bytes")

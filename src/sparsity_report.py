@@ -38,16 +38,14 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from .checkpoint_utils import atomic_write, load_checkpoint  # noqa: E402
-from .commandline.parsing import (
-    ArgumentParser,
-    add_trust,
-    check_output_folder,
-    ending_quietly,
-    make_output_folder,
-    set_up_logging,
-)
+from .checkpoint_utils import load_checkpoint  # noqa: E402
+from .commandline.parsing import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
+from .files import (  # noqa: E402
+    atomic_write,  # noqa: E402
+    check_output_folder,
+    make_output_folder,
+)
 from .flops_counter import model_of  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
 from .sparsity.picture import draw_density  # noqa: E402

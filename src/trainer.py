@@ -1,10 +1,8 @@
 """fairseq's trainer with pruning in its loop."""
 
 import logging
-import sys
 from contextlib import contextmanager
 
-import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
@@ -254,13 +252,3 @@ class SRPTrainer(Trainer):
         finally:
             with open_dict(self.cfg):
                 dataset.required_batch_size_multiple = before
-
-
-def install() -> None:
-    """Make ``fairseq-train`` use this trainer.
-
-    fairseq has no option for it; its command looks the class up when it runs.
-    """
-    for module in (fairseq_cli.train, sys.modules.get("__main__")):
-        if getattr(module, "Trainer", None) is Trainer:
-            module.Trainer = SRPTrainer

@@ -240,7 +240,7 @@ def make(grid: Grid, model: Model) -> Dict[str, Any]:
     """
     import torch  # here, so that mistakes in a grid are told at once
 
-    from src.checkpoint_utils import sole_process
+    from src.files import sole_process  # noqa: E402
 
     def occupied() -> RuntimeError:
         return RuntimeError(

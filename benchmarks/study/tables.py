@@ -250,7 +250,7 @@ def main() -> None:
         raise
     from pictures import draw_quality, draw_widths
 
-    from src.checkpoint_utils import atomic_write
+    from src.files import atomic_write  # noqa: E402
 
     every = collect(grid)
     rows = [row for row in every if "bleu" in row]

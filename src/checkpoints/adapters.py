@@ -17,11 +17,12 @@ from ..adapters import (
     report,
 )
 from ..adapters.masks import pack, unpack
-from ..checkpoint_utils import atomic_write, read_tensors
+from ..checkpoint_utils import read_tensors
 from ..connectivity.cut import cut
 from ..connectivity.groups import ChannelGroup, channel_groups
 from ..connectivity.layers import layer_groups
 from ..errors import UserError
+from ..files import atomic_write
 from .pretrained import set_layernorm
 
 logger = logging.getLogger(__name__)

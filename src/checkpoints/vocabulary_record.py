@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Optional
 
-RECORD = "vocabulary"  # the key in checkpoints
+from ..checkpoint_utils import VOCABULARY_RECORD as RECORD
 
 
 def record(state: Dict[str, Any], **facts) -> None:

@@ -10,8 +10,8 @@ from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset, _code_to_dtype
 
-from ..checkpoint_utils import UNREADABLE, reason
 from ..errors import UserError
+from ..files import UNREADABLE, reason
 from ..options import SRPTranslationConfig
 
 _MAGIC = MMapIndexedDataset.Index._HDR_MAGIC

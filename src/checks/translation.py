@@ -15,9 +15,9 @@ from ..checkpoints.pretrained import (
     inherit_layernorm,
     read_model_config,
 )
-from ..commandline import parsing as cli
 from ..deployment import engine as ctranslate2_engine
 from ..errors import UserError
+from ..files import check_output_file, check_output_folder
 from . import data as data_checks
 from . import search as search_checks
 from .training import check_precision, check_sparse_inference
@@ -49,13 +49,11 @@ def check_options(args, cfg) -> None:
                 "--report: is about translations, of which --score-reference makes none; "
                 "leave one of them out"
             )
-        cli.check_output_file(args.report, *paths, option="--report")
+        check_output_file(args.report, *paths, option="--report")
         if args.reference:
-            cli.check_output_file(
-                args.report, args.reference, option="--report", named="--reference"
-            )
+            check_output_file(args.report, args.reference, option="--report", named="--reference")
     if cfg.common_eval.results_path is not None:
-        cli.check_output_folder(cfg.common_eval.results_path, "--results-path")
+        check_output_folder(cfg.common_eval.results_path, "--results-path")
     if args.reference and not os.path.isfile(args.reference):
         raise UserError(f"--reference {args.reference}: no such file")
     for option, value in (

@@ -12,6 +12,7 @@ from typing import Callable, List, Optional, Sequence
 from fairseq import options
 
 from ..errors import UserError
+from ..files import check_output_file
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -43,59 +44,6 @@ def add_trust(parser, named: str) -> None:
         help=f"unpickle any object in {named}: for old checkpoints of your own, since a "
         "pickle can run code",
     )
-
-
-def check_output_file(
-    path: str, *sources: str, option: str = "--output", named: str = "--path"
-) -> None:
-    """Refuse a file that can't be written, or is one of the files to read.
-
-    Args:
-        sources: files to read.
-        named: what the message calls them.
-
-    Raises:
-        UserError: names the option, the path and what to do.
-    """
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"{option} {path}: there is no folder {folder}")
-    if os.path.isdir(path):
-        raise UserError(f"{option} {path}: is a folder; give a file name")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {path}: the folder {folder} can't be written to")
-    if os.path.exists(path) and any(
-        os.path.exists(source) and os.path.samefile(path, source) for source in sources
-    ):
-        raise UserError(f"{option} {path}: is {named}; give another name")
-
-
-def check_output_folder(path: str, option: str) -> None:
-    """Refuse a folder that can't be made or written to.
-
-    Raises:
-        UserError: names the option, the path and what to do.
-    """
-    there = os.path.abspath(path)
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
-    if not os.path.isdir(there):
-        raise UserError(f"{option} {path}: {there} is no folder; give another name")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{option} {path}: the folder {there} can't be written to")
-
-
-def make_output_folder(path: str, option: str) -> None:
-    """Make a folder where it isn't there yet.
-
-    Raises:
-        UserError: names the option, the path and why it can't be made.
-    """
-    check_output_folder(path, option)
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:  # whatever its folder's permissions say
-        raise UserError(f"{option} {path}: can't be made ({error.strerror})") from None
 
 
 @contextmanager

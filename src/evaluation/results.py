@@ -6,9 +6,9 @@ from typing import Any, Dict
 
 from torch import nn
 
-from ..checkpoint_utils import atomic_write
 from ..connectivity.budget import ParameterCount
 from ..connectivity.layers import widths_in_uncut
+from ..files import atomic_write
 
 
 def append_result(path: str, row: dict) -> None:

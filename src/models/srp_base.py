@@ -9,11 +9,11 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from torch import Tensor
 
 from ..adapters import insert_like
-from ..checkpoint_utils import reason
 from ..connectivity.cut import resize_to
 from ..connectivity.groups import ChannelGroup, channel_groups
 from ..connectivity.layers import layer_groups, take_depth
 from ..errors import UserError
+from ..files import reason
 from ..modules.linear import accelerate
 from .srp_config import SRPConfig, check_config, check_sharing
 from .srp_decoder import SRPDecoder

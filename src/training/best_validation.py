@@ -2,10 +2,10 @@
 
 from typing import Any, Dict
 
-import fairseq_cli.train
-from fairseq import checkpoint_utils as fairseq_checkpoints
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
 from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
+
+from ..fairseq_patches import memories
 
 
 def forget_best() -> None:
@@ -14,13 +14,9 @@ def forget_best() -> None:
     A new run in the same process, or a model that was just cut, competes with
     its own results only.
     """
-    for function in (
-        fairseq_checkpoints.save_checkpoint,
-        fairseq_cli.train.should_stop_early,
-    ):
+    for function in memories():
         for name in ("best", "num_runs"):
-            if hasattr(function, name):
-                delattr(function, name)
+            vars(function).pop(name, None)
 
 
 def patience_state() -> Dict[str, Any]:
@@ -28,12 +24,12 @@ def patience_state() -> Dict[str, Any]:
 
     A resumed run would wait for as many validations anew.
     """
-    return {"patience": dict(vars(fairseq_cli.train.should_stop_early))}
+    return {"patience": dict(vars(memories()[-1]))}
 
 
 def restore_patience(extra_state: Dict[str, Any]) -> None:
     """Go on counting where the run of a checkpoint was; one without the count begins anew."""
-    vars(fairseq_cli.train.should_stop_early).update(extra_state.get("patience", {}))
+    vars(memories()[-1]).update(extra_state.get("patience", {}))
 
 
 def forget_plateau(scheduler: FairseqLRScheduler) -> None:

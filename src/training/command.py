@@ -11,16 +11,15 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
 
 from ..commandline.parsing import (
-    check_output_file,
     check_seed,
     ending_quietly,
     fairseq_parser,
-    make_output_folder,
     parse,
     set_up_logging,
     show_help,
 )
 from ..errors import UserError
+from ..files import check_output_file, make_output_folder
 
 
 def _positive(text: Optional[str]) -> bool:

@@ -12,9 +12,9 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import make_builder
 from tqdm import tqdm
 
-from ..checkpoint_utils import UNREADABLE, fsync, reason
 from ..checks.data import count_sentences
 from ..errors import UserError
+from ..files import UNREADABLE, fsync, reason
 from .segmentation import Splitter, Word
 from .selection import isolated_types
 

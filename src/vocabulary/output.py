@@ -1,17 +1,15 @@
 """The new data folder and checkpoint, which appear when both are complete, and the report."""
 
 import os
-import shutil
-from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from fairseq.data import Dictionary
 
-from ..checkpoint_utils import atomic_write, fsync, refusing_failed_writes, replace_durably
 from ..checkpoints.vocabulary_record import record
 from ..errors import UserError
+from ..files import atomic_write, new_folder, refusing_failed_writes
 from .binarized import DataFolder, Lengths, Rewriter, write_parts
 from .segmentation import Splitter
 from .selection import save_dictionary
@@ -51,23 +49,6 @@ def check_outputs(folder: str, checkpoint: str) -> None:
             raise UserError(f"{option} {path}: the folder {parent} can't be written to")
 
 
-@contextmanager
-def _new_folder(path: str) -> Iterator[str]:
-    """A folder that appears under ``path`` when the block ends without error."""
-    part = f"{path.rstrip('/')}.part"
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    with refusing_failed_writes(f"--output {path}"):
-        os.mkdir(part)
-    try:
-        yield part
-        with refusing_failed_writes(f"--output {path}"):
-            for name in os.listdir(part):
-                fsync(os.path.join(part, name))
-            replace_durably(part, path.rstrip("/"))
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def write(
     data: DataFolder,
     state: State,
@@ -87,7 +68,7 @@ def write(
     Raises:
         UserError: a file can't be written; nothing is left.
     """
-    with _new_folder(folder) as part:
+    with new_folder(folder.rstrip("/")) as part:
         with refusing_failed_writes(f"--output {folder}"):
             left_out = data.copy_others(part)
             lengths = write_parts(data, rewriters, part)

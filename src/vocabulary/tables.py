@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint_utils import UNREADABLE, damage, load_checkpoint
+from ..checkpoint_utils import damage, load_checkpoint
 from ..checkpoints.pretrained import read_model_config
 from ..errors import UserError
+from ..files import UNREADABLE
 from ..sparsity import is_sparse_file
 
 State = Dict[str, Any]

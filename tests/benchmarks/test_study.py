@@ -22,9 +22,9 @@ import tables  # noqa: E402
 import translation_speed  # noqa: E402
 from grid import GridError, flags, read_grid  # noqa: E402
 
-from src.checkpoint_utils import sole_process  # noqa: E402
 from src.errors import ending_program
 from src.evaluation.bleu import detokenizer  # noqa: E402
+from src.files import sole_process  # noqa: E402
 
 GRID = """
 data: DATA

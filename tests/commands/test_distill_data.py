@@ -8,8 +8,8 @@ import pytest
 from fairseq.data import Dictionary, data_utils
 
 from src import distill_data, export, generate
-from src.checkpoint_utils import sole_process
 from src.errors import UserError, ending_program
+from src.files import sole_process
 from tests.support.training import RUN, run_training
 from tests.support.translation import (
     ARCH,

@@ -12,7 +12,7 @@ from torch import nn
 
 from src import export_adapters
 from src import sparsity_report as tool
-from src.checkpoints import sparse as sparse_checkpoint
+from src.checkpoint_utils import write_sparse
 from src.errors import UserError, ending_program
 from src.flops_counter import load_model
 from src.sparsity import report
@@ -320,7 +320,7 @@ def test_tool_reads_weights_under_their_names_of_old(stock, tmp_path):
 
 def test_a_sparse_file_gives_the_same_report(stock, tmp_path):
     path = pruned(stock, 0.9, tmp_path / "pruned.pt")
-    sparse_checkpoint.write(torch.load(path), str(tmp_path / "pruned.sparse"), "--path")
+    write_sparse(torch.load(path), str(tmp_path / "pruned.sparse"), "--path")
     tables = []
     for name in ("pruned.pt", "pruned.sparse"):
         call("--path", tmp_path / name, "--layer-types", "Linear", "--pattern", "4x1")

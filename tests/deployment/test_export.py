@@ -5,7 +5,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -210,57 +209,6 @@ def test_nan_is_a_difference(tmp_path):
         model.decoder.layers[0].fc1.bias[0] = float("nan")
     with pytest.raises(UserError, match="not the same"):
         exported(model, tmp_path)
-
-
-# -- the folder ------------------------------------------------------------------------
-
-
-def test_a_folder_appears_complete_or_not_at_all(tmp_path):
-    path = tmp_path / "model"
-    with pytest.raises(KeyboardInterrupt), export.new_folder(str(path)) as folder:
-        Path(folder, "model.bin").write_text("half")
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == []
-    for content in ("first", "second"):
-        with export.new_folder(str(path)) as folder:
-            Path(folder, "model.bin").write_text(content)
-            assert not path.exists() or (path / "model.bin").read_text() == "first"
-        assert (path / "model.bin").read_text() == content
-    assert os.listdir(tmp_path) == ["model"]
-
-
-def test_what_a_killed_export_left_is_removed(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for name in (ended.pid, os.getppid(), f"{ended.pid}x"):
-        (tmp_path / f"model.tmp-{name}").mkdir()
-        (tmp_path / f"model.tmp-{name}" / "model.bin").write_text("half")
-    (tmp_path / f"model.tmp-{os.getpid()}").mkdir()  # of a container's process before
-    (tmp_path / "mine.tmp-1").mkdir()
-    with export.new_folder(str(tmp_path / "model")):
-        pass
-    kept = {"model", "mine.tmp-1", f"model.tmp-{os.getppid()}", f"model.tmp-{ended.pid}x"}
-    assert set(os.listdir(tmp_path)) == kept
-
-
-@pytest.mark.parametrize("dies", [False, True])
-def test_the_old_model_is_never_lost(dies, tmp_path, monkeypatch):
-    path = tmp_path / "model"
-    path.mkdir()
-    (path / "model.bin").write_text("old")
-
-    def fail(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(export, "replace_durably", fail)
-    with pytest.raises(OSError), export.new_folder(str(path)) as folder:
-        Path(folder, "model.bin").write_text("new")
-    assert os.listdir(tmp_path) == ["model"]
-    if dies:  # between the two renames: the next call begins by giving it back
-        path.rename(f"{path}.replaced-by-export")
-        with pytest.raises(KeyboardInterrupt), export.new_folder(str(path)):
-            raise KeyboardInterrupt
-    assert (path / "model.bin").read_text() == "old"
 
 
 # -- the command line ------------------------------------------------------------------

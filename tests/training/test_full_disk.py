@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from src import average_checkpoints, distill_data, export, export_sparse, generate
-from src.checkpoint_utils import DurablePathManager, atomic_write
+from src.checkpoint_utils import DurablePathManager
 from src.errors import UserError, ending_program
+from src.files import atomic_write
 from tests.support.training import ROOT, RUN, TINY, run_training
 from tests.support.translation import quiet_logging
 

@@ -11,8 +11,9 @@ import zipfile
 import pytest
 import torch
 
-from src.checkpoint_utils import atomic_write, damage
+from src.checkpoint_utils import damage
 from src.errors import UserError
+from src.files import atomic_write
 from src.trainer import SRPTrainer
 from tests.support.runs import assert_identical, final_state
 from tests.support.training import ROOT, RUN, TINY, run_training, stage_of
