@@ -2,7 +2,7 @@
 # make setup      set up only
 # make test       run the tests
 # make test-fast  those that take no training and no other program: under two minutes
-# make check      style, imports between rooms, types: seconds
+# make check      style, and which room imports which: seconds
 # make bench      time training steps against fairseq's own Transformer
 # make study      train and compare the models of a grid; what is done is not repeated
 # make study-report   its tables and pictures
@@ -51,7 +51,6 @@ check: setup
 	@"$(dir $(PY))ruff" check .
 	@"$(dir $(PY))ruff" format --check .
 	@"$(dir $(PY))lint-imports"
-	@"$(dir $(PY))mypy"
 
 bench: setup
 	@"$(PY)" benchmarks/step_time.py
