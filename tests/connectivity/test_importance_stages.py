@@ -29,6 +29,8 @@ from tests.support.importance import (
 )
 from tests.support.training import RUN, TINY, run_training, stage_of
 
+OF_WIDTHS = [name for name, criterion in IMPORTANCE.items() if not criterion.of_layers]
+
 
 def head_scores(group, scores):
     """Channels' scores ``[width]`` added up by head, signs and all."""
@@ -41,7 +43,7 @@ def head_importance(model, data, name):
     return score(attention, scoring(model, data), name, by_head=True)
 
 
-@pytest.mark.parametrize("name", IMPORTANCE)
+@pytest.mark.parametrize("name", OF_WIDTHS)
 def test_cut_elsewhere_changes_no_score(name):
     """Channels without weights are cut; the other groups' scores stay."""
     model, data = make("pre"), samples(2)
@@ -127,7 +129,7 @@ def as_processes(world, run):
         sums.append(sum(reached))
 
 
-@pytest.mark.parametrize("name", IMPORTANCE)
+@pytest.mark.parametrize("name", OF_WIDTHS)
 @pytest.mark.parametrize("number", [1, 3])
 @pytest.mark.parametrize("by_head", [False, True])
 def test_two_processes_score_as_one(name, number, by_head):
@@ -148,7 +150,7 @@ def test_two_processes_score_as_one(name, number, by_head):
         close(first[group_name], scores)
 
 
-@pytest.mark.parametrize("name", IMPORTANCE)
+@pytest.mark.parametrize("name", OF_WIDTHS)
 def test_scoring_leaves_nothing_behind(name):
     """Not after a failure either: the model goes on as fast, and training exactly so."""
 
@@ -266,7 +268,7 @@ def ids_of(trainer):
 def test_every_criterion_runs_a_stage(data, base, tmp_path):
     """One-shot with recovery in two iterations, and shrinking; all choose differently."""
     chosen = {}
-    for name in IMPORTANCE:
+    for name in OF_WIDTHS:
         more = ["--importance", name, "--importance-norm", "l2", "--no-save"]
         if IMPORTANCE[name].per_example:
             more.append("--importance-per-example")
@@ -282,7 +284,7 @@ def test_every_criterion_runs_a_stage(data, base, tmp_path):
             total = sum(v.numel() for v in torch.load(base)["model"].values())
             assert parameters < 0.45 * total
         chosen[name] = str(ids_of(shrunk))
-    assert len(set(chosen.values())) == len(IMPORTANCE)
+    assert len(set(chosen.values())) == len(OF_WIDTHS)
 
 
 def test_options_reach_the_criterion(data, base, tmp_path):
@@ -316,7 +318,7 @@ def test_options_reach_the_criterion(data, base, tmp_path):
         torch.testing.assert_close(values, lrp[name], rtol=0.3, atol=0.3 * values.max().item())
 
 
-@pytest.mark.parametrize("name", [n for n, c in IMPORTANCE.items() if c.uses_batches])
+@pytest.mark.parametrize("name", [n for n in OF_WIDTHS if IMPORTANCE[n].uses_batches])
 def test_tokens_that_the_loss_leaves_out_count_nowhere(data, base, name):
     """Their gold tokens may be any; those of the others may not."""
     trainer = run_training(

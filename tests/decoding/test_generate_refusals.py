@@ -10,11 +10,10 @@ import pytest
 import torch
 from fairseq_cli import generate as fairseq_generate
 
-from src import export_adapters, export_sparse, flops_counter, generate
+from src import export_adapters, export_sparse, flops_counter, generate, train
 from src import sparsity_report as report_on_sparsity
 from src.commandline import parsing as cli
 from src.errors import UserError, ending_program
-from src.training import command as training
 from tests.support.translation import (
     SEARCH,
     SENTENCES,
@@ -260,7 +259,7 @@ def test_the_other_direction(corpus, checkpoints):
         generate.main([corpus, "--path", checkpoints.dense, "-s", "en", "-t", "de", "--cpu"])
 
 
-@pytest.mark.parametrize("tool", [generate.main, training.train])
+@pytest.mark.parametrize("tool", [generate.main, train.main])
 def test_a_user_dir_that_is_not_there(tool, monkeypatch, capsys):
     """fairseq imports it from the process's own command line before anything is parsed."""
     command = ["tool", "data", "--arch", "srp", "--user-dir", "/nosuch"]

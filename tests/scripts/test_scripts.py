@@ -772,7 +772,7 @@ def test_make_passes_refusals_on(project, narrow_path):
 complete = pytest.mark.skipif(
     any(
         list(check_env.missing(ROOT / f"requirements/{name}.txt", own=True))
-        for name in ("build", "run")
+        for name in ("build", "run", "test")
     ),
     reason="the environment of the tests was not made with the pinned versions",
 )

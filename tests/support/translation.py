@@ -79,10 +79,12 @@ def make_trainer(data: str, extra: List[str]) -> SRPTrainer:
 
 
 def random_cut(model, seed: int = 1, minimum: float = 0.3) -> Dict[str, torch.Tensor]:
-    """Positions to keep, a random number of every group's (the same for each head)."""
+    """Positions to keep, a random number of every width's (the same for each head)."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for name, group in channel_groups(model).items():
+        if group.kind == "layer":
+            continue
         per_head = group.width // group.heads
         least = max(2 if group.kind == "embedding" else 1, int(minimum * per_head))
         kept = int(torch.randint(least, per_head, (), generator=generator))
@@ -98,6 +100,8 @@ def random_cut(model, seed: int = 1, minimum: float = 0.3) -> Dict[str, torch.Te
 def close_gates(model, keep: Dict[str, torch.Tensor]) -> None:
     """Connectivity 0 for the channels that a cut would remove."""
     for name, group in channel_groups(model).items():
+        if name not in keep:
+            continue
         connectivity = torch.zeros(group.width)
         connectivity[keep[name]] = 1
         group.set_connectivity(connectivity)

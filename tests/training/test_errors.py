@@ -429,7 +429,11 @@ def teachers(data, base, tmp_path_factory):
         ("adaptive", "--prob-kd", ["--teacher-model", "adaptive softmax"]),
         ("shrinking", "--prob-kd", ["--teacher-model", "a pruning stage is under way"]),
         ("lstm", "--attn-kd", ["--attn-kd 1", "LSTMModel"]),
-        ("1 layer", "--attn-kd", ["--attn-kd 1", "has 1 decoder layers, the model 2"]),
+        (
+            "1 layer",
+            "--attn-kd",
+            ["--attn-kd 1", "has 1 decoder layers before any cut, the model 2"],
+        ),
     ],
 )
 def test_teachers_that_cannot_teach(
@@ -556,7 +560,7 @@ def test_an_average_that_begins_with_no_average_or_another_models(capsys, data, 
     run_training([*command, *seed, "--no-save", "--save-dir", tmp_path])
     for option, weight in (
         (["--encoder-ffn-embed-dim", "12"], "fc1.weight"),
-        (["--encoder-layers", "1"], "encoder.layers.1"),
+        (["--encoder-layers", "1"], "encoder.depth"),
     ):
         refused(capsys, [*command, *option, *seed], tmp_path, f"{seed[-1]}: ", weight)
 
@@ -751,13 +755,15 @@ def test_corrupt_pretrained_model(capsys, data, base, tmp_path, how):
     refused(capsys, command, tmp_path, f"--pretrained-model {path}")
 
 
-def test_an_unreadable_checkpoint(base, monkeypatch):
+def test_an_unreadable_checkpoint(base, tmp_path, monkeypatch):
+    path = shutil.copy(base, tmp_path / "copy.pt")  # one that nothing has read yet
+
     def denied(*args):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(zipfile, "ZipFile", denied)  # the tests may run as root
     with pytest.raises(UserError, match=r"--path .*can't be read \(Permission denied\)"):
-        load_checkpoint(base, "--path")
+        load_checkpoint(str(path), "--path")
 
 
 def test_a_truncated_old_format_needs_no_more_trust(base, tmp_path):
@@ -801,7 +807,7 @@ def test_a_run_unpickles_nothing_of_what_it_goes_on_from(
     state["surprise"] = Harmful()
     torch.save(state, tmp_path / "harmful.pt", pickle_module=pickle)
     command = [data, *TINY, *RUN, option, tmp_path / "harmful.pt"]
-    error = refused(capsys, command, tmp_path, "could run code", "mkdir", "--pretrained-model")
+    error = refused(capsys, command, tmp_path, "could run code", "mkdir", "harmful.pt")
     assert "weights_only" not in error and not os.path.exists("harm-was-done")
 
 
