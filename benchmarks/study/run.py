@@ -53,16 +53,14 @@ def _child(tool: str, arguments: List[str], log: str) -> None:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
     sys.argv = [f"src/{tool}.py", *arguments]
-    from src import distill_data, finetuning, generate, pruning
+    from src import distill_data, finetuning, generate, pruning, train
     from src.errors import ending_program
-    from src.training import command as training
 
     with ending_program():
         if tool in ("generate", DISTILL):
             {"generate": generate, DISTILL: distill_data}[tool].main(arguments)
         else:
-            checks = {"pruning": pruning, "finetuning": finetuning}
-            training.train(checks[tool].check) if tool in checks else training.train()
+            {"pruning": pruning, "finetuning": finetuning}.get(tool, train).main()
 
 
 def run_tool(tool: str, arguments: List[str], log: Path) -> float:
