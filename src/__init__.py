@@ -7,43 +7,58 @@ import logging
 import os
 import sys
 from importlib.util import find_spec
+from typing import Optional
 
-from . import errors
-from .errors import UserError
 
-errors.install()
+def _registered_as() -> Optional[str]:
+    """The name under which this package is loaded already: as ``srp``, say, beside ``src``."""
+    task = getattr(sys.modules.get("fairseq.tasks"), "TASK_REGISTRY", {}).get("SRPtranslation")
+    return task and task.__module__.partition(".")[0]
 
-for _name in ("torch", "fairseq"):
-    if find_spec(_name) is None:
+
+_first = _registered_as()
+if _first not in (None, __name__):
+    # fairseq refuses to register anything twice: this name is another one for the first
+    for _name in list(sys.modules):
+        if _name == _first or _name.startswith(f"{_first}."):
+            sys.modules[__name__ + _name[len(_first) :]] = sys.modules[_name]
+else:
+    from . import errors
+    from .errors import UserError
+
+    errors.install()
+
+    for _name in ("torch", "fairseq"):
+        if find_spec(_name) is None:
+            raise UserError(
+                f"{_name} is not installed for {sys.executable}; make the environment with 'make "
+                "setup' and activate it with 'source .venv/bin/activate'"
+            )
+
+    _level = os.environ.get("LOGLEVEL", "INFO")
+    if _level.upper() not in logging.getLevelNamesMapping():
         raise UserError(
-            f"{_name} is not installed for {sys.executable}; make the environment with 'make "
-            "setup' and activate it with 'source .venv/bin/activate'"
+            f"LOGLEVEL={_level}: must be DEBUG, INFO, WARNING, ERROR or CRITICAL in the environment"
         )
 
-_level = os.environ.get("LOGLEVEL", "INFO")
-if _level.upper() not in logging.getLevelNamesMapping():
-    raise UserError(
-        f"LOGLEVEL={_level}: must be DEBUG, INFO, WARNING, ERROR or CRITICAL in the environment"
+    # fairseq sets the root logger to DEBUG, and asks for tensorboardX, which only its speech
+    # synthesis needs, whenever it is imported
+    for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
+        logging.getLogger(_name).setLevel(logging.WARNING)
+
+    from . import checkpoint_utils, fairseq_patches
+    from .criterions import srp as _criterion  # noqa: F401
+    from .models import srp_legacy as _models  # noqa: F401
+    from .optim import srp_adam as _optimizer  # noqa: F401
+    from .tasks import srp_translation as _task  # noqa: F401
+    from .trainer import SRPTrainer
+
+    fairseq_patches.install(
+        {
+            "load_checkpoint_to_cpu": checkpoint_utils.reading_checked,
+            "torch_persistent_save": checkpoint_utils.saving_durably,
+            "PathManager": lambda original: checkpoint_utils.DurablePathManager,
+            "Trainer": lambda original: SRPTrainer,
+        },
+        checkpoint_utils.SAFE_GLOBALS,
     )
-
-# fairseq sets the root logger to DEBUG, and asks for tensorboardX, which only its speech
-# synthesis needs, whenever it is imported
-for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-
-from . import checkpoint_utils, fairseq_patches  # noqa: E402
-from .criterions import srp as _criterion  # noqa: E402,F401
-from .models import srp_legacy as _models  # noqa: E402,F401
-from .optim import srp_adam as _optimizer  # noqa: E402,F401
-from .tasks import srp_translation as _task  # noqa: E402,F401
-from .trainer import SRPTrainer  # noqa: E402
-
-fairseq_patches.install(
-    {
-        "load_checkpoint_to_cpu": checkpoint_utils.reading_checked,
-        "torch_persistent_save": checkpoint_utils.saving_durably,
-        "PathManager": lambda original: checkpoint_utils.DurablePathManager,
-        "Trainer": lambda original: SRPTrainer,
-    },
-    checkpoint_utils.SAFE_GLOBALS,
-)
