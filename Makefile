@@ -1,7 +1,7 @@
 # make            set up .venv, then run the demo (train, prune in two stages, finetune, report)
 # make setup      set up only
 # make test       run the tests
-# make test-fast  those that take no training and no other program: under two minutes
+# make test-fast  those that train nothing and start no other program
 # make check      style, and which room imports which: seconds
 # make bench      time training steps against fairseq's own Transformer
 # make study      train and compare the models of a grid; what is done is not repeated
