@@ -120,7 +120,8 @@ def test_the_help_says_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for option, default in {
         "--compression-rate": "1.0", "--pruning-stage": "0", "--pruning-period": "1",
-        "--decreasing": "sa", "--importance": "fisher", "--scoring-batches": "150",
+        "--decreasing": "sa", "--scoring-batches": "150",
+        "--importance": "'ablation' for layers, 'fisher' for widths",
         "--scoring-tokens": "256", "--warming-up": "0", "--prob-kd": "0.0", "--T": "1.0",
     }.items():  # fmt: skip
         told = re.split(rf" {option} (?=[A-Z{{])", text, maxsplit=1)[1]
