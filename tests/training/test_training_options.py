@@ -326,7 +326,7 @@ def test_the_share_of_a_process_that_runs_out_of_batches(data, base, tmp_path):
             [data, *TINY, *RUN, "--pretrained-model", base, "--max-update", "1", "--no-save"]
             + ["--adam-eps", "1", "--dropout", "0", "--save-dir", tmp_path]
         )
-        batches = trainer.get_train_iterator(1).nextepoch_itr(shuffle=False)
+        batches = trainer.get_train_iterator(1).next_epoch_itr(shuffle=False)
         log = trainer.train_step([next(batches), *more])
         state = {k: v.clone() for k, v in trainer.get_model().state_dict().items()}
         weights.append(({k: log[k] for k in ("loss", "nll_loss", "sample_size")}, state))
@@ -341,7 +341,7 @@ def test_validation_is_of_every_sentence(data, tmp_path):
         [data, *TINY, *RUN, "--required-batch-size-multiple", "8", "--max-update", "1"]
         + ["--no-save", "--save-dir", tmp_path]
     )
-    batches = trainer.get_valid_iterator("valid").nextepoch_itr(shuffle=False)
+    batches = trainer.get_valid_iterator("valid").next_epoch_itr(shuffle=False)
     assert sorted(i for b in batches for i in b["id"].tolist()) == list(range(11))
     assert trainer.cfg.dataset.required_batch_size_multiple == 8
 
