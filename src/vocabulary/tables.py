@@ -4,6 +4,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from ..checkpoint_utils import damage, load_checkpoint
@@ -102,6 +103,9 @@ def change_rows(state: State, change: Callable[[Tensor, int], Tensor]) -> State:
             made[place] = change(table, side)
         weights[name] = made[place]
     new = {key: value for key, value in state.items() if key != "last_optimizer_state"}
+    if OmegaConf.is_config(state.get("cfg")):
+        # a plain container, as fairseq saves it: omegaconf's own classes would be a pickle
+        new["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
     extra = state.get("extra_state") or {}
     new["extra_state"] = {key: extra[key] for key in _KEPT_EXTRA_STATE if key in extra}
     _change_masks(new["extra_state"], state["model"], change)

@@ -191,3 +191,25 @@ def test_codes_are_no_model(multilingual, tmp_path):
     with pytest.raises((UserError, SystemExit), match="of the dictionary's"):
         options = ["--bpe-codes", codes]
         trim(None, multilingual.path, tmp_path, *options, data=multilingual.folder["en"])
+
+
+def test_a_cut_model_and_a_sparse_file_are_trimmed(multilingual, tmp_path):
+    data, path = multilingual.folder["en"], multilingual.path
+    sparse = ["--path", path, "--output", str(tmp_path / "sparse")]
+    run_tool(lambda: export_sparse.main(sparse), sparse)
+    tiny = [o for o in TINY if o != "--share-decoder-input-output-embed"]
+    cut = tmp_path / "cut"
+    run_training(
+        [data, *tiny, *RUN, "--share-all-embeddings", "--pretrained-model", path]
+        + ["--compression-rate", "0.6", "--max-tokens", "800", "--max-epoch", "1"]
+        + ["--save-dir", cut]
+    )
+    for number, model in enumerate((str(tmp_path / "sparse"), str(cut / "checkpoint_last.pt"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        new, trimmed, _ = trim(None, model, folder, data=data)
+        with without_types(dictionary(data, "src"), dictionary(new, "src")):
+            before = translate(data, model, "--fairseq-search")
+        after = translate(new, trimmed, "--fairseq-search")
+        assert hypotheses(before) == hypotheses(after)
+        assert np.allclose(scores(before), scores(after), atol=1e-5)
