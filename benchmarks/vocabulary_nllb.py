@@ -141,12 +141,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--types", type=int, default=256_000, help="of the dictionary")
-    parser.add_argument("--used", type=int, default=29_992, help="types that the pair uses")
-    parser.add_argument("--width", type=int, default=1024, help="of the tables")
-    parser.add_argument("--layers", type=int, default=12, help="of either side")
-    parser.add_argument("--sentences", type=int, default=2000, help="of the training data")
-    parser.add_argument("--rate", type=float, default=0.5, help="--compression-rate")
+    parser.add_argument(
+        "--types", type=int, default=256_000, help="of the dictionary (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--used", type=int, default=29_992, help="types that the pair uses (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=1024, help="of the tables (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=12, help="of either side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sentences", type=int, default=2000, help="of the training data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.5, help="--compression-rate (default: %(default)s)"
+    )
     parser.add_argument("--folder", help="where to work (default: a temporary folder)")
     parser.add_argument("--trim-only", action="store_true", help="end after the first step")
     args = parser.parse_args()

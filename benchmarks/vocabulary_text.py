@@ -64,9 +64,15 @@ def main() -> None:
     )
     parser.add_argument("data", help="folder of binarized data")
     parser.add_argument("--text", required=True, type=Path, help="what it was made of, and code")
-    parser.add_argument("-s", "--source-lang", default="de")
-    parser.add_argument("-t", "--target-lang", default="en")
-    parser.add_argument("--max-types", type=int, nargs="+", default=[2000, 1000, 500])
+    parser.add_argument("-s", "--source-lang", default="de", help="(default: %(default)s)")
+    parser.add_argument("-t", "--target-lang", default="en", help="(default: %(default)s)")
+    parser.add_argument(
+        "--max-types",
+        type=int,
+        nargs="+",
+        default=[2000, 1000, 500],
+        help="of a dictionary, one table row each (default: %(default)s)",
+    )
     parser.add_argument("--output", help="write the table to OUTPUT.md and OUTPUT.json")
     args = parser.parse_args()
     languages = args.source_lang, args.target_lang

@@ -84,8 +84,15 @@ def insert(model: nn.Module, cfg) -> None:
 def base_digest(model: nn.Module, learned: Dict[str, Tensor]) -> str:
     """A fingerprint of everything in a model that its adapters leave as it is."""
     digest = hashlib.sha256()
+    # all layers there: as fingerprints were before layers could go
+    whole = {
+        f"{name}.{buffer}"
+        for name, group in layer_groups(channel_groups(model)).items()
+        if group.width == group.original_width
+        for buffer, _ in group.named_buffers()
+    }
     for name, value in sorted(model.state_dict().items()):
-        if name not in learned:
+        if name not in learned and name not in whole:
             value = value.detach().cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.flatten().view(torch.uint8).numpy().tobytes())

@@ -13,6 +13,7 @@ from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import base_parameters, channel_groups
 from src.errors import UserError
 from src.flops_counter import load_model
+from src.training.channel_pruning import ChannelPruning
 from tests.support.training import RUN, TINY, run_training, stage_of
 from tests.support.translation import hypotheses, sentence_lines, translate
 
@@ -135,23 +136,21 @@ def test_a_stage_with_adapters(data, base, tmp_path, options, rate):
         model = trainer.get_model()
         gated.append((ParameterCount(model).current, logits(model.float())))
 
-    from src.trainer import SRPTrainer
+    original = ChannelPruning.cut
 
-    original = SRPTrainer._cut
-
-    def cut_and_compare(self):
-        watch(self)
-        original(self)
-        model = self.get_model()
+    def cut_and_compare(self, trainer):
+        watch(trainer)
+        original(self, trainer)
+        model = trainer.get_model()
         mode = model.training
         torch.testing.assert_close(logits(model), gated[0][1], rtol=1e-4, atol=1e-5)
         model.train(mode)
 
-    SRPTrainer._cut = cut_and_compare
+    ChannelPruning.cut = cut_and_compare
     try:
         trainer = finetune(data, base, tmp_path, *stage, *options)
     finally:
-        SRPTrainer._cut = original
+        ChannelPruning.cut = original
     assert len(gated) == 1
     model = trainer.get_model()
     count = ParameterCount(model)
