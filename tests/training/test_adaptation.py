@@ -1,5 +1,6 @@
 """Adapters inside training, pruning stages and translation."""
 
+import hashlib
 import logging
 import shutil
 
@@ -10,6 +11,7 @@ from src import export, export_adapters
 from src.adapters import adapted_layers
 from src.checkpoints import adapters as adaptation
 from src.connectivity.budget import ParameterCount
+from src.connectivity.cut import cut
 from src.connectivity.groups import base_parameters, channel_groups
 from src.errors import UserError
 from src.flops_counter import load_model
@@ -165,6 +167,20 @@ def test_a_stage_with_adapters(data, base, tmp_path, options, rate):
     again = load_model(str(tmp_path / "checkpoint_last.pt"))
     assert torch.equal(logits(again), logits(model))
     assert ParameterCount(again).current == count.current
+
+
+def test_a_base_with_all_its_layers_has_the_fingerprint_of_before_layers_could_go(base):
+    model = load_model(base)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if ".depth." not in name:
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    assert adaptation.base_digest(model, {}) == digest.hexdigest()
+    cut(model, {"decoder.depth": torch.tensor([1])})
+    first = adaptation.base_digest(model, {})
+    model.decoder.depth.channel_ids.fill_(0)  # another layer is left
+    assert adaptation.base_digest(model, {}) != first
 
 
 # The commands of the channel-SPA experiments' README, in this plug-in's words.

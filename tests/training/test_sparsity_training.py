@@ -215,12 +215,12 @@ def test_scores_are_of_the_true_gradients(data, tmp_path, monkeypatch):
     seen = []
     original = WeightPruning.after_step
 
-    def after_step(self, optimizer):
+    def after_step(self, trainer, updated):
         if self.steps == 1:
             (pruner,) = self.pruning.pruners
             state = pruner.scores.state
             seen.append({name: value.clone().float() for name, value in state.items()})
-        original(self, optimizer)
+        original(self, trainer, updated)
 
     monkeypatch.setattr(WeightPruning, "after_step", after_step)
     options = {"dropout": 0, "max-update": 14}
