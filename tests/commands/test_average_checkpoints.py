@@ -223,10 +223,10 @@ def test_an_interrupted_write_leaves_the_old_file(pruned, tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["average.pt"]
 
 
-def test_a_damaged_run_does_not_go_on_from_an_average(corpus, checkpoints, tmp_path):
+def test_a_damaged_run_does_not_go_on_from_an_average(pruned, tmp_path):
     last, older = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint1.pt"
     for path in (last, older):
-        shutil.copy(checkpoints.cut, path)
+        shutil.copy(pruned / "checkpoint5.pt", path)
     mean = str(tmp_path / "checkpoint_average.pt")
     average(mean, "--inputs", str(older), str(last))
     assert checkpoint_utils.previous_checkpoint(str(last)) == str(older)

@@ -262,6 +262,8 @@ def test_report_holds_what_can_be_checked(corpus, checkpoints, translated, tmp_p
     assert report["beam"] == 2
     uncut = {name: group[1] for name, group in report["widths"].items()}
     assert uncut["encoder.embedding"] == 128 and uncut["decoder.layers.1.ffn"] == 256
+    depths = [report["widths"].pop(f"{side}.depth") for side in ("encoder", "decoder")]
+    assert all(layers == whole for layers, whole in depths)  # random_cut leaves them
     assert all(0 < width < whole for width, whole in report["widths"].values())
     assert not list(tmp_path.glob("*.tmp"))
 
