@@ -23,10 +23,10 @@ from .low_rank import (
     SPLoRALinear,
 )
 from .prototypes import Prototypes
-from .reading import configure_parameter_read
+from .reading import adapter_state_dict, configure_parameter_read
 from .recognition import insert_like
 from .report import report
-from .state import adapter_state_dict, load_adapter_state_dict
+from .state import load_adapter_state_dict
 
 __all__ = [
     "AdaptedLayer",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .block import Block
 from .layer import AdaptedLayer, attribute, parts
 from .low_rank import LowRank
+from .reading import ConfigurableRead
 
 
 class LowRankHolder(LowRank):
@@ -30,7 +31,7 @@ class _WithWeights:
         return getattr(self._module, name)
 
 
-class _AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
+class _AdaptedAttention(ConfigurableRead, AdaptedLayer, nn.MultiheadAttention):
     """Runs torch's own attention, fast paths and all, on the adapted weights."""
 
     plain_class = nn.MultiheadAttention

@@ -16,6 +16,7 @@ from .errors import AdapterError
 from .layer import AdaptedLinear, AdapterModule, no_autocast, recording
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .prototypes import BlockSettings, PositionWeights, Prototypes, position_weights
+from .reading import ConfigurableRead
 
 
 class Block(AdapterModule):
@@ -301,7 +302,7 @@ class Block(AdapterModule):
         return found, {"mask": mask}
 
 
-class SPLoPALinear(Block, AdaptedLinear):
+class SPLoPALinear(ConfigurableRead, Block, AdaptedLinear):
     """``x (mask * (W + update))ᵀ + b``; fused in inference."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -259,7 +259,7 @@ class AdaptedLayer(AdapterModule):
                 self.remove()
         self.forget()
         self._forward_pre_hooks.pop("adapter", None)
-        self.reset_parameter_read()
+        reset_parameter_read(self)
         self.__class__ = self.__dict__.pop("plain_class", type(self).plain_class)
 
     @torch.no_grad()
@@ -270,30 +270,6 @@ class AdaptedLayer(AdapterModule):
         plain.become_plain(weights)
         drop_shared(plain)
         return plain.requires_grad_(True)
-
-    def configure_parameter_read(self, adapter_weights_only: bool = True, **masks):
-        """What ``parameters()`` and ``state_dict()`` of this layer show.
-
-        Args:
-            adapter_weights_only: leave out the base weight.
-            in_features_mask: bool ``[m]``, the inputs that are kept (SPLoRA).
-            out_features_mask: bool ``[n]``, the outputs that are kept (SPLoRA).
-            mask: bool ``[R, C]``, the blocks that are kept (SPLoPA).
-            masks: for attention, the above per ``q_adapter``, ``k_adapter``,
-                ``v_adapter``, ``out_adapter``.
-
-        Raises:
-            AdapterError: a mask of the wrong name, type or shape.
-        """
-        from .reading import configure_parameter_read
-
-        configure_parameter_read(
-            self, adapter_weights_only, masks.pop("masks", None) or {"": masks}
-        )
-
-    def reset_parameter_read(self) -> None:
-        """Show all parameters again."""
-        reset_parameter_read(self)
 
 
 class AdaptedLinear(AdaptedLayer, nn.Linear):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .errors import AdapterError
 from .layer import AdaptedLayer, AdaptedLinear, AdapterModule, no_autocast, recording, uniform
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
+from .reading import ConfigurableRead
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class _MergedProduct(torch.autograd.Function):
         return by_x, None, by_bias, by_rows, by_cols, None
 
 
-class SPLoRALinear(LowRank, AdaptedLinear):
+class SPLoRALinear(ConfigurableRead, LowRank, AdaptedLinear):
     """``x Wᵀ + b + (x rowsᵀ) colsᵀ``; fused in inference."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -266,7 +267,7 @@ class SPLoRALinear(LowRank, AdaptedLinear):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-class _LowRankConv(LowRank, AdaptedLayer):
+class _LowRankConv(ConfigurableRead, LowRank, AdaptedLayer):
     """The update goes to the centre tap, as two convolutions of size 1."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -143,6 +143,69 @@ def shared_names(network: nn.Module) -> set:
     return {name for name, p in named if id(p) in used}
 
 
+def adapter_state_dict(
+    network: nn.Module, masks: Optional[Masks] = None, keep_vars: bool = False
+) -> Dict[str, Tensor]:
+    """What was learned: adapters, biases of adapted layers and bit-packed masks.
+
+    Also the running statistics of batch normalization, which change while its weights are
+    frozen. What else was trained (``train_others``), and other buffers, are not in it.
+    Plain tensors only; ``torch.load(weights_only=True)`` reads them back.
+
+    Args:
+        network: an adapted network or layer.
+        masks: the kept inputs, outputs and blocks per adapter, see
+            :func:`configure_parameter_read`. Only what is kept is stored.
+        keep_vars: the tensors themselves, with their graph, instead of copies.
+
+    Raises:
+        AdapterError: no adapter, or a mask that doesn't fit.
+    """
+    masks = masks or {}
+    check_masks(network, masks)
+    found: Dict[str, Tensor] = {}
+    for name, layer in adapted_layers(network).items():
+        found.update(learned(name, layer, masks))
+        for part in parts(layer):
+            path = join(name, part.update)
+            packed = part.update_of(layer).packed_masks(masks.get(path) or {})
+            found.update({join(path, n): t for n, t in packed.items()})
+    named = dict(type(network).named_parameters(network))
+    shared = shared_names(network)
+    found.update({name: p for name, p in named.items() if name in shared})
+    found.update(statistics(network))
+    held = {id(tensor) for tensor in named.values()}
+    for name, layer in adapted_layers(network).items():
+        for update in layer.updates().values():
+            if not all(id(p) in held for p in _shared_parameters(update)):
+                raise AdapterError(
+                    f"{name or 'the layer'} uses prototypes that belong to a larger "
+                    "network; take the state of that network"
+                )
+    if keep_vars:
+        return found
+    copies: Dict[int, Tensor] = {}  # tied adapters stay one tensor
+    for tensor in found.values():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().clone()
+    return {name: copies[id(tensor)] for name, tensor in found.items()}
+
+
+def statistics(network: nn.Module) -> Dict[str, Tensor]:
+    """What batch normalization keeps of the inputs that it saw, by name."""
+    return {
+        join(name, key): value
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for key, value in module._buffers.items()
+        if value is not None and not nn.parameter.is_lazy(value)
+    }
+
+
+def _shared_parameters(update: nn.Module):
+    return [p for module in update.shared_modules() for p in module.parameters()]
+
+
 def _named_parameters(
     network: nn.Module,
     adapter_weights_only: bool,
@@ -172,8 +235,6 @@ def _state_dict(
     if args:  # torch's old positional form
         destination, prefix, keep_vars = (*args, destination, prefix, keep_vars)[:3]
     if adapter_weights_only:
-        from .state import adapter_state_dict
-
         found = adapter_state_dict(network, masks, keep_vars)
         if destination is None:
             return found
@@ -194,3 +255,29 @@ def _zero_grad(network: nn.Module, set_to_none: bool = True) -> None:
             parameter.grad = None
         elif parameter.grad is not None:
             parameter.grad.detach_().zero_()
+
+
+class ConfigurableRead:
+    """What an adapted layer adds to a plain one: it configures its own reading."""
+
+    def configure_parameter_read(self, adapter_weights_only: bool = True, **masks):
+        """What ``parameters()`` and ``state_dict()`` of this layer show.
+
+        Args:
+            adapter_weights_only: leave out the base weight.
+            in_features_mask: bool ``[m]``, the inputs that are kept (SPLoRA).
+            out_features_mask: bool ``[n]``, the outputs that are kept (SPLoRA).
+            mask: bool ``[R, C]``, the blocks that are kept (SPLoPA).
+            masks: for attention, the above per ``q_adapter``, ``k_adapter``,
+                ``v_adapter``, ``out_adapter``.
+
+        Raises:
+            AdapterError: a mask of the wrong name, type or shape.
+        """
+        configure_parameter_read(
+            self, adapter_weights_only, masks.pop("masks", None) or {"": masks}
+        )
+
+    def reset_parameter_read(self) -> None:
+        """Show all parameters again."""
+        reset_parameter_read(self)

@@ -1,82 +1,19 @@
-"""Adapters as a small file of their own, one per task."""
+"""What :func:`adapter_state_dict` gave, loaded again."""
 
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from .block import Block
 from .errors import AdapterError
-from .layer import adapted_layers, attribute, join, parts
+from .layer import attribute, join
 from .low_rank import LowRank
 from .masks import expect_shape
-from .reading import Masks, check_masks, learned, shared_names
+from .reading import statistics
 from .recognition import attach, recognise
 
 UPDATES = {"SPLoRA": LowRank, "SPLoPA": Block}
-
-
-def adapter_state_dict(
-    network: nn.Module, masks: Optional[Masks] = None, keep_vars: bool = False
-) -> Dict[str, Tensor]:
-    """What was learned: adapters, biases of adapted layers and bit-packed masks.
-
-    Also the running statistics of batch normalization, which change while its weights are
-    frozen. What else was trained (``train_others``), and other buffers, are not in it.
-    Plain tensors only; ``torch.load(weights_only=True)`` reads them back.
-
-    Args:
-        network: an adapted network or layer.
-        masks: the kept inputs, outputs and blocks per adapter, see
-            :func:`configure_parameter_read`. Only what is kept is stored.
-        keep_vars: the tensors themselves, with their graph, instead of copies.
-
-    Raises:
-        AdapterError: no adapter, or a mask that doesn't fit.
-    """
-    masks = masks or {}
-    check_masks(network, masks)
-    found: Dict[str, Tensor] = {}
-    for name, layer in adapted_layers(network).items():
-        found.update(learned(name, layer, masks))
-        for part in parts(layer):
-            path = join(name, part.update)
-            packed = part.update_of(layer).packed_masks(masks.get(path) or {})
-            found.update({join(path, n): t for n, t in packed.items()})
-    named = dict(type(network).named_parameters(network))
-    shared = shared_names(network)
-    found.update({name: p for name, p in named.items() if name in shared})
-    found.update(_statistics(network))
-    held = {id(tensor) for tensor in named.values()}
-    for name, layer in adapted_layers(network).items():
-        for update in layer.updates().values():
-            if not all(id(p) in held for p in _shared_parameters(update)):
-                raise AdapterError(
-                    f"{name or 'the layer'} uses prototypes that belong to a larger "
-                    "network; take the state of that network"
-                )
-    if keep_vars:
-        return found
-    copies: Dict[int, Tensor] = {}  # tied adapters stay one tensor
-    for tensor in found.values():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().clone()
-    return {name: copies[id(tensor)] for name, tensor in found.items()}
-
-
-def _statistics(network: nn.Module) -> Dict[str, Tensor]:
-    """What batch normalization keeps of the inputs that it saw, by name."""
-    return {
-        join(name, key): value
-        for name, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-        for key, value in module._buffers.items()
-        if value is not None and not nn.parameter.is_lazy(value)
-    }
-
-
-def _shared_parameters(update: nn.Module):
-    return [p for module in update.shared_modules() for p in module.parameters()]
 
 
 @torch.no_grad()
@@ -129,7 +66,7 @@ def load_adapter_state_dict(
     for path, (rows, cols) in found.prototypes.items():
         values.update({f"{path}.rows": rows, f"{path}.cols": cols})
     values.update({f"{path}.weights": w for path, w in found.positions.items()})
-    for key, value in _statistics(network).items():
+    for key, value in statistics(network).items():
         if key in state:  # older states have none
             expect_shape(state[key], value.shape, key)
             found.used.add(key)
