@@ -144,6 +144,21 @@ step() {  # step DIR INPUT COMMAND...
     rm -rf "$dir/.old"
 }
 
+# --- trainings ----------------------------------------------------------------------------
+
+# Options of every training, and of those of one corpus.
+TRAINING=(--user-dir ../src --task SRPtranslation --share-decoder-input-output-embed
+    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 --weight-decay 0.0001
+    --criterion srp --label-smoothing 0.1
+    --eval-bleu --eval-bleu-detok moses --eval-bleu-remove-bpe
+    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric)
+MULTI30K=(--arch srp_multi30k_de_en "${TRAINING[@]}" --max-tokens 4096
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --no-epoch-checkpoints)
+IWSLT=(--arch srp_iwslt_de_en "${TRAINING[@]}" --max-tokens 4096
+    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' --eval-bleu-print-samples)
+DEMO=(--arch srp_demo_de_en "${TRAINING[@]}" --max-tokens 2048
+    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --no-epoch-checkpoints)
+
 # --- data --------------------------------------------------------------------------------
 
 # fairseq's binary form of a folder that preprocess.py wrote, with the raw references.

@@ -11,11 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
 # Sized for a few minutes on two CPU cores.
-ARCH=srp_demo_de_en
 LR=3e-3
 WARMUP=200
 DROPOUT=0.1
-MAX_TOKENS=2048
 BASE_EPOCHS=12
 COMPRESSION_RATE=0.2  # parameters kept
 PERIOD=5              # epochs of each pruning stage
@@ -51,12 +49,7 @@ ARGS=(--log-format simple --log-interval 1000 ${arguments[@]+"${arguments[@]}"})
 final=finetuned
 if [ "$data" = demo ]; then
     DISPOSABLE=1  # a model made from something else is made again
-    COMMON=("$BIN" --user-dir ../src --arch $ARCH --share-decoder-input-output-embed
-        --task SRPtranslation --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0
-        --dropout $DROPOUT --weight-decay 0.0001 --criterion srp --label-smoothing 0.1
-        --max-tokens $MAX_TOKENS --no-epoch-checkpoints
-        --eval-bleu --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --eval-bleu-detok moses --eval-bleu-remove-bpe
-        --best-checkpoint-metric bleu --maximize-best-checkpoint-metric)
+    COMMON=("$BIN" "${DEMO[@]}" --dropout $DROPOUT)
     PRUNING=(--srp --compression-rate $COMPRESSION_RATE --weighted-layernorm --lr $LR
         --pruning-iter 1 --pruning-period $PERIOD --max-epoch $PERIOD --decreasing sa)
     prepare() { bash demo_preprocess.sh; }

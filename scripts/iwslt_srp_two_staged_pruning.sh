@@ -11,47 +11,21 @@ MAX_EPOCH=20  # of each stage: as long as the pruning period
 find_python
 
 step ../checkpoints/stage1 ../checkpoints/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \
-    ../data-bin/iwslt14.tokenized.de-en \
-    --user-dir ../src \
-    --arch srp_iwslt_de_en --share-decoder-input-output-embed \
-    --task SRPtranslation \
-    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
-    --lr 5e-4 \
-    --dropout 0.3 --weight-decay 0.0001 \
-    --criterion srp --label-smoothing 0.1 \
+    ../data-bin/iwslt14.tokenized.de-en "${IWSLT[@]}" \
+    --lr 5e-4 --dropout 0.3 \
     --max-epoch $MAX_EPOCH --weighted-layernorm \
     --compression-rate 0.2 --srp --pruning-stage 1 \
     --save-interval 1 \
     --pruning-iter 1 --pruning-period 20 --decreasing sa \
-    --max-tokens 4096 \
-    --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
-    --eval-bleu-detok moses \
-    --eval-bleu-remove-bpe \
-    --eval-bleu-print-samples \
-    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
     --save-dir ../checkpoints/stage1 \
     --pretrained-model ../checkpoints/base/checkpoint_best.pt "$@"
 
 step ../checkpoints/stage2 ../checkpoints/stage1/checkpoint_last.pt "$PYTHON" ../src/pruning.py \
-    ../data-bin/iwslt14.tokenized.de-en \
-    --user-dir ../src \
-    --arch srp_iwslt_de_en --share-decoder-input-output-embed \
-    --task SRPtranslation \
-    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
-    --lr 5e-4 \
-    --dropout 0.3 --weight-decay 0.0001 \
-    --criterion srp --label-smoothing 0.1 \
+    ../data-bin/iwslt14.tokenized.de-en "${IWSLT[@]}" \
+    --lr 5e-4 --dropout 0.3 \
     --max-epoch $MAX_EPOCH \
     --compression-rate 0.2 --srp --pruning-stage 2 \
     --save-interval 1 --weighted-layernorm \
     --pruning-iter 1 --pruning-period 20 --decreasing sa \
-    --max-tokens 4096 \
-    --eval-bleu \
-    --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}' \
-    --eval-bleu-detok moses \
-    --eval-bleu-remove-bpe \
-    --eval-bleu-print-samples \
-    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
     --save-dir ../checkpoints/stage2 \
     --pretrained-model ../checkpoints/stage1/checkpoint_last.pt "$@"

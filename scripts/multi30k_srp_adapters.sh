@@ -21,22 +21,10 @@ case " $* " in *" --adapter "* | *" --adapter="*) ;; *) set -- --adapter splora 
 find_python
 
 step ../checkpoints/multi30k/$NAME ../checkpoints/multi30k/stage2/checkpoint_last.pt "$PYTHON" ../src/finetuning.py \
-    ../data-bin/multi30k.de-en \
-    --user-dir ../src \
-    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
-    --task SRPtranslation \
-    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+    ../data-bin/multi30k.de-en "${MULTI30K[@]}" \
     --lr $LR --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update $UPDATES \
-    --dropout $DROPOUT --weight-decay 0.0001 \
-    --criterion srp --label-smoothing 0.1 \
+    --dropout $DROPOUT \
     --max-epoch $MAX_EPOCH --validate-interval 2 \
-    --max-tokens 4096 \
-    --eval-bleu \
-    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
-    --eval-bleu-detok moses \
-    --eval-bleu-remove-bpe \
-    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
-    --no-epoch-checkpoints \
     --save-dir ../checkpoints/multi30k/$NAME \
     --pretrained-model ../checkpoints/multi30k/stage2/checkpoint_last.pt "$@"
 

@@ -24,21 +24,9 @@ fi
     --output "$DATA" --engine ctranslate2 --quantization int8 --batch-size 256
 
 step ../checkpoints/multi30k/distilled ../checkpoints/multi30k/stage2/checkpoint_last.pt "$PYTHON" ../src/finetuning.py \
-    "$DATA" \
-    --user-dir ../src \
-    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
-    --task SRPtranslation \
-    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+    "$DATA" "${MULTI30K[@]}" \
     --lr $LR --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update $UPDATES \
-    --dropout $DROPOUT --weight-decay 0.0001 \
-    --criterion srp --label-smoothing 0.1 \
+    --dropout $DROPOUT \
     --max-epoch $MAX_EPOCH \
-    --max-tokens 4096 \
-    --eval-bleu \
-    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
-    --eval-bleu-detok moses \
-    --eval-bleu-remove-bpe \
-    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
-    --no-epoch-checkpoints \
     --save-dir ../checkpoints/multi30k/distilled \
     --pretrained-model ../checkpoints/multi30k/stage2/checkpoint_last.pt "$@"

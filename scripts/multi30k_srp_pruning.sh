@@ -15,23 +15,10 @@ MAX_EPOCH=10
 find_python
 
 step ../checkpoints/multi30k/single_stage ../checkpoints/multi30k/base/checkpoint_best.pt "$PYTHON" ../src/pruning.py \
-    ../data-bin/multi30k.de-en \
-    --user-dir ../src \
-    --arch srp_multi30k_de_en --share-decoder-input-output-embed \
-    --task SRPtranslation \
-    --optimizer srp_adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
-    --lr $LR \
-    --dropout $DROPOUT --weight-decay 0.0001 \
-    --criterion srp --label-smoothing 0.1 \
+    ../data-bin/multi30k.de-en "${MULTI30K[@]}" \
+    --lr $LR --dropout $DROPOUT \
     --max-epoch $MAX_EPOCH \
     --compression-rate $COMPRESSION_RATE --srp --pruning-stage 0 \
     --pruning-iter 1 --pruning-period $PERIOD --decreasing sa \
-    --max-tokens 4096 \
-    --eval-bleu \
-    --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
-    --eval-bleu-detok moses \
-    --eval-bleu-remove-bpe \
-    --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
-    --no-epoch-checkpoints \
     --save-dir ../checkpoints/multi30k/single_stage \
     --pretrained-model ../checkpoints/multi30k/base/checkpoint_best.pt "$@"
