@@ -2,7 +2,7 @@
 
 The widths and the kind of layer normalization come from the checkpoint.
 
-    python src/finetuning.py data-bin/multi30k.de-en --arch srp_multi30k_de_en \\
+    python src/finetuning.py data-bin/multi30k.de-en \\
         --pretrained-model checkpoints/multi30k/stage2/checkpoint_last.pt ...
 """
 

@@ -1,6 +1,6 @@
 """Prune a trained model: one stage of SRP, or one shot.
 
-    python src/pruning.py data-bin/multi30k.de-en --arch srp_multi30k_de_en \\
+    python src/pruning.py data-bin/multi30k.de-en \\
         --pretrained-model checkpoints/multi30k/base/checkpoint_best.pt \\
         --srp --compression-rate 0.2 --pruning-stage 1 --pruning-period 5 ...
 

@@ -251,7 +251,7 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
     if different:
         raise UserError(
             f"--pretrained-model {path}: its model has {', '.join(different)}; give these, "
-            "or an --arch that has them"
+            "or leave --arch and dimensions out"
         )
 
 

@@ -20,6 +20,7 @@ from ..commandline.parsing import (
 )
 from ..errors import UserError
 from ..files import check_output_file, make_output_folder
+from .inherited_options import with_inherited
 
 
 def _positive(text: Optional[str]) -> bool:
@@ -96,14 +97,18 @@ def train(description: str, check: Callable = lambda args: None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         show_help(parser, training=True)
         return
-    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    arguments = with_inherited(sys.argv[1:])
+    given = {argument.partition("=")[0] for argument in arguments}
     if not given & {"-a", "--arch"}:
-        raise UserError("--arch: missing; give the model's, as srp_multi30k_de_en")
+        raise UserError(
+            "--arch: missing; give the model's, as srp_multi30k_de_en, or --pretrained-model, "
+            "a checkpoint that knows it"
+        )
     half = {option.replace("memory-efficient-", "") for option in given}
     half &= {"--fp16", "--bf16", "--amp"}
     if len(half) > 1:
         raise UserError(f"{' '.join(sorted(half))}: exclude each other; give one of them")
-    args = parse(parser)
+    args = parse(parser, arguments)
     check(args)
     check_training(args, given)
     if args.bf16:
