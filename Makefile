@@ -2,7 +2,7 @@
 # make setup      set up only
 # make test       run the tests
 # make test-fast  those that train nothing and start no other program
-# make check      style, and which room imports which: seconds
+# make check      style, which room imports which, types of the libraries: seconds
 # make bench      time training steps against fairseq's own Transformer
 # make study      train and compare the models of a grid; what is done is not repeated
 # make study-report   its tables and pictures
@@ -51,6 +51,7 @@ check: setup
 	@"$(dir $(PY))ruff" check .
 	@"$(dir $(PY))ruff" format --check .
 	@"$(dir $(PY))lint-imports"
+	@"$(dir $(PY))mypy"
 
 bench: setup
 	@"$(PY)" benchmarks/step_time.py

@@ -1,12 +1,12 @@
 """``nn.MultiheadAttention`` with adapters on q, k, v and the output projection."""
 
 from types import SimpleNamespace
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, cast
 
 from torch import Tensor, nn
 
 from .block import Block
-from .layer import AdaptedLayer, attribute, parts
+from .layer import AdaptedLayer
 from .low_rank import LowRank
 from .reading import ConfigurableRead
 
@@ -22,10 +22,10 @@ class BlockHolder(Block):
 class _WithWeights:
     """An attention module seen with other weights than its own."""
 
-    def __init__(self, module: nn.Module, weights: Dict[str, Tensor]):
-        weights = dict(weights)
-        out_proj = SimpleNamespace(weight=weights.pop("out_proj.weight"), bias=module.out_proj.bias)
-        self.__dict__.update(weights, out_proj=out_proj, _module=module)
+    def __init__(self, module: nn.MultiheadAttention, weights: Dict[str, Tensor]):
+        seen: Dict[str, Any] = dict(weights)
+        out_proj = SimpleNamespace(weight=seen.pop("out_proj.weight"), bias=module.out_proj.bias)
+        self.__dict__.update(seen, out_proj=out_proj, _module=module)
 
     def __getattr__(self, name):
         return getattr(self._module, name)
@@ -36,15 +36,9 @@ class _AdaptedAttention(ConfigurableRead, AdaptedLayer, nn.MultiheadAttention):
 
     plain_class = nn.MultiheadAttention
 
-    def all_sources(self) -> List[Tensor]:
-        sources = [attribute(self, part.weight) for part in parts(self)]
-        for update in self.updates().values():
-            sources += update.sources()
-        return sources
-
     def forward(self, *args, **kwargs) -> Tuple[Tensor, Optional[Tensor]]:
         seen = _WithWeights(self, self.current_weights())
-        return nn.MultiheadAttention.forward(seen, *args, **kwargs)
+        return nn.MultiheadAttention.forward(cast(nn.MultiheadAttention, seen), *args, **kwargs)
 
 
 class SPLoRAMultiheadAttention(_AdaptedAttention):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import AdaptedLinear, AdapterModule, no_autocast, recording
+from .layer import AdaptedLinear, WeightUpdate, no_autocast, recording
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .prototypes import BlockSettings, PositionWeights, Prototypes, position_weights
 from .reading import ConfigurableRead
 
 
-class Block(AdapterModule):
+class Block(WeightUpdate):
     """Position weights ``[N, R, C]`` of a layer's blocks, and which blocks it keeps.
 
     Buffers:
@@ -35,6 +35,14 @@ class Block(AdapterModule):
     adapter_slices = {0: ("row_ids", 0), 1: ("column_ids", 0)}
     buffer_names = ("block_mask", "row_ids", "column_ids", "layout")
     mask_names = ("mask",)
+    pos_weights: Optional[nn.Parameter]
+    block_mask: Tensor
+    row_ids: Tensor
+    column_ids: Tensor
+    layout: Tensor
+    # in tuples, so that they aren't registered here: they are saved once, where they belong
+    _prototypes: Tuple[Prototypes]
+    _positions: Tuple[Optional[PositionWeights]]
 
     def start(
         self,
@@ -50,13 +58,14 @@ class Block(AdapterModule):
             original: outputs and inputs before the layer was cut, where its
                 ``row_ids`` and ``column_ids`` are going to be loaded.
         """
-        original = tuple(original or weight.shape)
+        if original is None:
+            n, m = weight.shape
+            original = n, m
         grid = settings.grid(original)
         own = None
         if positions is None:
             own = position_weights(settings, grid, weight)
         self.register_parameter("pos_weights", own)
-        # Not registered here: they are saved once, where they belong.
         self._prototypes, self._positions = (prototypes,), (positions,)
         device = weight.device
         buffers = (
@@ -69,7 +78,6 @@ class Block(AdapterModule):
             self.register_buffer(name, buffer.to(device))
 
     def share(self, other: "Block") -> None:
-        """Use the parameters of a layer that has the same weight."""
         self.register_parameter("pos_weights", other.pos_weights)
         self._prototypes, self._positions = other._prototypes, other._positions
         for name in self.buffer_names:
@@ -85,6 +93,7 @@ class Block(AdapterModule):
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = self._buffers[name]
+            assert buffer is not None and moved is not None
             if moved is not buffer and moved.is_meta == buffer.is_meta:
                 buffer.data = moved  # tied layers hold one and the same buffer
                 self._buffers[name] = buffer
@@ -98,7 +107,9 @@ class Block(AdapterModule):
     def positions(self) -> nn.Parameter:
         """``[N, R, C]``, the layer's own or the shared ones."""
         shared = self._positions[0]
-        return self.pos_weights if shared is None else shared.weights
+        found = self.pos_weights if shared is None else shared.weights
+        assert found is not None  # a layer has its own or shared ones
+        return found
 
     @torch.no_grad()
     def set_block_mask(self, mask: Tensor) -> None:
@@ -114,15 +125,9 @@ class Block(AdapterModule):
         return [m for m in (*self._prototypes, *self._positions) if m is not None]
 
     def sources(self) -> List[Tensor]:
-        """Everything that the update is computed from."""
-        buffers = self._buffers
-        return [
-            self.positions,
-            *self._prototypes[0]._parameters.values(),
-            buffers["block_mask"],
-            buffers["row_ids"],
-            buffers["column_ids"],
-        ]
+        prototypes = self.shared_prototypes
+        buffers = (self.block_mask, self.row_ids, self.column_ids)
+        return [self.positions, prototypes.rows, prototypes.cols, *buffers]
 
     def merge(self, weight: Tensor) -> Tensor:
         """``weight [n, m]`` plus the update, masked, cast once."""
@@ -196,7 +201,6 @@ class Block(AdapterModule):
         return self.block_mask.numel()
 
     def packed_masks(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """Bit-packed masks, and what else a file needs to rebuild the update."""
         found = {"layout": self.layout.clone()}
         kept = self._kept(mask)
         if not kept.all():
@@ -264,7 +268,8 @@ class Block(AdapterModule):
                     f"{where}.{name}: found {found} present, expected "
                     f"{size}, the size of the layer's weight"
                 )
-        return settings, tuple(original)
+        n, m = original
+        return settings, (n, m)
 
     def fits(self, settings: BlockSettings, original: Tuple[int, int]) -> bool:
         return (
@@ -275,7 +280,6 @@ class Block(AdapterModule):
 
     @classmethod
     def restore(cls, entries: Mapping[str, Tensor], weight: Tensor):
-        """Full parameters and buffers from the saved entries; zero where masked."""
         *original, p, q = entries["layout"].tolist()
         grid = tuple(-(-s // b) for s, b in zip(original, (p, q)))
         device = entries["layout"].device

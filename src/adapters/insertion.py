@@ -1,14 +1,22 @@
 """Insertion of adapters into layers and whole networks."""
 
 import copy
-from typing import Callable, Dict, Optional, Sequence, Tuple, Type, Union
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
 
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import Part, SharedParameters, adapted_layers, attribute, parts
+from .layer import (
+    AdaptedLayer,
+    Part,
+    SharedParameters,
+    WeightUpdate,
+    adapted_layers,
+    attribute,
+    parts,
+)
 from .low_rank import LowRankSettings
-from .prototypes import BlockSettings, PositionWeights, Prototypes
+from .prototypes import BlockSettings, PositionWeights, Prototypes, block_sides
 from .selection import Patterns, Settings, adapted_class, check, select
 
 
@@ -80,7 +88,12 @@ def SPLoPA(
         init_range: the prototypes' ``cols ~ U(-init_range, init_range)``.
     """
     settings = BlockSettings(
-        block_size, num_prototypes, rank, shared_prototypes, shared_pos_weights, init_range
+        block_sides(block_size),
+        num_prototypes,
+        rank,
+        shared_prototypes,
+        shared_pos_weights,
+        init_range,
     )
     return _adapt(module, "SPLoPA", settings, include, exclude, types, inplace, train_others)
 
@@ -195,7 +208,7 @@ def keep_to_itself(layer: nn.Module) -> None:
 def start_with(settings: Settings, shared: SharedSets) -> Callable:
     """What registers the parameters of one update."""
 
-    def start(update: nn.Module, part: Part, weight: Tensor) -> None:
+    def start(update: WeightUpdate, part: Part, weight: Tensor) -> None:
         if isinstance(settings, LowRankSettings):
             return update.start(weight, settings)
         positions = None
@@ -223,10 +236,13 @@ def insert(
         starts: per layer, a function of (update, part, weight) that registers the
             parameters. Layers with one weight share those of the first.
     """
-    known: Dict[tuple, nn.Module] = {}
+    known: Dict[tuple, WeightUpdate] = {}
     for name, layer in selected.items():
         plain = type(layer)
-        layer.__class__ = adapted_class(kind, plain)
+        adapted = adapted_class(kind, plain)
+        assert adapted is not None and isinstance(layer, plain)  # check() saw to it
+        layer.__class__ = adapted
+        assert isinstance(layer, AdaptedLayer)
         layer.become_adapted(plain)
         for part in parts(layer):
             if part.update:
@@ -244,7 +260,8 @@ def insert(
 def freeze(network: nn.Module, train_others: bool) -> None:
     """Train adapters and the biases of adapted layers, never their weights."""
     layers = adapted_layers(network).values()
-    learned, bases = [], set()
+    learned: List[Optional[nn.Parameter]] = []
+    bases: Set[int] = set()
     for layer in layers:
         learned += layer.biases().values()
         bases.update(id(attribute(layer, part.weight)) for part in parts(layer))
@@ -257,6 +274,6 @@ def freeze(network: nn.Module, train_others: bool) -> None:
         if not train_others or id(parameter) in bases:
             parameter.requires_grad_(False)
             parameter.grad = None  # of before; optimizers and clipping would use it
-    for parameter in learned:
-        if parameter is not None:
-            parameter.requires_grad_(True)
+    for trained in learned:
+        if trained is not None:
+            trained.requires_grad_(True)

@@ -10,7 +10,7 @@ Legend: ``n`` outputs, ``m`` inputs of a weight ``W [n, m]``.
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Type, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,8 @@ class Part:
             return bias
         return bias[self.bias_rows]
 
-    def update_of(self, layer: nn.Module) -> nn.Module:
-        return getattr(layer, self.update) if self.update else layer
+    def update_of(self, layer: nn.Module) -> "WeightUpdate":
+        return attribute(layer, self.update) if self.update else cast(WeightUpdate, layer)
 
 
 def parts(layer: nn.Module) -> Tuple[Part, ...]:
@@ -149,8 +149,8 @@ class AdapterModule(nn.Module):
 
     def _apply(self, fn, recurse=True):
         self.forget()
-        own = [self._parameters.get(name) for name in self.adapter_names]
-        own = [p for p in own if p is not None]
+        named = [self._parameters.get(name) for name in self.adapter_names]
+        own = [p for p in named if p is not None]
         own_ids = {id(t) for p in own for t in (p, p.grad) if t is not None}
 
         def keep_precision(tensor):
@@ -160,6 +160,67 @@ class AdapterModule(nn.Module):
             return applied
 
         return super()._apply(keep_precision, recurse)
+
+
+class WeightUpdate(AdapterModule):
+    """What holds the parameters of one weight's update: a layer, or a module within it."""
+
+    mask_names: Tuple[str, ...] = ()
+    # The arguments of these two are those of the kind's settings.
+    start: Callable[..., None]
+    fits: Callable[..., bool]
+
+    def share(self, other: Any) -> None:
+        """Use the parameters of a layer that has the same weight."""
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        """Leave nothing of the update in the module."""
+        raise NotImplementedError
+
+    def shared_modules(self) -> List[nn.Module]:
+        """The modules with parameters that other layers may use as well."""
+        raise NotImplementedError
+
+    def sources(self) -> List[Tensor]:
+        """Everything that the update is computed from."""
+        raise NotImplementedError
+
+    def merge(self, weight: Tensor) -> Tensor:
+        """``weight`` plus the update, cast once."""
+        raise NotImplementedError
+
+    def read(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        """The learned parameters of what ``mask`` keeps."""
+        raise NotImplementedError
+
+    def read_weight(self, weight: Tensor, mask: Mapping[str, Tensor]) -> Tensor:
+        """What ``mask`` keeps of the base weight."""
+        raise NotImplementedError
+
+    def check_masks(self, mask: Mapping[str, Tensor], where: str) -> None:
+        """Raises AdapterError for a mask that doesn't fit."""
+        raise NotImplementedError
+
+    def mask_bits(self) -> int:
+        """How many bits the masks have in a file."""
+        raise NotImplementedError
+
+    def packed_masks(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        """Bit-packed masks, and what else a file needs to rebuild the update."""
+        raise NotImplementedError
+
+    @staticmethod
+    def out_mask(mask: Mapping[str, Tensor]) -> Optional[Tensor]:
+        """The outputs whose bias is kept, ``[n]``, or None for all."""
+        raise NotImplementedError
+
+    @classmethod
+    def restore(
+        cls, entries: Mapping[str, Tensor], weight: Tensor
+    ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+        """Full parameters and buffers from saved entries, zero where masked; and masks."""
+        raise NotImplementedError
 
 
 def _unchanged(known: List[Tuple[Tensor, int, int]], tensors: List[Tensor]) -> bool:
@@ -190,8 +251,9 @@ class AdaptedLayer(AdapterModule):
     """Base of the adapted layers: base weight, update, fusing."""
 
     plain_class: Type[nn.Module]
+    holder: Type[WeightUpdate]  # of the updates that the layer doesn't hold itself
 
-    def updates(self) -> Dict[str, nn.Module]:
+    def updates(self) -> Dict[str, WeightUpdate]:
         """The modules that hold the parameters of the updates, by name."""
         return {part.update: part.update_of(self) for part in parts(self)}
 
@@ -210,7 +272,10 @@ class AdaptedLayer(AdapterModule):
 
     def all_sources(self) -> List[Tensor]:
         """Everything that the adapted weights are computed from."""
-        return [self._parameters["weight"], *self.sources()]
+        sources = [attribute(self, part.weight) for part in parts(self)]
+        for update in self.updates().values():
+            sources += update.sources()
+        return sources
 
     def _fuse_now(self) -> Dict[str, Tensor]:
         with torch.inference_mode(False), torch.no_grad():
@@ -244,7 +309,8 @@ class AdaptedLayer(AdapterModule):
         """Called once, when the class was exchanged."""
         if plain_class is not type(self).plain_class:
             self.plain_class = plain_class
-        self._forward_pre_hooks["adapter"] = _no_fast_path
+        hooks: Dict[Any, Callable] = self._forward_pre_hooks  # torch's own keys are numbers
+        hooks["adapter"] = _no_fast_path
 
     def become_plain(self, weights: Dict[str, Tensor]) -> None:
         """Take the plain class again, with ``weights`` in place of base and update."""
@@ -256,9 +322,10 @@ class AdaptedLayer(AdapterModule):
             if part.update:
                 del self._modules[part.update]
             else:
-                self.remove()
+                part.update_of(self).remove()
         self.forget()
-        self._forward_pre_hooks.pop("adapter", None)
+        hooks: Dict[Any, Callable] = self._forward_pre_hooks
+        hooks.pop("adapter", None)
         reset_parameter_read(self)
         self.__class__ = self.__dict__.pop("plain_class", type(self).plain_class)
 
@@ -297,7 +364,7 @@ class SharedParameters(AdapterModule):
 
 def drop_shared(network: nn.Module) -> None:
     """Remove shared parameters that no adapted layer of ``network`` uses any more."""
-    used = set()
+    used: Set[int] = set()
     for module in network.modules():
         if isinstance(module, AdaptedLayer):
             for update in module.updates().values():

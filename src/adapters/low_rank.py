@@ -11,9 +11,10 @@ from typing import Dict, List, Mapping, Optional, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .errors import AdapterError
-from .layer import AdaptedLayer, AdaptedLinear, AdapterModule, no_autocast, recording, uniform
+from .layer import AdaptedLayer, AdaptedLinear, WeightUpdate, no_autocast, recording, uniform
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .reading import ConfigurableRead
 
@@ -70,7 +71,7 @@ def check_init_range(init_range: float) -> None:
         raise AdapterError(f"init_range {init_range!r}: expected a number of at least 0")
 
 
-class LowRank(AdapterModule):
+class LowRank(WeightUpdate):
     """Parameters ``rows [r, m]`` and ``cols [n, r]`` of ``cols @ rows``.
 
     ``adapter_slices`` says which of them is cut when a dimension of the weight is cut:
@@ -80,6 +81,8 @@ class LowRank(AdapterModule):
     adapter_names = ("rows", "cols")
     adapter_slices = {0: ("cols", 0), 1: ("rows", 1)}
     mask_names = ("in_features_mask", "out_features_mask")
+    rows: nn.Parameter
+    cols: nn.Parameter
 
     @property
     def rank(self) -> int:
@@ -93,7 +96,6 @@ class LowRank(AdapterModule):
         self.cols = uniform((n, rank), settings.init_range, weight)
 
     def share(self, other: "LowRank") -> None:
-        """Use the parameters of a layer that has the same weight."""
         self.rows, self.cols = other.rows, other.cols
 
     def remove(self) -> None:
@@ -103,8 +105,7 @@ class LowRank(AdapterModule):
         return []
 
     def sources(self) -> List[Tensor]:
-        """Everything that the update is computed from."""
-        return [self._parameters["rows"], self._parameters["cols"]]
+        return [self.rows, self.cols]
 
     def merge(self, weight: Tensor) -> Tensor:
         """``weight [n, m, *kernel]`` plus the update (at the centre tap), cast once."""
@@ -117,8 +118,8 @@ class LowRank(AdapterModule):
             return (weight + update).to(weight.dtype)
 
     def read(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """The learned parameters for the kept inputs and outputs."""
-        rows, cols = self.rows, self.cols
+        rows: Tensor = self.rows
+        cols: Tensor = self.cols
         kept = mask.get("in_features_mask")
         if kept is not None:
             rows = rows[:, kept.to(rows.device)]
@@ -143,12 +144,10 @@ class LowRank(AdapterModule):
         return self.rows.shape[1] + self.cols.shape[0]
 
     def packed_masks(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """Bit-packed masks for a file."""
         return {name: pack(mask[name]) for name in mask if mask[name] is not None}
 
     @staticmethod
     def out_mask(mask: Mapping[str, Tensor]) -> Optional[Tensor]:
-        """The outputs whose bias is kept, ``[n]``, or None for all."""
         return mask.get("out_features_mask")
 
     @classmethod
@@ -179,11 +178,6 @@ class LowRank(AdapterModule):
 
     @classmethod
     def restore(cls, entries: Mapping[str, Tensor], weight: Tensor):
-        """Full parameters and masks from the saved entries; zero where masked.
-
-        Returns:
-            (tensors by name, masks by name)
-        """
         n, m = weight.shape[:2]
         masks = {}
         rows, cols = entries["rows"], entries["cols"]
@@ -244,8 +238,8 @@ class SPLoRALinear(ConfigurableRead, LowRank, AdaptedLinear):
         if self._merging_pays(x, weight):
             rows, cols = self.rows, self.cols
             return _MergedProduct.apply(x, weight, self.bias, rows, cols, product)
-        rows, cols = self.rows.to(weight.dtype), self.cols.to(weight.dtype)
-        return product(x, weight, self.bias) + product(product(x, rows), cols)
+        low = self.rows.to(weight.dtype), self.cols.to(weight.dtype)
+        return product(x, weight, self.bias) + product(product(x, low[0]), low[1])
 
     def _merging_pays(self, x: Tensor, weight: Tensor) -> bool:
         """Whether adding the update to the weight is less work than to the outputs.
@@ -267,7 +261,7 @@ class SPLoRALinear(ConfigurableRead, LowRank, AdaptedLinear):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-class _LowRankConv(ConfigurableRead, LowRank, AdaptedLayer):
+class _LowRankConv(ConfigurableRead, LowRank, AdaptedLayer, _ConvNd):
     """The update goes to the centre tap, as two convolutions of size 1."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -281,14 +275,14 @@ class _LowRankConv(ConfigurableRead, LowRank, AdaptedLayer):
         dims = weight.dim() - 2
         convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         reach = [d * (k // 2) for d, k in zip(self.dilation, weight.shape[2:])]
+        padding = [0] * dims
         if self.padding_mode != "zeros":
             around = self._reversed_padding_repeated_twice
             x = F.pad(x, around, mode=self.padding_mode)
-            padding = [0] * dims
         elif isinstance(self.padding, str):
             padding = reach if self.padding == "same" else [0] * dims
         else:
-            padding = self.padding
+            padding = list(self.padding)
         # Where the centre tap of the first and the last window lies in the input.
         margins = [p - r for p, r in zip(padding, reach)]
         if any(margins):

@@ -20,7 +20,7 @@ class BlockSettings:
     """Settings of SPLoPA.
 
     Args:
-        block_size: ``p`` and ``q``, or one number for both.
+        block_size: ``p`` and ``q``, see :func:`block_sides`.
         num_prototypes: ``N``.
         rank: rank of a prototype.
         shared_prototypes: one set of prototypes for all layers of a network.
@@ -29,7 +29,7 @@ class BlockSettings:
         init_range: the prototypes' ``cols ~ U(-init_range, init_range)``.
     """
 
-    block_size: Union[int, Tuple[int, int]] = 32
+    block_size: Tuple[int, int] = (32, 32)
     num_prototypes: int = 64
     rank: int = 1
     shared_prototypes: bool = True
@@ -37,28 +37,39 @@ class BlockSettings:
     init_range: float = 1e-4
 
     def __post_init__(self):
-        size = self.block_size
-        pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        if len(pair) != 2 or not all(map(_positive, pair)):
-            raise AdapterError(f"block_size {size!r}: expected an integer of at least 1, or two")
-        object.__setattr__(self, "block_size", pair)
+        sides = block_sides(self.block_size)
         for name in ("num_prototypes", "rank"):
             if not _positive(getattr(self, name)):
                 raise AdapterError(
                     f"{name} {getattr(self, name)!r}: expected an integer of at least 1"
                 )
-        if self.rank > min(pair):
-            raise AdapterError(f"rank {self.rank} is above the smaller side of the blocks {pair}")
+        if self.rank > min(sides):
+            raise AdapterError(f"rank {self.rank} is above the smaller side of the blocks {sides}")
         check_init_range(self.init_range)
 
     def grid(self, shape: Sequence[int]) -> Tuple[int, int]:
         """``R`` and ``C`` for a weight of ``shape [n, m]``."""
-        return tuple(-(-s // b) for s, b in zip(shape, self.block_size))
+        n, m = shape
+        p, q = self.block_size
+        return -(-n // p), -(-m // q)
 
     def check(self, weight: Tensor) -> None:
         """Raises AdapterError if ``weight [n, m]`` is empty; every other can be adapted."""
         if weight.numel() == 0:
             raise AdapterError(f"its weight of shape {tuple(weight.shape)} has no blocks")
+
+
+def block_sides(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+    """``p`` and ``q``, given both or one number for both.
+
+    Raises:
+        AdapterError: anything else.
+    """
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(map(_positive, sides)):
+        raise AdapterError(f"block_size {size!r}: expected an integer of at least 1, or two")
+    p, q = sides
+    return p, q
 
 
 def _positive(value) -> bool:
@@ -109,5 +120,5 @@ class PositionWeights(SharedParameters):
         self.weights = position_weights(settings, grid, like)
 
 
-def position_weights(settings, grid, like) -> nn.Parameter:
+def position_weights(settings: BlockSettings, grid: Tuple[int, int], like: Tensor) -> nn.Parameter:
     return uniform((settings.num_prototypes, *grid), 1 / math.sqrt(math.prod(grid)), like)

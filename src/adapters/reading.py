@@ -1,13 +1,21 @@
 """What ``parameters()`` and ``state_dict()`` show: all, or what was learned."""
 
 from functools import partial
-from typing import Dict, Iterator, Mapping, Optional, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import adapted_layers, attribute, join, parts, reset_parameter_read
+from .layer import (
+    AdaptedLayer,
+    WeightUpdate,
+    adapted_layers,
+    attribute,
+    join,
+    parts,
+    reset_parameter_read,
+)
 
 Masks = Mapping[str, Mapping[str, Tensor]]
 
@@ -46,10 +54,12 @@ def configure_parameter_read(
         list(_readers(network, masks, True).values())
     settings = (network, adapter_weights_only, masks)
     # Instance attributes, so that the class and everything else stays as it is;
-    # parameters() calls named_parameters().
-    network.named_parameters = partial(_named_parameters, *settings)
-    network.state_dict = partial(_state_dict, *settings)
-    network.zero_grad = partial(_zero_grad, network)  # goes by parameters()
+    # parameters() calls named_parameters(), and zero_grad() parameters().
+    network.__dict__.update(
+        named_parameters=partial(_named_parameters, *settings),
+        state_dict=partial(_state_dict, *settings),
+        zero_grad=partial(_zero_grad, network),
+    )
 
 
 def check_masks(network: nn.Module, masks: Masks) -> None:
@@ -87,7 +97,7 @@ def _readers(network: nn.Module, masks: Masks, weights: bool) -> Dict[str, Tenso
     return shown
 
 
-def learned(name: str, layer: nn.Module, masks: Masks) -> Dict[str, Tensor]:
+def learned(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Tensor]:
     """The learned parameters of one layer, masked, by their names in the network."""
     found: Dict[str, Tensor] = {}
     out_masks: Dict[str, list] = {}
@@ -108,7 +118,7 @@ def learned(name: str, layer: nn.Module, masks: Masks) -> Dict[str, Tensor]:
     return found
 
 
-def _base_weights(name: str, layer: nn.Module, masks: Masks) -> Dict[str, Tensor]:
+def _base_weights(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Tensor]:
     pieces: Dict[str, list] = {}
     for part in parts(layer):
         mask = masks.get(join(name, part.update)) or {}
@@ -202,7 +212,7 @@ def statistics(network: nn.Module) -> Dict[str, Tensor]:
     }
 
 
-def _shared_parameters(update: nn.Module):
+def _shared_parameters(update: WeightUpdate) -> List[nn.Parameter]:
     return [p for module in update.shared_modules() for p in module.parameters()]
 
 
@@ -257,7 +267,7 @@ def _zero_grad(network: nn.Module, set_to_none: bool = True) -> None:
             parameter.grad.detach_().zero_()
 
 
-class ConfigurableRead:
+class ConfigurableRead(nn.Module):
     """What an adapted layer adds to a plain one: it configures its own reading."""
 
     def configure_parameter_read(self, adapter_weights_only: bool = True, **masks):

@@ -1,24 +1,35 @@
 """Which adapters a state dict holds, and insertion of the same into a network."""
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple, TypeVar
 
 from torch import Tensor, nn
 
 from .block import Block
 from .errors import AdapterError
 from .insertion import freeze, insert, keep_to_itself, register
-from .layer import AdaptedLayer, Part, adapted_layers, join, parts
-from .low_rank import LowRank
+from .layer import (
+    AdaptedLayer,
+    Part,
+    SharedParameters,
+    WeightUpdate,
+    adapted_layers,
+    attribute,
+    join,
+    parts,
+)
+from .low_rank import LowRank, LowRankSettings
 from .masks import expect_shape
-from .prototypes import BlockSettings, PositionWeights, Prototypes
-from .selection import CLASSES, adapted_class, check
+from .prototypes import PositionWeights, Prototypes
+from .selection import CLASSES, Settings, adapted_class, check
 
 ENTRIES = {
     "SPLoRA": ("rows", "cols", "in_features_mask", "out_features_mask"),
     "SPLoPA": ("pos_weights", "layout", "block_mask", "row_ids", "column_ids"),
 }
 SIGNS = {"SPLoRA": ("rows", "cols"), "SPLoPA": ("layout",)}
+
+Shared = TypeVar("Shared", bound=SharedParameters)
 
 
 @dataclass
@@ -38,7 +49,7 @@ class Update:
     path: str
     part: Part
     entries: Dict[str, Tensor]
-    settings: object = None
+    settings: Settings
     original: Optional[Tuple[int, int]] = None
     prototypes: str = ""
     positions: str = ""
@@ -130,31 +141,35 @@ def _need(entries: Mapping[str, Tensor], key: str) -> Tensor:
     return entries[key]
 
 
-def _recognise_update(kind, name, layer, part, entries, found: Found) -> Update:
+def _recognise_update(
+    kind: str,
+    name: str,
+    layer: nn.Module,
+    part: Part,
+    entries: Mapping[str, Tensor],
+    found: Found,
+) -> Update:
     path = join(name, part.update)
     own = {n: entries[join(path, n)] for n in ENTRIES[kind] if join(path, n) in entries}
     for sign in SIGNS[kind]:
         _need(entries, join(path, sign))
     found.used.update(join(path, n) for n in own)
-    update = Update(path, part, own)
     weight = part.weight_of(layer).detach()
     where = path or "the layer"
     if kind == "SPLoRA":
-        update.settings = LowRank.recognise(own, weight, where)
-        return update
+        return Update(path, part, own, LowRank.recognise(own, weight, where))
     if weight.dim() != 2:
         raise AdapterError(f"{where}: SPLoPA can't adapt {type(layer).__name__}")
     expect_shape(own["layout"], (4,), f"{where}.layout")
     *original, p, q = own["layout"].tolist()
-    update.prototypes = _prototypes_for(path, (p, q), found)
-    rows, cols = found.prototypes[update.prototypes]
-    found.used.update(f"{update.prototypes}.{n}" for n in ("rows", "cols"))
-    shared = update.prototypes != join(path, "prototypes")
-    update.settings, update.original = Block.recognise(
-        own, weight, where, tuple(rows.shape[:2]), shared
-    )
-    if update.settings.shared_pos_weights:
-        shape = (rows.shape[0], *update.settings.grid(original))
+    prototypes = _prototypes_for(path, (p, q), found)
+    count, rank, _ = found.prototypes[prototypes][0].shape
+    found.used.update(f"{prototypes}.{n}" for n in ("rows", "cols"))
+    shared = prototypes != join(path, "prototypes")
+    settings, size = Block.recognise(own, weight, where, (count, rank), shared)
+    update = Update(path, part, own, settings, size, prototypes)
+    if settings.shared_pos_weights:
+        shape = (count, *settings.grid(original))
         fitting = [n for n, w in found.positions.items() if tuple(w.shape) == shape]
         if not fitting:
             raise AdapterError(f"the state dict lacks {join(path, 'pos_weights')}")
@@ -232,7 +247,7 @@ def attach(network: nn.Module, found: Found, train_others: bool) -> List[str]:
 def _check_same(layer, name: str, kind: str, updates: List[Update]) -> None:
     same = type(layer) in CLASSES[kind].values()
     for update in updates:
-        args = (update.settings,)
+        args: tuple = (update.settings,)
         if kind == "SPLoPA":
             args += (update.original,)
         if not same or not update.part.update_of(layer).fits(*args):
@@ -274,30 +289,34 @@ def _users(found: Found) -> Dict[str, int]:
 def _start_like(network, updates: List[Update], users: Dict[str, int]) -> Callable:
     by_part = {update.part.update: update for update in updates}
 
-    def start(update: nn.Module, part: Part, weight: Tensor) -> None:
+    def start(update: WeightUpdate, part: Part, weight: Tensor) -> None:
         found = by_part[part.update]
         settings = found.settings
-        if not isinstance(settings, BlockSettings):
+        if isinstance(settings, LowRankSettings):
             return update.start(weight, settings)
-        prototypes = _place(network, found.prototypes, Prototypes, settings, weight)
+
+        def shared_positions() -> PositionWeights:
+            assert found.original is not None  # every update of blocks has them
+            return PositionWeights(settings, settings.grid(found.original), weight)
+
+        prototypes = _place(network, found.prototypes, lambda: Prototypes(settings, weight))
         owner = found.prototypes.rpartition(".")[0]
         prototypes.shared = users[found.prototypes] > 1 or owner != found.path
         positions = None
         if found.positions:
-            grid = settings.grid(found.original)
-            positions = _place(network, found.positions, PositionWeights, settings, grid, weight)
+            positions = _place(network, found.positions, shared_positions)
         update.start(weight, settings, prototypes, positions, found.original)
 
     return start
 
 
-def _place(network: nn.Module, path: str, create: Callable, *args) -> nn.Module:
+def _place(network: nn.Module, path: str, create: Callable[[], Shared]) -> Shared:
     """The shared parameters at ``path``, created if they aren't there."""
-    owner, _, name = path.rpartition(".")
-    owner = network.get_submodule(owner)
+    above, _, name = path.rpartition(".")
+    owner = network.get_submodule(above)
     if getattr(owner, name, None) is None:
-        register(owner, name, create(*args))
-    return getattr(owner, name)
+        register(owner, name, create())
+    return attribute(owner, name)
 
 
 def insert_like(

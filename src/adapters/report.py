@@ -1,13 +1,13 @@
 """What adapters cost, next to the weights that they adapt."""
 
-from typing import Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional
 
 from torch import nn
 
 from .layer import adapted_layers, attribute, join, parts
 from .reading import Masks, check_masks, learned
 
-Row = Dict[str, Union[str, int, float, bool]]
+Row = Dict[str, Any]
 
 
 def report(network: nn.Module, masks: Optional[Masks] = None) -> List[Row]:

@@ -1,19 +1,19 @@
 """What :func:`adapter_state_dict` gave, loaded again."""
 
-from typing import Dict, Mapping
+from typing import Dict, List, Mapping, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
 
 from .block import Block
 from .errors import AdapterError
-from .layer import attribute, join
+from .layer import WeightUpdate, attribute, join
 from .low_rank import LowRank
 from .masks import expect_shape
 from .reading import statistics
 from .recognition import attach, recognise
 
-UPDATES = {"SPLoRA": LowRank, "SPLoPA": Block}
+UPDATES: Dict[str, Type[WeightUpdate]] = {"SPLoRA": LowRank, "SPLoPA": Block}
 
 
 @torch.no_grad()
@@ -47,7 +47,8 @@ def load_adapter_state_dict(
     values: Dict[str, Tensor] = {}
     masks: Dict[str, Dict[str, Tensor]] = {}
     for name, updates in found.updates.items():
-        layer, sizes = modules[name], {}
+        layer = modules[name]
+        sizes: Dict[str, List[Tuple[int, Optional[Tensor]]]] = {}
         for update in updates:
             weight = update.part.weight_of(layer).detach()
             holder = UPDATES[found.kinds[name]]

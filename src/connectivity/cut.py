@@ -94,6 +94,8 @@ def cut_optimizer_state(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
     for parameter in gone:
         optimizer.state.pop(parameter, None)
     for parameter, shape, positions in cuts:
+        if positions is None:
+            continue
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if torch.is_tensor(value) and value.shape == shape:

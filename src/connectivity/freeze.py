@@ -98,6 +98,7 @@ class Freezer:
         """
         norms, of_rows, live_rows = [], [], []
         for parameter in parameters:
+            assert parameter.grad is not None
             rest, rows = parameter.grad, None
             for dim, live in self._live[parameter].items():
                 if dim:
@@ -138,6 +139,7 @@ class Freezer:
     def restore(self) -> None:
         """Write frozen weights back, if their gradients were masked."""
         if self._masks:
+            assert self._values is not None  # remembered with the masks
             torch._foreach_lerp_(list(self._live), self._values, self._masks)
             return
         for (parameter, dims), values in zip(self._live.items(), self._values or ()):

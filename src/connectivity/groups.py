@@ -74,6 +74,9 @@ class ChannelGroup(nn.Module):
             is, which heads it has, and which columns of a position table it keeps.
     """
 
+    connectivity: Tensor
+    channel_ids: Tensor
+
     def __init__(
         self,
         kind: str,

@@ -111,9 +111,9 @@ def remove_layers(
         The removed layers' parameters.
     """
     gone: List[nn.Module] = []
-    for name, group in layer_groups(groups).items():
+    for name, stack in layer_groups(groups).items():
         if name in keep:
-            gone += group.keep_layers(keep[name].tolist())
+            gone += stack.keep_layers(keep[name].tolist())
     modules = {module for layer in gone for module in layer.modules()}
     for name, group in list(groups.items()):
         if group in modules:

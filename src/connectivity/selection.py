@@ -95,7 +95,8 @@ def _select_heads(
         more = {**widths, **head_widths(pair, heads + 1)}
         costs.append(count(more) - count(widths))
         budget += heads * costs[-1]
-        score = head_scores(*(scores[group.name] for group in pair), pair[0].heads)
+        queries, values = (scores[group.name] for group in pair)
+        score = head_scores(queries, values, pair[0].heads)
         importance.append(score / costs[-1])
     keep = {}
     numbers = _share_out(importance, costs, [1] * len(pairs), budget)

@@ -110,10 +110,10 @@ def _site_sums(
 
 def _reduced(scoring, sums, tokens, batches, device):
     # a process without a batch does not know how many sites there are
-    counts = [len(sites) for sites in sums.values()] + [int(batches > 0)]
-    counts = torch.tensor(counts, dtype=torch.float64, device=device)
-    scoring.reduce(counts)
-    *counts, processes = counts.tolist()
+    here = [len(sites) for sites in sums.values()] + [int(batches > 0)]
+    everywhere = torch.tensor(here, dtype=torch.float64, device=device)
+    scoring.reduce(everywhere)
+    *counts, processes = everywhere.tolist()
     shapes = [
         (int(count / max(processes, 1)), scoring.number_of_units(group))
         for count, group in zip(counts, scoring.groups.values())

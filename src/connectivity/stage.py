@@ -161,7 +161,7 @@ class PruningStage:
         rate, groups = self.plan.compression_rate, channel_groups(self.model)
         for side in ("encoder", "decoder"):
             number, group = self.plan.layers.get(f"{side}.depth"), groups.get(f"{side}.depth")
-            if number is not None and number > group.width:
+            if number is not None and group is not None and number > group.width:
                 raise PruningError(
                     f"$keep_{side}_layers {number}: the model has {group.width}; give at most "
                     "that many"
