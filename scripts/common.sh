@@ -161,32 +161,10 @@ DEMO=(--arch srp_demo_de_en "${TRAINING[@]}" --max-tokens 2048
 
 # --- data --------------------------------------------------------------------------------
 
-# fairseq's binary form of a folder that preprocess.py wrote, with the raw references.
-binarize() {  # binarize TEXT DEST [ARGUMENT...]
-    local text=$1 dest=$2
-    shift 2
-    if [ -e "$dest/.done" ] && ! [ "$text/preprocess.json" -nt "$dest/.done" ]; then
-        [ $# -eq 0 ] || [ "$(cat "$dest/.done")" = "$*" ] \
-            || refuse "${dest#../} was made with other arguments than $*; move it away to make it again"
-        say "${dest#../} is up to date"
-        return
-    fi
-    say "writing ${dest#../}"
-    rm -rf "$dest.part"
-    "$PYTHON" -m fairseq_cli.preprocess --source-lang de --target-lang en \
-        --trainpref "$text/train" --validpref "$text/valid" --testpref "$text/test" \
-        --destdir "$dest.part" --workers "$(workers)" "$@" >"$text/binarize.log" 2>&1 || {
-        [ $? != 2 ] || refuse "$(tail -n 1 "$text/binarize.log")"  # an option
-        tail -n 5 "$text/binarize.log" >&2
-        exit 1
-    }
-    cp "$text"/raw.{valid,test}.{de,en} "$text/code" "$dest.part/"
-    echo "$*" >"$dest.part/.done"
-    rm -rf "$dest"
-    mv "$dest.part" "$dest"
+# fairseq's binary form of a folder that preprocess.py wrote.
+binarize() {  # binarize TEXT DEST [ARGUMENT of fairseq-preprocess ...]
+    "$PYTHON" preprocess.py --binarize-only --out "$1" --data-bin "$2" -- "${@:3}"
 }
-
-workers() { "$PYTHON" -c 'import os; print(min(8, os.cpu_count() or 1))'; }
 
 sha256() { "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$1"; }
 

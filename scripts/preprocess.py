@@ -1,17 +1,24 @@
-"""Raw parallel text to BPE tokens, as fairseq-preprocess wants them.
+"""Raw parallel text to BPE tokens, and to fairseq's binarized data.
 
 Moses tokens (with ``&apos;`` escapes), the filter of Moses' clean-corpus-n on the training
-data, lower case, then byte-pair encoding learnt on both languages together:
+data, lower case (unless ``--cased``), then byte-pair encoding learnt on both languages together:
 
-    preprocess.py --out DIR --bpe 10000 --ratio 1.5 --iwslt FOLDER
-    preprocess.py --out DIR --bpe 6000 --train RAW/train --valid RAW/val --test RAW/test
+    preprocess.py --source-lang fr --target-lang en --train RAW/train --valid RAW/val \\
+        --test RAW/test --bpe 6000 --out TEXT --data-bin DATA
 
-``DIR`` gets ``{train,valid,test}.{de,en}``, the learnt ``code``, and ``raw.{valid,test}.{de,en}``,
-the same sentences before tokenization, for BLEU against the true reference.
-``preprocess.json`` is written last: with it there and the same inputs, nothing is done again.
+For a model that is there already, its own code and dictionaries take the place of new ones:
+
+    preprocess.py ... --bpe-codes OLD/code --cased --out TEXT --data-bin DATA \\
+        -- --srcdict OLD/dict.fr.txt --tgtdict OLD/dict.en.txt
+
+``TEXT`` gets ``{train,valid,test}.LANG``, the ``code``, and ``raw.{valid,test}.LANG``, the same
+sentences before tokenization, for BLEU against the true reference. ``DATA`` gets the binarized
+data, the raw references and the code. Both are finished by a file that is written last: with it
+there and the same inputs, nothing is done again. Arguments after ``--`` go to fairseq-preprocess.
 """
 
 import argparse
+import functools
 import glob
 import gzip
 import hashlib
@@ -19,6 +26,8 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from multiprocessing import Pool
 from pathlib import Path
@@ -26,11 +35,11 @@ from pathlib import Path
 # no progress bars from sacremoses and subword-nmt; tqdm reads this when it is imported
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-LANGS = ("de", "en")
 SPLITS = ("train", "valid", "test")
 # Every 23rd training pair is validation data: the split of fairseq's prepare-iwslt14.sh,
 # and so of the published results.
 IWSLT_VALID_EVERY = 23
+IWSLT_LANGS = ("de", "en")
 IWSLT_TEST = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 DROPPED_TAGS = ("<url>", "<talkid>", "<keywords>")
 STRIPPED_TAGS = re.compile(r"</?(?:title|description)>")
@@ -67,20 +76,20 @@ def read_lines(path):
     return [" ".join(line.split()) for line in lines]
 
 
-def read_pair(prefix):
-    """``{lang: lines}`` of ``prefix.de`` and ``prefix.en``, which must be parallel."""
-    return parallel(prefix, {lang: read_lines(f"{prefix}.{lang}") for lang in LANGS})
+def read_pair(prefix, langs):
+    """``{lang: lines}`` of ``prefix.LANG``, which must be parallel."""
+    return parallel(prefix, {lang: read_lines(f"{prefix}.{lang}") for lang in langs})
 
 
 def parallel(name, pair):
     """``pair`` itself, once its languages are known to have the same number of lines."""
-    counts = {lang: len(pair[lang]) for lang in LANGS}
+    counts = {lang: len(lines) for lang, lines in pair.items()}
     if len(set(counts.values())) != 1:
         raise UserError(
             f"{name} is not parallel: "
             + ", ".join(f"{n} lines in {lang}" for lang, n in counts.items())
         )
-    if not counts[LANGS[0]]:
+    if not all(counts.values()):
         raise UserError(f"{name} is empty")
     return pair
 
@@ -107,16 +116,17 @@ def read_iwslt(folder):
     inner = Path(folder) / "de-en"
     folder = inner if inner.is_dir() else Path(folder)
     train = {
-        lang: strip_train_tags(read_lines(folder / f"train.tags.de-en.{lang}")) for lang in LANGS
+        lang: strip_train_tags(read_lines(folder / f"train.tags.de-en.{lang}"))
+        for lang in IWSLT_LANGS
     }
-    test = {lang: [] for lang in LANGS}
+    test = {lang: [] for lang in IWSLT_LANGS}
     for name in IWSLT_TEST:
         part = {
             lang: segments(read_lines(folder / f"IWSLT14.{name}.de-en.{lang}.xml"))
-            for lang in LANGS
+            for lang in IWSLT_LANGS
         }
         parallel(f"IWSLT14.{name}", part)
-        for lang in LANGS:
+        for lang in IWSLT_LANGS:
             test[lang] += part[lang]
     return parallel("train.tags.de-en", train), test
 
@@ -142,16 +152,17 @@ def tokenize(lang, line):
     return " ".join(_tokenizers[lang].tokenize(line, return_str=True, escape=True).split())
 
 
-def _tokenize_pair(pair):
-    return tuple(tokenize(lang, line) for lang, line in zip(LANGS, pair))
+def _tokenize_pair(langs, pair):
+    return tuple(tokenize(lang, line) for lang, line in zip(langs, pair))
 
 
-def tokenize_pairs(pairs, workers):
-    """``[(de, en), …]`` tokenized, in order."""
+def tokenize_pairs(pairs, langs, workers):
+    """``[(source, target), …]`` tokenized, in order."""
+    one = functools.partial(_tokenize_pair, langs)
     if workers > 1 and len(pairs) > 5000:
         with Pool(workers) as pool:
-            return pool.map(_tokenize_pair, pairs, chunksize=1000)
-    return [_tokenize_pair(pair) for pair in pairs]
+            return pool.map(one, pairs, chunksize=1000)
+    return [one(pair) for pair in pairs]
 
 
 def keep(pair, ratio, max_tokens):
@@ -197,9 +208,14 @@ def fingerprint(args):
     """Hash of the inputs and of the settings that change the output."""
     digest = hashlib.sha256(
         json.dumps(
-            [args.bpe, args.ratio, args.max_tokens, Path(__file__).read_text(encoding="utf-8")]
+            [
+                *(args.source_lang, args.target_lang, args.bpe, args.cased, args.ratio),
+                *(args.max_tokens, Path(__file__).read_text(encoding="utf-8")),
+            ]
         ).encode()
     )
+    if args.bpe_codes:
+        digest.update(read_code(args.bpe_codes).encode())
     if args.iwslt:
         files = sorted(glob.glob(f"{args.iwslt}/**/*de-en*", recursive=True))
     else:
@@ -207,7 +223,7 @@ def fingerprint(args):
         files = [
             f
             for p in prefixes
-            for lang in LANGS
+            for lang in args.langs
             for f in (f"{p}.{lang}", f"{p}.{lang}.gz")
             if os.path.exists(f)
         ]
@@ -216,6 +232,56 @@ def fingerprint(args):
             digest.update(os.path.basename(file).encode())
             digest.update(Path(file).read_bytes())
     return digest.hexdigest()
+
+
+def read_code(path):
+    """Text of a BPE code file; its form is for subword-nmt to check."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--bpe-codes {path} cannot be read: {error}") from None
+
+
+# --- fairseq's binary form -----------------------------------------------------------------
+
+
+def binarize(text, dest, langs, arguments, workers):
+    """fairseq's binary form of a folder that :func:`run` wrote, with raw references and code.
+
+    Args:
+        arguments: further ones of fairseq-preprocess.
+
+    Raises:
+        UserError: ``dest`` was made with other arguments, or fairseq refuses these.
+    """
+    text, dest = Path(text), Path(dest)
+    done, key = dest / ".done", " ".join(arguments)
+    if done.exists() and not done.stat().st_mtime < (text / "preprocess.json").stat().st_mtime:
+        if arguments and done.read_text().strip() != key:
+            raise UserError(
+                f"{dest} was made with other arguments than {key}; move it away to make it again"
+            )
+        print(f"{dest} is up to date")
+        return
+    if dest.exists() and any(dest.iterdir()) and not done.exists():
+        raise UserError(f"--data-bin {dest} holds other files; give a new folder")
+    print(f"writing {dest}", flush=True)
+    part = dest.with_name(f"{dest.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    command = [sys.executable, "-m", "fairseq_cli.preprocess"]
+    command += ["--source-lang", langs[0], "--target-lang", langs[1]]
+    command += [f"--{split}pref={text / split}" for split in SPLITS]
+    command += ["--destdir", str(part), "--workers", str(min(8, workers)), *arguments]
+    with open(text / "binarize.log", "w", encoding="utf-8") as log:
+        status = subprocess.call(command, stdout=log, stderr=subprocess.STDOUT)
+    if status:
+        said = (text / "binarize.log").read_text(encoding="utf-8").strip().splitlines()
+        raise UserError(f"fairseq-preprocess: {said[-1] if said else f'status {status}'}")
+    for name in (*(f"raw.{split}.{lang}" for split in SPLITS[1:] for lang in langs), "code"):
+        shutil.copyfile(text / name, part / name)
+    (part / ".done").write_text(f"{key}\n")
+    shutil.rmtree(dest, ignore_errors=True)
+    os.replace(part, dest)
 
 
 # --- command line ------------------------------------------------------------------------
@@ -233,10 +299,21 @@ def parse(argv):
         parser.add_argument(
             f"--{split}",
             metavar="PREFIX",
-            help=f"raw {split} data: PREFIX.de[.gz] and PREFIX.en[.gz]",
+            help=f"raw {split} data: PREFIX.LANG[.gz] of both languages",
         )
+    parser.add_argument("--source-lang", default="de", metavar="LANG", help="default: de")
+    parser.add_argument("--target-lang", default="en", metavar="LANG", help="default: en")
+    code = parser.add_mutually_exclusive_group(required=True)
+    code.add_argument("--bpe", type=int, help="BPE merges to learn, both languages together")
+    code.add_argument("--bpe-codes", metavar="FILE", help="a code that is there, of another model")
+    code.add_argument(
+        "--binarize-only", action="store_true", help="--out holds the text already; see --data-bin"
+    )
+    parser.add_argument("--cased", action="store_true", help="do not make the text lower case")
     parser.add_argument(
-        "--bpe", type=int, required=True, help="BPE merges, both languages together"
+        "--data-bin",
+        metavar="DIR",
+        help="also write fairseq's binarized data; arguments after -- are of fairseq-preprocess",
     )
     parser.add_argument(
         "--ratio", type=float, default=0.0, help="length-ratio filter on training data; 0: none"
@@ -247,10 +324,26 @@ def parse(argv):
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
     )
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:end])
+    args.binarizing = argv[end + 1 :]
+    args.langs = args.source_lang, args.target_lang
+    if args.source_lang == args.target_lang:
+        parser.error(f"--source-lang and --target-lang are both {args.source_lang}")
+    if args.iwslt and args.langs != IWSLT_LANGS:
+        parser.error("--iwslt is German-English: leave --source-lang and --target-lang out")
+    if args.binarizing and not args.data_bin:
+        parser.error("arguments after -- are of fairseq-preprocess, which needs --data-bin")
+    if args.binarize_only:
+        if not args.data_bin:
+            parser.error("--binarize-only needs --data-bin")
+        if not os.path.exists(f"{args.out}/preprocess.json"):
+            parser.error(f"--out {args.out}: no finished text of this program is there")
+        return args
     if not args.iwslt and not (args.train and args.valid and args.test):
         parser.error("give --iwslt, or --train, --valid and --test")
-    if args.bpe < 1:
+    if args.bpe is not None and args.bpe < 1:
         parser.error(f"--bpe {args.bpe}: at least one merge is needed")
     if args.ratio and args.ratio < 1:
         parser.error(f"--ratio {args.ratio}: 0 for no filter, otherwise 1 or more")
@@ -269,15 +362,15 @@ def run(args):
         train, test = read_iwslt(args.iwslt)
         raw = {"train": train, "test": test}
     else:
-        raw = {split: read_pair(getattr(args, split)) for split in SPLITS}
+        raw = {split: read_pair(getattr(args, split), args.langs) for split in SPLITS}
 
     out.mkdir(parents=True, exist_ok=True)
     manifest.unlink(missing_ok=True)
     # each item: (raw pair, tokenized pair), together so that the filter takes both
     data = {}
     for split, languages in raw.items():
-        pairs = list(zip(*(languages[lang] for lang in LANGS)))
-        data[split] = list(zip(pairs, tokenize_pairs(pairs, args.workers)))
+        pairs = list(zip(*(languages[lang] for lang in args.langs)))
+        data[split] = list(zip(pairs, tokenize_pairs(pairs, args.langs, args.workers)))
     before = len(data["train"])
     data["train"] = [item for item in data["train"] if keep(item[1], args.ratio, args.max_tokens)]
     if not data["train"]:
@@ -286,18 +379,24 @@ def run(args):
     if args.iwslt:
         data["train"], data["valid"] = every(data["train"], IWSLT_VALID_EVERY)
 
+    case = str if args.cased else str.lower
     tokens = {
-        split: [[item[1][side].lower() for item in data[split]] for side in range(len(LANGS))]
+        split: [[case(item[1][side]) for item in data[split]] for side in range(2)]
         for split in SPLITS
     }
-    code = learn_code([line for side in tokens["train"] for line in side], args.bpe)
+    if args.bpe_codes:
+        code = read_code(args.bpe_codes)
+    else:
+        code = learn_code([line for side in tokens["train"] for line in side], args.bpe)
     write_atomically(out / "code", code)
-    with open(out / "code", encoding="utf-8") as handle:
-        from subword_nmt.apply_bpe import BPE
+    from subword_nmt.apply_bpe import BPE
 
-        bpe = BPE(handle)
+    try:
+        bpe = BPE(io.StringIO(code))
+    except (ValueError, IndexError, SystemExit):
+        raise UserError(f"--bpe-codes {args.bpe_codes}: not a BPE code of subword-nmt") from None
     for split in SPLITS:
-        for side, lang in enumerate(LANGS):
+        for side, lang in enumerate(args.langs):
             write_lines(
                 out / f"{split}.{lang}", (bpe.segment(line) for line in tokens[split][side])
             )
@@ -310,8 +409,12 @@ def run(args):
 
 
 def main(argv=None):
+    args = parse(argv)
     try:
-        run(parse(argv))
+        if not args.binarize_only:
+            run(args)
+        if args.data_bin:
+            binarize(args.out, args.data_bin, args.langs, args.binarizing, args.workers)
     except UserError as error:
         print(f"preprocess: {error}", file=sys.stderr)
         return 2

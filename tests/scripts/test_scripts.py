@@ -313,49 +313,56 @@ def test_iwslt_from_archive_to_binary(project, tmp_path):
     )
 
 
-def binarize(folder, *arguments, status=0):
-    """``binarize`` with a stand-in for fairseq's preprocessing; the calls it got."""
-    python = executable(
-        folder / "python",
-        f"""#!{BASH}
-case "$*" in *fairseq_cli*) echo "$*" >>"{folder}/calls"; mkdir -p "{folder}/bin.part"; echo usage; echo "error: why"; exit {status} ;; esac
-""",
-    )
-    text = folder / "text"
-    text.mkdir(exist_ok=True)
-    for name in (
-        "raw.valid.de",
-        "raw.valid.en",
-        "raw.test.de",
-        "raw.test.en",
-        "code",
-        "preprocess.json",
-    ):
-        (text / name).exists() or (text / name).touch()
-    done = run(
-        BASH,
-        "-c",
-        f'source "{ROOT}/scripts/common.sh"; binarize "$@"',
-        "binarize",
-        text,
-        folder / "bin",
-        *arguments,
-        PYTHON=str(python),
-    )
-    return done, len((folder / "calls").read_text().splitlines())
-
-
-def test_arguments_of_data_that_are_there(tmp_path):
-    assert binarize(tmp_path, "--joined-dictionary")[1] == 1
+def test_arguments_of_data_that_are_there(tmp_path, capsys):
+    prefixes = corpus(tmp_path / "raw", train=60, valid=7, test=5)
+    text, data = tmp_path / "text", tmp_path / "data"
+    made = ["--out", str(text), "--workers", "1", "--bpe", "30", *prefixes]
+    binary = ["--data-bin", str(data), "--"]
+    assert preprocess.main([*made, *binary, "--joined-dictionary"]) == 0
+    assert (data / "dict.de.txt").read_text() == (data / "dict.en.txt").read_text()
+    assert (data / "raw.test.en").read_text() == (tmp_path / "raw/test.en").read_text()
+    first = (data / "dict.de.txt").stat().st_mtime_ns
+    again = ["--binarize-only", "--out", str(text), *binary]
     for arguments in ([], ["--joined-dictionary"]):
-        done, calls = binarize(tmp_path, *arguments)
-        assert calls == 1 and "up to date" in done.stdout
-    done, calls = binarize(tmp_path, "--nwordssrc", "99")
-    refused(done, "made with other arguments than --nwordssrc 99", "move it away")
-    shutil.rmtree(tmp_path / "bin")
-    done, calls = binarize(tmp_path, "--wrong", status=2)
-    refused(done, "error: why")
-    assert calls == 2 and not (tmp_path / "bin").exists()
+        assert preprocess.main([*again, *arguments]) == 0
+        assert f"{data} is up to date" in capsys.readouterr().out
+    assert (data / "dict.de.txt").stat().st_mtime_ns == first
+    assert preprocess.main([*again, "--nwordssrc", "99"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "made with other arguments than --nwordssrc 99; move it away" in line
+    shutil.rmtree(data)
+    assert preprocess.main([*again, "--wrong"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "unrecognized arguments: --wrong" in line and not data.exists()
+
+
+def test_another_pair_for_a_model_that_is_there(tmp_path, capsys):
+    corpus(tmp_path / "raw", train=60, valid=7, test=5)
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"raw/{split}.de").rename(tmp_path / f"raw/{split}.fr")
+    prefixes = [f"--{split}={tmp_path / 'raw' / split}" for split in ("train", "valid", "test")]
+    langs = ["--source-lang", "fr", "--target-lang", "en", "--workers", "1", "--cased"]
+
+    def make(name, *code, tail=()):
+        folder = tmp_path / name
+        out = ["--out", str(folder / "text"), "--data-bin", str(folder / "data"), "--", *tail]
+        return folder, preprocess.main([*langs, *prefixes, *code, *out])
+
+    old, status = make("old", "--bpe", "30")
+    assert status == 0 and "The" in (old / "text/train.fr").read_text()
+    code, dictionary = old / "data/code", old / "data/dict.{}.txt"
+    dictionaries = ["--srcdict", str(dictionary).format("fr")]
+    dictionaries += ["--tgtdict", str(dictionary).format("en")]
+    new, status = make("new", "--bpe-codes", str(code), tail=dictionaries)
+    assert status == 0
+    for name in ("train.fr-en.fr.bin", "test.fr-en.en.bin", "dict.fr.txt", "code"):
+        assert (new / "data" / name).read_bytes() == (old / "data" / name).read_bytes()
+    code.write_text("no code at all\n")
+    assert make("wrong", "--bpe-codes", str(code))[1] == 2
+    assert "not a BPE code" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        preprocess.main([*langs[:3], "fr", "--bpe", "3", "--out", "x", *prefixes])
+    assert "are both fr" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
