@@ -150,8 +150,8 @@ def in_ctranslate2(
 ) -> Translate:
     """Translation with the exported model, which is compared with PyTorch's first."""
     from src.deployment.comparison import load_translator
+    from src.deployment.export import export
     from src.deployment.model import vocabulary
-    from src.export import export
 
     both = dictionaries.source_dictionary, dictionaries.target_dictionary
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +189,7 @@ def variants_of(args, rates: List[float], engines: List[str]):
         Its translations, and for each rate the parameters and FLOPs of a sentence.
     """
     from src.deployment.vocabulary_map import CANDIDATES, learn
-    from src.flops_counter import count_flops
+    from src.evaluation.flops import count_flops
 
     arch = f"srp_{args.arch}_de_en"
     dictionaries = real_task(args) if args.data else Task(*SHAPES[arch][4:])

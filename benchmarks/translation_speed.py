@@ -86,8 +86,8 @@ def generator_of(engine: str, model, task, search, vocabulary_map=None):
     """
     model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
     if engine in QUANTIZATIONS:
+        from src.deployment.export import export
         from src.deployment.generator import CTranslate2Generator
-        from src.export import export
 
         both = task.source_dictionary, task.target_dictionary
         with tempfile.TemporaryDirectory() as folder:

@@ -42,11 +42,11 @@ from torch import Tensor  # noqa: E402
 
 from . import generate  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
-from .checks.search import model_overrides  # noqa: E402
+from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
 from .deployment import engine as ctranslate2_engine  # noqa: E402
+from .deployment.export import FILES  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .export import FILES  # noqa: E402
 from .files import (  # noqa: E402
     atomic_write,
     check_output_folder,

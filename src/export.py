@@ -35,118 +35,28 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(f"{FOLDER.name}.export").main())
 
 import os  # noqa: E402
-from typing import Dict, List, Optional, Sequence, Tuple  # noqa: E402
+from typing import Dict, List, Optional, Sequence  # noqa: E402
 
 from fairseq import checkpoint_utils  # noqa: E402
-from fairseq.data import Dictionary  # noqa: E402
-from torch import nn  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints.pretrained import check_dictionaries, check_finite  # noqa: E402
 from .checks.data import load_set, set_up  # noqa: E402
+from .checks.engine import require_ctranslate2  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .deployment import vocabulary_map  # noqa: E402
-from .deployment.comparison import (
-    Pair,
-    check_same,
-    load_translator,
-    random_pairs,
-    subset_pairs,
-)
-from .deployment.model import (
+from .deployment.comparison import Pair, subset_pairs  # noqa: E402
+from .deployment.export import MODEL, check_output, export  # noqa: E402
+from .deployment.model import (  # noqa: E402
     QUANTIZATIONS,
-    build_spec,
     check_exportable,
     plain,
-    require_ctranslate2,
-    weights_digest,
 )
 from .deployment.vocabulary_map import VocabularyMap  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .files import new_folder, refusing_failed_writes  # noqa: E402
-
-MODEL = "model.bin"
-# What CTranslate2 writes; nothing else is ever deleted with --force.
-FILES = {MODEL, "config.json", "shared_vocabulary.json", vocabulary_map.NAME}
-FILES |= {"source_vocabulary.json", "target_vocabulary.json"}
-
-
-def check_output(output: str, force: bool, option: str = "--output") -> None:
-    """Refuse a place where the folder can't appear, before any work.
-
-    Raises:
-        UserError: it exists, or its parent does not.
-    """
-    path = os.path.abspath(output)
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        raise UserError(f"{option} {output}: there is no folder {parent}")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"{option} {output}: the folder {parent} can't be written to")
-    if not os.path.lexists(path):
-        return
-    if not force:
-        raise UserError(f"{option} {output}: exists; choose another or add --force")
-    if os.path.islink(path) or not os.path.isdir(path):
-        raise UserError(f"{option} {output}: is no folder; choose another")
-    others = sorted(set(os.listdir(path)) - FILES)
-    if others:
-        raise UserError(
-            f"{option} {output}: holds more than a CTranslate2 model ({others[0]}), "
-            "so --force does not replace it; choose another"
-        )
-
-
-def export(
-    model: nn.Module,
-    dictionaries: Tuple[Dictionary, Dictionary],
-    folder: str,
-    quantization: str = "float32",
-    what: str = "--path",
-    pairs: Optional[Dict[str, Sequence[Pair]]] = None,
-    max_length: Optional[int] = None,
-    candidates: Optional[VocabularyMap] = None,
-) -> None:
-    """Write a CTranslate2 model into an existing folder and compare it with PyTorch.
-
-    The float32 model is always compared, whatever is written in the end: it shows that
-    the function is the same, where quantization would hide a small mistake.
-
-    Args:
-        model: in evaluation mode, not changed.
-        dictionaries: of source and target.
-        what: option and file of the model, for messages.
-        pairs: what to compare on, beside random sentences, by name.
-        max_length: longest source and target, with end of sentence (default: the
-            model's own limits).
-        candidates: what each source type can become; the comparison is without them.
-
-    Raises:
-        UserError: the model can't be exported, or the exported one differs.
-    """
-    model = plain(model)
-    check_exportable(model, what)
-    digest = weights_digest(model)
-    limits = [side.max_positions() for side in (model.encoder, model.decoder)]
-    if max_length is not None:
-        limits = [min(limit, max_length) for limit in limits]
-    pairs = {"random sentences": random_pairs(*dictionaries, limits), **(pairs or {})}
-    for kind in dict.fromkeys(("float32", quantization)):
-        for name in os.listdir(folder):
-            os.remove(os.path.join(folder, name))
-        spec = build_spec(model, *dictionaries, what, limits)
-        spec.config.add_attribute("quantization", kind)
-        spec.config.add_attribute("weights_sha256", digest)
-        spec.optimize(kind)
-        spec.save(folder)
-        translator = load_translator(folder, what)
-        for name, some in pairs.items():
-            check_same(translator, kind, model, dictionaries, some, name, what)
-    if candidates is not None:
-        vocabulary_map.write(folder, candidates, dictionaries)
-        translator = load_translator(folder, what)
-        sources = [source for source, _ in pairs["random sentences"]]
-        vocabulary_map.check(translator, candidates, dictionaries, sources, limits[1], what)
+from .options import SRPTranslationConfig  # noqa: E402
+from .tasks.srp_translation import SRPTranslationTask  # noqa: E402
 
 
 def get_parser() -> ArgumentParser:
@@ -218,8 +128,6 @@ def _pairs(task, subset: Optional[str], limits) -> Dict[str, List[Pair]]:
 def run(args) -> None:
     """Check everything, export, report."""
     require_ctranslate2("export")
-    from .tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
-
     check_output(args.output, args.force)
     if args.max_length is not None and args.max_length < 2:
         raise UserError(f"--max-length {args.max_length}: must be at least 2")

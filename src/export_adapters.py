@@ -30,17 +30,17 @@ from typing import List, Optional  # noqa: E402
 import torch  # noqa: E402
 
 from .adapters import adapted_layers, fuse, report  # noqa: E402
-from .average_checkpoints import without_weights  # noqa: E402
 from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints import adapters as adaptation  # noqa: E402
+from .checkpoints.averaging import without_weights  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
+from .checkpoints.rebuild import model_of  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .files import (
     atomic_write,  # noqa: E402
     check_output_file,  # noqa: E402
 )
-from .flops_counter import model_of  # noqa: E402
 
 
 def get_parser() -> ArgumentParser:

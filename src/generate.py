@@ -48,6 +48,7 @@ from .checkpoint_utils import load_checkpoint, trusted_pickle  # noqa: E402
 from .checkpoints.pretrained import check_finite  # noqa: E402
 from .checks import search as search_checks  # noqa: E402
 from .checks import translation as checks  # noqa: E402
+from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
 from .connectivity.groups import shrinking_groups  # noqa: E402
 from .deployment import engine as ctranslate2_engine  # noqa: E402
@@ -180,7 +181,7 @@ def load(args, cfg) -> Loaded:
     checks.check_options(args, cfg)
     paths = utils.split_paths(cfg.common_eval.path)
     states = [load_checkpoint(p, "--path", args.trust_checkpoint) for p in paths]
-    overrides = search_checks.model_overrides(cfg.common_eval.model_overrides)
+    overrides = model_overrides(cfg.common_eval.model_overrides)
     for path, state in zip(paths, states):
         search_checks.check_overrides(overrides, state["cfg"], path)
         checkpoint_utils.overwrite_args_by_name(state["cfg"], overrides)

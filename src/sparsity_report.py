@@ -39,6 +39,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
+from .checkpoints.rebuild import model_of  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, ending_quietly, set_up_logging  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .files import (  # noqa: E402
@@ -46,7 +47,6 @@ from .files import (  # noqa: E402
     check_output_folder,
     make_output_folder,
 )
-from .flops_counter import model_of  # noqa: E402
 from .sparsity.errors import SparsityError  # noqa: E402
 from .sparsity.picture import draw_density  # noqa: E402
 from .sparsity.prunable import PRUNABLE  # noqa: E402

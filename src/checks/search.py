@@ -1,7 +1,6 @@
 """Options of fairseq's search that are refused because they would end in tracebacks."""
 
 import argparse
-import ast
 import difflib
 import math
 from typing import Any, Dict, Set
@@ -13,8 +12,8 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig
 
 from ..checkpoint_utils import load_checkpoint
-from ..commandline.parsing import check_seed
 from ..errors import UserError
+from .values import check_seed, model_overrides
 
 # Options of the search that fairseq's translation parses and leaves aside.
 _OF_REFINING = (
@@ -25,25 +24,6 @@ _OF_SPEECH = (
     *(n for n in GenerationConfig.__dataclass_fields__ if n.endswith("_mt")),
     "eos_token",
 )
-
-
-def model_overrides(
-    text: str,
-    option: str = "--model-overrides",
-    example: str = "{'max_target_positions': 100}",
-) -> Dict[str, Any]:
-    """The dictionary of ``--model-overrides``, or of another option of this form.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        overrides = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        overrides = None
-    if not isinstance(overrides, dict):
-        raise UserError(f"{option} {text}: must be a dictionary as Python writes it, as {example}")
-    return overrides
 
 
 def check_overrides(overrides: Dict[str, Any], cfg: DictConfig, path: str) -> None:

@@ -16,8 +16,8 @@ from ..modules.torch_private import has_avx512_bf16
 from ..options import SRPTranslationConfig, kept_layers, prunes_channels
 from .data import check_subsets
 from .fairseq_options import check_not_overwritten, check_parts, check_start
-from .search import model_overrides
 from .validation import check_validation
+from .values import model_overrides
 
 logger = logging.getLogger(__name__)
 

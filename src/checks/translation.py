@@ -15,10 +15,10 @@ from ..checkpoints.pretrained import (
     inherit_layernorm,
     read_model_config,
 )
-from ..deployment import engine as ctranslate2_engine
 from ..errors import UserError
 from ..files import check_output_file, check_output_folder
 from . import data as data_checks
+from . import engine as engine_checks
 from . import search as search_checks
 from .training import check_precision, check_sparse_inference
 
@@ -96,7 +96,7 @@ def check_options(args, cfg) -> None:
         raise UserError("--fp16: needs a GPU; on a CPU leave it out")
     check_precision(cfg.task)
     check_sparse_inference(cfg.task, args.engine)
-    ctranslate2_engine.check_options(args, cfg)
+    engine_checks.check_options(args, cfg)
     for folder in utils.split_paths(cfg.task.data or ""):
         if not os.path.isdir(folder):
             raise UserError(f"data {folder}: there is no such folder of binarized data")

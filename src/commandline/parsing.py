@@ -13,6 +13,7 @@ from fairseq import options
 
 from ..errors import UserError
 from ..files import check_output_file
+from .help import missing_part, show_help
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -184,68 +185,3 @@ def parse(parser, arguments: Optional[List[str]] = None):
         return options.parse_args_and_arch(parser, input_args=arguments)
     except FileNotFoundError as error:  # fairseq's import of the folder
         raise UserError(f"--user-dir: no such folder ({error}); leave it out") from None
-
-
-def missing_part(message: str) -> Optional[str]:
-    """What has to be chosen before fairseq knows the options that a message names.
-
-    None if they are no options of this plug-in.
-    """
-    from ..criterions.srp import SRPCriterionConfig
-    from ..models.srp_config import SRPConfig
-    from ..options import SRPTranslationConfig
-
-    for choice, config in (
-        ("--task SRPtranslation", SRPTranslationConfig),
-        ("an --arch of this plug-in: srp, srp_iwslt_de_en, srp_multi30k_de_en", SRPConfig),
-        ("--criterion srp", SRPCriterionConfig),
-    ):
-        theirs = config.__mro__[1].__dataclass_fields__
-        for name in config.__dataclass_fields__:
-            option = f"--{name.replace('_', '-')}"
-            if name not in theirs and option in message.replace("=", " ").split():
-                return f"{option} needs {choice}"
-    return None
-
-
-def show_help(parser, training: bool = False) -> None:
-    """Print this plug-in's options, then fairseq's; fairseq's --help leaves ours out.
-
-    Ours are shown with their defaults, except a model's, which depend on --arch. Tools
-    that translate accept the task's options for training, but don't show them.
-    """
-    from ..criterions.srp import SRPCriterion
-    from ..models.srp_base import SRPModel
-    from ..optim.srp_adam import SRPAdam
-    from ..options import FOR_TRANSLATION
-    from ..tasks.srp_translation import SRPTranslationTask
-
-    theirs = list(parser._action_groups)
-    what = "pruning and translation" if training else "translation"
-    parts = {f"{what} (--task SRPtranslation)": SRPTranslationTask}
-    if training:
-        parts["model (--arch srp, srp_iwslt_de_en, srp_multi30k_de_en, srp_demo_de_en)"] = SRPModel
-        parts["loss and distillation (--criterion srp)"] = SRPCriterion
-        parts["optimizer (--optimizer srp_adam)"] = SRPAdam
-    for title, part in parts.items():
-        part.add_args(parser.add_argument_group(title))
-    ours = [group for group in parser._action_groups if group not in theirs]
-    for action in (action for group in ours for action in group._group_actions):
-        if not training and action.dest not in FOR_TRANSLATION:
-            action.help = argparse.SUPPRESS
-            continue
-        unsaid = action.help and "default" not in action.help
-        if unsaid and not isinstance(action.default, (bool, type(None))):
-            action.help += " (default: %(default)s)"
-    parser._action_groups[:] = ours + theirs
-    parser.print_help()
-
-
-def check_seed(seed: Optional[int]) -> None:
-    """Refuse what numpy takes for no seed.
-
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")

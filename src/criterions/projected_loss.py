@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules.linear import Linear, lies_transposed, linear, matmul_t, weight_gradient
+from ..modules.layout import lies_transposed
+from ..modules.linear import Linear, linear, matmul_t, weight_gradient
 
 # Logits in memory at once: 16 MB, so that buffers are used again instead of paged in.
 _LOGITS = 1 << 22

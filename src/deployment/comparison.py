@@ -9,8 +9,9 @@ from fairseq.data import Dictionary
 from fairseq.data.data_utils import collate_tokens
 from torch import nn
 
+from ..checks.engine import require_ctranslate2
 from ..errors import UserError
-from .model import require_ctranslate2, vocabulary
+from .model import vocabulary
 
 logger = logging.getLogger(__name__)
 

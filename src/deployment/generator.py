@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 
+from ..checks.engine import MODEL, require_ctranslate2
 from ..errors import UserError
-from ..export import FILES, MODEL
 from . import vocabulary_map
 from .comparison import load_translator
-from .model import require_ctranslate2, vocabulary
+from .export import FILES
+from .model import vocabulary
 from .vocabulary_map import VocabularyMap
 
 _SHARED = "shared_vocabulary.json"  # of a source and a target that have the same

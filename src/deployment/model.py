@@ -16,11 +16,11 @@ from fairseq.models.transformer import TransformerModelBase
 from torch import nn
 
 from ..adapters import adapted_layers, fuse
+from ..checks.engine import require_ctranslate2
 from ..connectivity.groups import shrinking_groups
 from ..errors import UserError
 from .spec import ACTIVATIONS, SpecBuilder
 
-VERSION = "4.8.5"
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int16", "bfloat16")
 
 # Parts that some of fairseq's options add to a layer or a side, all of them None
@@ -35,26 +35,6 @@ _EXTRA_PARTS = {
     "adaptive_softmax": "--adaptive-softmax-cutoff",
     "bias_k": "--add-bias-kv",
 }
-
-
-def require_ctranslate2(option: str):
-    """The module ``ctranslate2``.
-
-    Args:
-        option: what the user asked for, for the message.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import ctranslate2
-        import ctranslate2.specs
-    except ImportError as error:
-        raise UserError(
-            f"{option}: needs the package ctranslate2 ({error}); run "
-            f"pip install ctranslate2=={VERSION}"
-        ) from None
-    return ctranslate2
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import base_parameters
 from ..connectivity.layers import widths_in_uncut
 from ..errors import UserError
-from ..flops_counter import count_flops
+from .flops import count_flops
 
 
 class Step(NamedTuple):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..connectivity.groups import ChannelGroup
-from .linear import lies_transposed
+from .layout import lies_transposed
 
 
 class _WeightedNorm(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .layout import lies_transposed
 from .onednn import worth_onednn
 from .torch_private import onednn_linear
 
@@ -58,15 +59,6 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             by_bias = grad.sum(0)
         return by_x, by_weight, by_bias
-
-
-def lies_transposed(x: Tensor) -> bool:
-    """Whether ``x [T, B, D]`` lies in memory as ``[B, T, D]``.
-
-    fairseq's layers take the former, embeddings and attention make the latter. What
-    works row by row goes through the transposed view, which needs no copy.
-    """
-    return x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:

@@ -10,14 +10,9 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
 
-from ..commandline.parsing import (
-    check_seed,
-    ending_quietly,
-    fairseq_parser,
-    parse,
-    set_up_logging,
-    show_help,
-)
+from ..checks.values import check_seed
+from ..commandline.help import show_help
+from ..commandline.parsing import ending_quietly, fairseq_parser, parse, set_up_logging
 from ..errors import UserError
 from ..files import check_output_file, make_output_folder
 from .inherited_options import with_inherited

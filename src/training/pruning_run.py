@@ -1,11 +1,12 @@
 """What prunes during training, as the trainer sees it."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Dict, Optional
 
 from fairseq.trainer import Trainer
 
 
-class PruningRun:
+class PruningRun(ABC):
     """One way of pruning inside fairseq's training loop.
 
     The task makes a list of them, the trainer walks it: it calls a method of each at
@@ -16,9 +17,9 @@ class PruningRun:
     name: str  # of its state in checkpoints
 
     @property
+    @abstractmethod
     def unfinished(self) -> bool:
         """Whether it has still to prune; until then no model is kept as the best."""
-        raise NotImplementedError
 
     def begin_run(self, cfg) -> None:
         """Complete the options of the run, before anything is loaded."""
@@ -66,14 +67,14 @@ class PruningRun:
         """Columns of ``results.csv`` after a validation."""
         return {}
 
+    @abstractmethod
     def state_dict(self) -> Dict[str, Any]:
         """What a checkpoint must hold to go on from here exactly."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Go on where a run was.
 
         Raises:
             UserError: its options were others.
         """
-        raise NotImplementedError

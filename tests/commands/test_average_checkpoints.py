@@ -13,7 +13,7 @@ from fairseq_cli import generate as fairseq_generate
 
 from src import average_checkpoints as averaging
 from src import checkpoint_utils
-from src.average_checkpoints import average_checkpoints
+from src.checkpoints.averaging import average_checkpoints
 from src.connectivity.groups import channel_groups
 from tests.support.averages import assert_same, average, by_updates, edited, weights
 from tests.support.training import RUN, TINY, run_training, stage_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src import average_checkpoints as averaging
-from src.average_checkpoints import average_checkpoints
+from src.checkpoints.averaging import average_checkpoints
 from src.errors import ending_program
 from tests.support.averages import (
     assert_same,

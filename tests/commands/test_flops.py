@@ -10,9 +10,11 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from src.checkpoints.rebuild import load_model
 from src.connectivity.cut import cut
 from src.errors import UserError
-from src.flops_counter import count_flops, load_model, main
+from src.evaluation.flops import count_flops
+from src.flops_counter import main
 from tests.support.flops import (
     FUSED,
     SMALL,

@@ -13,8 +13,8 @@ from torch import nn
 from src import export_adapters
 from src import sparsity_report as tool
 from src.checkpoint_utils import write_sparse
+from src.checkpoints.rebuild import load_model
 from src.errors import UserError, ending_program
-from src.flops_counter import load_model
 from src.sparsity import report
 from src.sparsity.errors import SparsityError
 from src.sparsity.execution.layers import to_sparse

@@ -12,7 +12,7 @@ from src.connectivity.cut import cut
 from src.connectivity.errors import PruningError
 from src.connectivity.groups import attention_groups, channel_groups
 from src.connectivity.selection import head_scores, select
-from src.flops_counter import count_flops
+from src.evaluation.flops import count_flops
 from src.sequence_generator import FastSequenceGenerator
 from tests.support.cuts import VARIANTS, close_gates, logits, random_keep, random_scores
 from tests.support.exports import exported, found_deviation

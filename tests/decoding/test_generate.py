@@ -15,10 +15,11 @@ from fairseq_cli import interactive as fairseq_interactive
 from sacrebleu import corpus_bleu
 from sacremoses import MosesDetokenizer
 
+from src.checkpoints.rebuild import load_model
 from src.errors import ending_program
 from src.evaluation import bleu
 from src.evaluation import measures as evaluation
-from src.flops_counter import count_flops, load_model
+from src.evaluation.flops import count_flops
 from tests.support.training import DictionaryTask
 from tests.support.translation import (
     ARCH,

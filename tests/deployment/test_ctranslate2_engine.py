@@ -18,6 +18,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from src import export, generate
 from src.connectivity.cut import cut
 from src.deployment import engine as ctranslate2_engine
+from src.deployment import export as deployment
 from src.deployment.generator import CTranslate2Generator
 from src.errors import UserError, ending_program
 from src.tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
@@ -85,7 +86,7 @@ def both_engines(request, corpus, searchable, tmp_path_factory):
     path = searchable[request.param]
     (model,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
     folder = str(tmp_path_factory.mktemp("exported"))
-    export.export(model.eval(), (task.source_dictionary, task.target_dictionary), folder)
+    deployment.export(model.eval(), (task.source_dictionary, task.target_dictionary), folder)
     return task, model, folder
 
 

@@ -15,6 +15,7 @@ from src import export
 from src.connectivity.cut import cut
 from src.connectivity.groups import channel_groups
 from src.deployment import comparison as ctranslate2_check
+from src.deployment import export as deployment
 from src.deployment import spec as ctranslate2_spec
 from src.deployment.comparison import deviation, load_translator
 from src.deployment.model import QUANTIZATIONS, build_spec, vocabulary
@@ -159,7 +160,7 @@ def test_every_type_keeps_its_number(tmp_path):
         model.encoder.embed_tokens.weight[20] *= -3
     folder = tmp_path / "model"
     folder.mkdir()
-    export.export(model, (source, target), str(folder), max_length=SHORT)
+    deployment.export(model, (source, target), str(folder), max_length=SHORT)
     translator = load_translator(str(folder), "model")
     pairs = [([20, 7, 5], [9, 8]), ([7], [])]
     assert deviation(translator, model, source, target, pairs).largest <= 1e-5
@@ -169,14 +170,14 @@ def test_every_type_keeps_its_number(tmp_path):
 
 
 def wrong_heads(monkeypatch):
-    right = export.build_spec
+    right = deployment.build_spec
 
     def wrong(*args):
         spec = right(*args)
         spec.encoder.num_heads.array = np.int16(1)
         return spec
 
-    monkeypatch.setattr(export, "build_spec", wrong)
+    monkeypatch.setattr(deployment, "build_spec", wrong)
 
 
 def wrong_scale(monkeypatch):

@@ -14,6 +14,7 @@ from fairseq.data.data_utils import collate_tokens
 from fairseq.dataclass.configs import GenerationConfig
 
 from src import export, generate
+from src.deployment import export as deployment
 from src.deployment import vocabulary_map
 from src.deployment.comparison import load_translator
 from src.deployment.generator import CTranslate2Generator
@@ -129,7 +130,7 @@ def test_a_map_of_everything_changes_nothing(search, shared, tmp_path):
     model = build(shared=shared, share_all_embeddings=shared).float()
     place = str(tmp_path)
     everything = whole(dictionaries)
-    export.export(model, dictionaries, place, "int8", "x", None, 40, everything)
+    deployment.export(model, dictionaries, place, "int8", "x", None, 40, everything)
     options = GenerationConfig(min_len=0, **SEARCHES[search])
     generator = torch.Generator().manual_seed(4)
     lengths = [0, *torch.randint(1, 12, (40,), generator=generator).tolist()]
@@ -153,7 +154,7 @@ def test_scores_of_all_types_after_a_search_among_candidates(tmp_path, lexicon):
     dictionaries, _, sources, targets = lexicon
     model, place = build().float(), str(tmp_path)
     found = build_map(sources, targets, dictionaries, 1)
-    export.export(model, dictionaries, place, "float32", "x", None, 40, found)
+    deployment.export(model, dictionaries, place, "float32", "x", None, 40, found)
     translator = load_translator(place, "x")
     pairs = [[[f"de{i}", "de9"] for i in range(9)], [[f"en{i}", "en7"] for i in range(9)]]
     before = [result.log_probs for result in translator.score_batch(*pairs)]
@@ -174,7 +175,7 @@ def test_what_ctranslate2_reads_is_checked(tmp_path, lexicon):
     dictionaries, _, sources, targets = lexicon
     model, place = build().float(), str(tmp_path)
     found = build_map(sources, targets, dictionaries, 4)
-    export.export(model, dictionaries, place, "float32", "x", None, 40, found)
+    deployment.export(model, dictionaries, place, "float32", "x", None, 40, found)
     translator = load_translator(place, "x")
     vocabulary_map.check(translator, found, dictionaries, sources[:9], 40, "x")
     nothing = VocabularyMap([0, 1, 2, 3], {})

@@ -21,6 +21,7 @@ from src import (
     sparsity_report,
 )
 from src.commandline import parsing as cli
+from src.commandline.help import show_help
 from src.sparsity import PrunerSettings, load_config
 from tests.support.training import ROOT
 
@@ -106,7 +107,7 @@ def test_scripts_exist():
 
 def test_options_in_the_table_are_in_the_help(capsys):
     parser = options.get_training_parser(default_task="SRPtranslation")
-    cli.show_help(parser, training=True)
+    show_help(parser, training=True)
     text = capsys.readouterr().out
     table = README.split("### Key arguments")[1].split("##")[0]
     named = re.findall(r"`(--[a-z-]+|--T)`", table)
@@ -116,7 +117,7 @@ def test_options_in_the_table_are_in_the_help(capsys):
 
 
 def test_the_help_says_defaults(capsys):
-    cli.show_help(options.get_training_parser(default_task="SRPtranslation"), training=True)
+    show_help(options.get_training_parser(default_task="SRPtranslation"), training=True)
     text = " ".join(capsys.readouterr().out.split())
     for option, default in {
         "--compression-rate": "1.0", "--pruning-stage": "0", "--pruning-period": "1",

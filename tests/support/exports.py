@@ -2,9 +2,9 @@
 
 import os
 
-from src import export
 from src.deployment.comparison import deviation, load_translator
 from src.deployment.comparison import random_pairs as pairs_of
+from src.deployment.export import export
 from tests.support.training import DictionaryTask
 
 SHORT = 70  # rows of position tables: the default of 1024 takes most of the tests' time
@@ -18,7 +18,7 @@ def dictionaries(shared=False):
 def exported(model, folder, quantization="float32", shared=False, length=SHORT):
     """The translator of an export that has passed its own check."""
     os.makedirs(folder, exist_ok=True)
-    export.export(model, dictionaries(shared), str(folder), quantization, "model", None, length)
+    export(model, dictionaries(shared), str(folder), quantization, "model", None, length)
     return load_translator(str(folder), "model")
 
 

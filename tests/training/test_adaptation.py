@@ -10,11 +10,11 @@ import torch
 from src import export, export_adapters
 from src.adapters import adapted_layers
 from src.checkpoints import adapters as adaptation
+from src.checkpoints.rebuild import load_model
 from src.connectivity.budget import ParameterCount
 from src.connectivity.cut import cut
 from src.connectivity.groups import base_parameters, channel_groups
 from src.errors import UserError
-from src.flops_counter import load_model
 from src.training.channel_pruning import ChannelPruning
 from tests.support.training import RUN, TINY, run_training, stage_of
 from tests.support.translation import hypotheses, sentence_lines, translate

@@ -7,10 +7,10 @@ from fairseq import checkpoint_utils
 from src import average_checkpoints
 from src import trainer as trainers
 from src.checkpoints import adapters as adaptation
+from src.checkpoints.rebuild import load_model
 from src.connectivity.budget import ParameterCount
 from src.connectivity.groups import attention_groups, channel_groups
 from src.errors import UserError
-from src.flops_counter import load_model
 from src.training import build_pruning
 from src.training.channel_pruning import ChannelPruning
 from tests.support.heads import heads

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 
-from src.average_checkpoints import average_checkpoints
+from src.checkpoints.averaging import average_checkpoints
 from src.errors import UserError
 from src.trainer import SRPTrainer
 from src.training.weight_pruning import WeightPruning

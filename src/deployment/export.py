@@ -1,0 +1,96 @@
+"""A CTranslate2 model written into a folder, compared with PyTorch before it is kept."""
+
+import os
+from typing import Dict, Optional, Sequence, Tuple
+
+from fairseq.data import Dictionary
+from torch import nn
+
+from ..checks.engine import MODEL
+from ..errors import UserError
+from . import vocabulary_map
+from .comparison import Pair, check_same, load_translator, random_pairs
+from .model import build_spec, check_exportable, plain, weights_digest
+from .vocabulary_map import VocabularyMap
+
+# What CTranslate2 writes; nothing else is ever deleted with --force.
+FILES = {MODEL, "config.json", "shared_vocabulary.json", vocabulary_map.NAME}
+FILES |= {"source_vocabulary.json", "target_vocabulary.json"}
+
+
+def check_output(output: str, force: bool, option: str = "--output") -> None:
+    """Refuse a place where the folder can't appear, before any work.
+
+    Raises:
+        UserError: it exists, or its parent does not.
+    """
+    path = os.path.abspath(output)
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        raise UserError(f"{option} {output}: there is no folder {parent}")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{option} {output}: the folder {parent} can't be written to")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise UserError(f"{option} {output}: exists; choose another or add --force")
+    if os.path.islink(path) or not os.path.isdir(path):
+        raise UserError(f"{option} {output}: is no folder; choose another")
+    others = sorted(set(os.listdir(path)) - FILES)
+    if others:
+        raise UserError(
+            f"{option} {output}: holds more than a CTranslate2 model ({others[0]}), "
+            "so --force does not replace it; choose another"
+        )
+
+
+def export(
+    model: nn.Module,
+    dictionaries: Tuple[Dictionary, Dictionary],
+    folder: str,
+    quantization: str = "float32",
+    origin: str = "--path",
+    pairs: Optional[Dict[str, Sequence[Pair]]] = None,
+    max_length: Optional[int] = None,
+    candidates: Optional[VocabularyMap] = None,
+) -> None:
+    """Write a CTranslate2 model into an existing folder and compare it with PyTorch.
+
+    The float32 model is always compared, whatever is written in the end: it shows that
+    the function is the same, where quantization would hide a small mistake.
+
+    Args:
+        model: in evaluation mode, not changed.
+        dictionaries: of source and target.
+        origin: option and file of the model, for messages.
+        pairs: what to compare on, beside random sentences, by name.
+        max_length: longest source and target, with end of sentence (default: the
+            model's own limits).
+        candidates: what each source type can become; the comparison is without them.
+
+    Raises:
+        UserError: the model can't be exported, or the exported one differs.
+    """
+    model = plain(model)
+    check_exportable(model, origin)
+    digest = weights_digest(model)
+    limits = [side.max_positions() for side in (model.encoder, model.decoder)]
+    if max_length is not None:
+        limits = [min(limit, max_length) for limit in limits]
+    pairs = {"random sentences": random_pairs(*dictionaries, limits), **(pairs or {})}
+    for kind in dict.fromkeys(("float32", quantization)):
+        for name in os.listdir(folder):
+            os.remove(os.path.join(folder, name))
+        spec = build_spec(model, *dictionaries, origin, limits)
+        spec.config.add_attribute("quantization", kind)
+        spec.config.add_attribute("weights_sha256", digest)
+        spec.optimize(kind)
+        spec.save(folder)
+        translator = load_translator(folder, origin)
+        for name, some in pairs.items():
+            check_same(translator, kind, model, dictionaries, some, name, origin)
+    if candidates is not None:
+        vocabulary_map.write(folder, candidates, dictionaries)
+        translator = load_translator(folder, origin)
+        sources = [source for source, _ in pairs["random sentences"]]
+        vocabulary_map.check(translator, candidates, dictionaries, sources, limits[1], origin)
