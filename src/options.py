@@ -1,25 +1,25 @@
 """Options of the translation task; what is refused of them stands in checks/training.py."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Dict, Optional
+from typing import Dict, Optional
 
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks.translation import TranslationConfig
 
 from .connectivity.importance import IMPORTANCE, NORMS
 
+# Options that mean something while translating; the others are for training.
+FOR_TRANSLATION = (
+    *("data", "source_lang", "target_lang", "left_pad_source", "left_pad_target"),
+    *("max_source_positions", "max_target_positions", "truncate_source"),
+    *("num_batch_buckets", "adapter_path", "sparse_inference", "cpu_bf16", "fairseq_search"),
+)
 IMPORTANCE_CHOICES = ChoiceEnum(sorted(IMPORTANCE))
 ADAPTER_CHOICES = ChoiceEnum(["splora", "splopa"])
 
 
 @dataclass
 class SRPTranslationConfig(TranslationConfig):
-    # options that mean something while translating; the others are for training
-    for_translation: ClassVar = (
-        *("data", "source_lang", "target_lang", "left_pad_source", "left_pad_target"),
-        *("max_source_positions", "max_target_positions", "truncate_source"),
-        *("num_batch_buckets", "adapter_path", "sparse_inference", "cpu_bf16", "fairseq_search"),
-    )
     pretrained_model: Optional[str] = field(
         default=None,
         metadata={

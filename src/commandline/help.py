@@ -49,7 +49,7 @@ def show_help(parser, training: bool = False) -> None:
     for title, part in parts.items():
         part.add_args(parser.add_argument_group(title))
     ours = [group for group in parser._action_groups if group not in of_fairseq]
-    shown = TASK_DATACLASS_REGISTRY[TASK].for_translation
+    shown = TASK_REGISTRY[TASK].options_for_translation
     for action in (action for group in ours for action in group._group_actions):
         if not training and action.dest not in shown:
             action.help = argparse.SUPPRESS

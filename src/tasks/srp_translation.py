@@ -22,7 +22,7 @@ from ..checks.training import EMBEDDING_FILES, check_options, check_run
 from ..errors import UserError
 from ..evaluation.results import append_result, validation_row
 from ..models.srp_base import SRPModel
-from ..options import SRPTranslationConfig, kept_layers
+from ..options import FOR_TRANSLATION, SRPTranslationConfig, kept_layers
 from ..sequence_generator import FastSequenceGenerator
 from ..training.build_pruning import build_pruning
 from ..training.channel_pruning import stage_plan
@@ -38,6 +38,8 @@ class SRPTranslationTask(TranslationTask):
     the teacher and writes ``results.csv``; :class:`SRPTrainer` lets the pruning do its
     part inside fairseq's training loop.
     """
+
+    options_for_translation = FOR_TRANSLATION  # which --help of a tool that translates shows
 
     def __init__(self, cfg, src_dict, tgt_dict):
         super().__init__(cfg, src_dict, tgt_dict)
