@@ -3,8 +3,8 @@
 Gradual or one-shot pruning inside a training (:class:`Pruning`, the Pytorch Pruner's
 configuration and hooks), with one call (``prune_by_pct`` and its like, as in
 ModelPruningLibrary), files without zeros, layers that multiply without them, and a
-report. This package needs torch, numpy, PyYAML and isal, pandas and matplotlib for
-reports and pictures, and nothing else of this project.
+report. This package needs torch, numpy, PyYAML, isal and safetensors, pandas and
+matplotlib for reports and pictures, and nothing else of this project.
 """
 
 from .errors import SparsityError

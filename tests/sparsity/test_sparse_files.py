@@ -1,9 +1,11 @@
 """Sparse files: every bit comes back, damaged files never do."""
 
 import ast
-import io
 import json
+import os
 import random
+import stat
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,22 +15,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import safe_open, serialize
 from safetensors.torch import save_file
 
 from src.sparsity.errors import SparsityError
 from src.sparsity.files import container, encodings, planes, storage
 from src.sparsity.files.storage import (
     is_sparse_file,
-    load_bytes,
     load_sparse,
     read_metadata,
     save_sparse,
     sparse_size,
-    to_bytes,
 )
+from tests.support.sparse_state import every_encoding
 
 DTYPES = sorted(container.DTYPES)
+VERSION_1 = Path(__file__).parent / "data" / "version_1.safetensors"
 COMPRESSIONS = encodings.COMPRESSIONS
 # of 1000 x 1000 float32 at these densities: entropy of the mask + 4 bytes a value; goal
 SIZES = {1 / 2: (2_124_184, 1_829_901), 1 / 16: (293_759, 256_909)}
@@ -57,10 +59,32 @@ def assert_same(found: dict, expected: dict) -> None:
         assert np.array_equal(bits(found[name]), bits(tensor)), name
 
 
+def to_bytes(state, metadata=None, compression="full") -> bytes:
+    """The content of the file that ``save_sparse`` writes."""
+    content = storage._assemble(state, metadata, compression)
+    return bytes(serialize(content.specs, content.metadata))
+
+
+def load_bytes(data: bytes) -> dict:
+    """The tensors of a file with this content."""
+    with tempfile.NamedTemporaryFile() as stream:
+        stream.write(data)
+        stream.flush()
+        return load_sparse(stream.name)
+
+
+def opened(data: bytes) -> tuple:
+    """Header with its description parsed, and the buffers, of a file's content."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    facts = header["__metadata__"]
+    facts["sparse_file"] = json.loads(facts["sparse_file"].partition(" ")[2])
+    return header, data[start:]
+
+
 def described(data: bytes) -> list:
     """Descriptions of the tensors in a file's content."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header["__metadata__"]["sparse_tensors"])["tensors"]
+    return opened(data)[0]["__metadata__"]["sparse_file"]["tensors"]
 
 
 def random_tensor(dtype, shape, density, seed, special=0.0) -> torch.Tensor:
@@ -110,15 +134,11 @@ quick = settings(deadline=None, max_examples=100, suppress_health_check=list(Hea
 )
 @example({"__metadata__": torch.ones(3), "tensor 0": torch.ones(2)}, {}, "full")
 @example({"\ud800": torch.zeros(3), '\0"\n': torch.ones(())}, {"\udfff": "\0é𝄞"}, "none")
-@example({}, {"sparse_tensors": "", "sparse_checksum": ""}, "index")
+@example({}, {"sparse_file": "", "sparse_checksum": ""}, "index")
 def test_whatever_is_saved_comes_back(state, metadata, compression):
     data = to_bytes(state, metadata, compression)
     assert_same(load_bytes(data), state)
-    assert len(data) == int.from_bytes(data[:8], "little") + 8 + sum(
-        len(part) for part in storage._assemble(state, metadata, compression)[1]
-    )
-    source = container.Source(io.BytesIO(data))
-    assert container.read_header(source).metadata == metadata
+    assert to_bytes(state, metadata, compression) == data
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -264,6 +284,16 @@ def test_ties_are_stored_once_and_come_back_tied():
     assert sparse_size({"a": w, "b": w.detach()}) < one + 100
 
 
+def test_files_written_before_are_read():
+    assert is_sparse_file(VERSION_1)
+    assert read_metadata(VERSION_1) == {"note": "é"}
+    found = load_sparse(VERSION_1)
+    assert_same(found, every_encoding())
+    assert found["tied"] is found["bitmap"]
+    found["bitmap"].zero_()
+    assert not found["flat"].any()
+
+
 def test_a_tied_model_comes_back_tied(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(30, 30))
     model[1].weight = model[0].weight
@@ -353,7 +383,7 @@ def test_any_safetensors_reader_opens_it(tmp_path):
     save_sparse(tmp_path / "m.safetensors", state, {"note": "é"})
     with safe_open(str(tmp_path / "m.safetensors"), framework="pt") as opened:
         assert set(opened.keys()) == {*state, "tensor 0"} - {"__metadata__"}
-        assert json.loads(opened.metadata()["sparse_tensors"])["version"] == 1
+        assert list(opened.metadata()) == ["sparse_file"]
         for name in set(state) - {"layer.weight", "__metadata__"}:
             assert_same({name: opened.get_tensor(name)}, {name: state[name]})
         assert opened.get_tensor("layer.weight").dtype == torch.uint8
@@ -471,8 +501,7 @@ def test_a_failed_save_leaves_what_was_there(failing, tmp_path, monkeypatch):
     path = tmp_path / "x"
     save_sparse(path, {"x": torch.ones(3)})
     if failing == "write":
-        original = storage._assemble
-        monkeypatch.setattr(storage, "_assemble", lambda *a: (original(*a)[0], [b"12", "no bytes"]))
+        monkeypatch.setattr(storage, "serialize", lambda *_: "no bytes")
         error = TypeError
     else:
 
@@ -485,6 +514,15 @@ def test_a_failed_save_leaves_what_was_there(failing, tmp_path, monkeypatch):
         save_sparse(path, {"x": torch.zeros(3)})
     assert list(tmp_path.iterdir()) == [path]
     assert_same(load_sparse(path), {"x": torch.ones(3)})
+
+
+def test_a_file_has_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_sparse(tmp_path / "x", {"x": torch.ones(3)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -601,20 +639,30 @@ def test_ten_thousand_damaged_files(tmp_path):
     assert refused + unchanged == 10_000 and unchanged < 500
 
 
+def flipped(data: bytes, place: int, bit: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
 def test_every_bit_of_a_file_matters():
-    data = to_bytes({"w": masked(0.1, 30)})
+    data = to_bytes({"w": masked(0.1, 30), "\x1b": torch.ones(2)})
+    load_bytes(data)
     for place in range(len(data)):
         for bit in range(8):
-            copy = bytearray(data)
-            copy[place] ^= 1 << bit
             with pytest.raises(SparsityError):
-                load_bytes(bytes(copy))
+                load_bytes(flipped(data, place, bit))
+
+
+def test_every_byte_of_an_earlier_file_matters():
+    data = VERSION_1.read_bytes()
+    for place in range(len(data)):
+        with pytest.raises(SparsityError):
+            load_bytes(flipped(data, place, place % 8))
 
 
 def sealed(header: dict, data: bytes) -> bytes:
     """A file with checksums that are right."""
     entries = {k: v for k, v in header.items() if k != "__metadata__"}
-    text = header["__metadata__"]["sparse_tensors"]
+    text = header["__metadata__"]["sparse_file"]
     for item in text["tensors"]:
         entry = entries.get(item.get("key", item.get("name")))
         try:
@@ -622,22 +670,10 @@ def sealed(header: dict, data: bytes) -> bytes:
             item["crc32"] = zlib.crc32(data[first:last])
         except (TypeError, KeyError, ValueError):
             pass
-    facts = {"sparse_checksum": "0" * 8, "sparse_tensors": json.dumps(text)}
-    whole = {"__metadata__": facts, **entries}
-    written = json.dumps(whole, separators=(",", ":")).encode()
-    length = len(written).to_bytes(8, "little")
-    crc = container._checksum(length, written)
-    checked = container._CHECKED
-    return length + container._START + crc + written[checked:] + data
-
-
-def opened(data: bytes) -> tuple:
-    """Header with its description parsed, and the buffers, of a file's content."""
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    facts = header["__metadata__"]
-    facts["sparse_tensors"] = json.loads(facts["sparse_tensors"])
-    return header, data[start:]
+    text = json.dumps(text)
+    facts = {"sparse_file": f"{zlib.crc32(text.encode()):08x} {text}"}
+    written = json.dumps({"__metadata__": facts, **entries}, separators=(",", ":")).encode()
+    return len(written).to_bytes(8, "little") + written + data
 
 
 WRONG = (0, 1, 2, 3, 255, -1, 10**4, 2**31, 2**63, 10**30, 1.5, True, None, "", "gaps")
@@ -650,8 +686,7 @@ def mutate(node, r: random.Random) -> None:
 
     def collect(parent):
         for key in parent if isinstance(parent, dict) else range(len(parent)):
-            if key != "sparse_checksum":
-                places.append((parent, key))
+            places.append((parent, key))
             if isinstance(parent[key], (dict, list)) and len(parent[key]):
                 collect(parent[key])
 
@@ -706,7 +741,7 @@ def test_wrong_content_with_right_checksums_is_an_error_of_the_file(
 def forged_tensor(**changes) -> bytes:
     """A file of one sparse tensor whose description was changed."""
     header, buffers = opened(to_bytes({"w": masked(0.03, 100).to_dense()}))
-    header["__metadata__"]["sparse_tensors"]["tensors"][0].update(changes)
+    header["__metadata__"]["sparse_file"]["tensors"][0].update(changes)
     return sealed(header, buffers)
 
 
@@ -768,11 +803,11 @@ def test_data_behind_a_deflated_plane_are_refused():
 
 def test_truth_values_and_strings_are_checked():
     header, buffers = opened(to_bytes({"w": torch.arange(99, dtype=torch.uint8)}))
-    header["__metadata__"]["sparse_tensors"]["tensors"][0]["dtype"] = "bool"
+    header["__metadata__"]["sparse_file"]["tensors"][0]["dtype"] = "bool"
     with pytest.raises(SparsityError, match="neither 0 nor 1"):
         load_bytes(sealed(header, buffers))
     header, buffers = opened(to_bytes({"w": torch.ones(3)}, {"note": ""}))
-    header["__metadata__"]["sparse_tensors"]["metadata"]["note"] = 3
+    header["__metadata__"]["sparse_file"]["metadata"]["note"] = 3
     with pytest.raises(SparsityError, match="metadata are no strings"):
         load_bytes(sealed(header, buffers))
 
@@ -808,18 +843,18 @@ def test_what_is_deflated_is_zlibs_and_zlibs_is_read(bits_of_byte):
 
 def test_versions_and_doubles():
     header, buffers = opened(to_bytes({"a": torch.ones(3), "b": torch.zeros(3)}))
-    header["__metadata__"]["sparse_tensors"]["version"] = 2
-    with pytest.raises(SparsityError, match="version 2; this release reads 1"):
+    header["__metadata__"]["sparse_file"]["version"] = 3
+    with pytest.raises(SparsityError, match="version 3; this release reads up to 2"):
         load_bytes(sealed(header, buffers))
-    header["__metadata__"]["sparse_tensors"]["version"] = 1
-    items = header["__metadata__"]["sparse_tensors"]["tensors"]
+    header["__metadata__"]["sparse_file"]["version"] = 2
+    items = header["__metadata__"]["sparse_file"]["tensors"]
     items[1].update(name="a", key="b")
     with pytest.raises(SparsityError, match="one name"):
         load_bytes(sealed(header, buffers))
     del items[1]
     with pytest.raises(SparsityError, match="no tensor's"):
         load_bytes(sealed(header, buffers))
-    with pytest.raises(SparsityError, match="bytes instead of"):
+    with pytest.raises(SparsityError, match="truncated or damaged"):
         load_bytes(to_bytes({"a": torch.ones(3)}) + b"more")
 
 

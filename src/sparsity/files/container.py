@@ -1,64 +1,48 @@
-"""The container of sparse files: a safetensors file's header, written and checked.
+"""The format of sparse files: safetensors files whose metadata describe their buffers.
 
-A safetensors file is the length of a header, the header in JSON, and buffers, which any
-safetensors reader opens. Tensors that nothing makes smaller are such buffers as they
-are. Others are buffers of bytes, which ``encodings.py`` makes and the text under
-``sparse_tensors`` in the header's ``__metadata__`` describes::
+Any safetensors reader opens them. Tensors that nothing makes smaller are buffers as they
+are; others are buffers of bytes, which ``encodings.py`` makes. The one entry of the
+header's ``__metadata__``, ``sparse_file``, is a checksum, a space and the text that it is
+of::
 
-    {"version": 1, "metadata": {...}, "tensors": [tensor, ...]}       in the given order
+    {"version": 2, "metadata": {...}, "tensors": [tensor, ...]}       in the given order
     tensor: {"name", "dtype", "shape", "crc32", "values", "positions"?, "signs"?, "key"?}
             {"name", "tied": index of an earlier tensor, "shape"?}
 
-``key`` names the buffer where the tensor's own name can't. ``crc32`` is of the buffer;
-``sparse_checksum``, the first thing in the header, is of the length and of everything
-in the header that follows it. There is no pickle: nothing in a file can run.
+``key`` names the buffer where the tensor's own name can't. ``crc32`` is of the buffer.
+Files of version 1, which releases before wrote, have the text as ``sparse_tensors``, and
+first in the header a ``sparse_checksum`` of its length and of all of it that follows.
+There is no pickle: nothing in a file can run.
 """
 
 import json
 import math
-import os
 import re
-from typing import Any, BinaryIO, Dict, List, NamedTuple
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Set, Tuple, Union
 
 import numpy as np
 import torch
 from isal.isal_zlib import crc32
+from safetensors import SafetensorError, safe_open
 
 from ..errors import SparsityError
 from .planes import Description, field, integer
 
-VERSION = 1
-_START = b'{"__metadata__":{"sparse_checksum":"'
-_CHECKED = len(_START) + 8  # the checksum's digits stand before this byte of the header
+VERSION = 2
+_KEY = "sparse_file"
+_START = b'{"__metadata__":{"sparse_file":"'
+_START_1 = b'{"__metadata__":{"sparse_checksum":"'
 _HEADER_LIMIT = 100_000_000  # safetensors' own
+START_LENGTH = 8 + len(_START_1)
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
-# by torch's name, the code in safetensors; None: only as bytes
-CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "float8_e8m0fnu": None,
-    "float4_e2m1fn_x2": None,
-    "complex32": None,
-    "complex64": "C64",
-    "complex128": None,
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-DTYPES = {name: getattr(torch, name) for name in CODES if hasattr(torch, name)}
+_NAMES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz")
+_NAMES += ("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
+_NAMES += ("complex32", "complex64", "complex128", "int64", "int32", "int16", "int8")
+_NAMES += ("uint64", "uint32", "uint16", "uint8", "bool")
+DTYPES = {name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)}
+# what safetensors has no such dtype for
+ONLY_BYTES = ("float4_e2m1fn_x2", "complex32", "complex128")
 
 
 def width_of(dtype: torch.dtype) -> int:
@@ -67,10 +51,14 @@ def width_of(dtype: torch.dtype) -> int:
 
 
 def buffer_keys(names: List[str]) -> Dict[str, str]:
-    """Names of the buffers of tensors whose own names no safetensors reader takes."""
-    keys = {}
+    """Names of the buffers of tensors whose own names a safetensors file can't have.
+
+    So it is with those that have a code of their own in JSON, too: its letters may be
+    large or small, and whichever bit of a file is flipped, it is noticed.
+    """
+    keys: Dict[str, str] = {}
     for name in names:
-        if name == "__metadata__" or re.search("[\ud800-\udfff]", name):
+        if name == "__metadata__" or re.search("[\ud800-\udfff\0-\7\x0b\x0e-\x1f]", name):
             key = f"tensor {len(keys)}"
             while key in names:
                 key += "'"
@@ -78,66 +66,29 @@ def buffer_keys(names: List[str]) -> Dict[str, str]:
     return keys
 
 
-def write_header(
-    entries: Dict[str, Any], metadata: Dict[str, str], descriptions: List[Description]
-) -> bytes:
-    """The length and the header, up to the first buffer.
+def describe(metadata: Dict[str, str], descriptions: List[Description]) -> Dict[str, str]:
+    """The ``__metadata__`` of a file.
 
     Args:
-        entries: dtype, shape and place of each buffer, as safetensors has them.
         metadata: the caller's strings.
         descriptions: of every tensor, in order.
-
-    Raises:
-        SparsityError: it is longer than safetensors allows.
     """
-    text = {"version": VERSION, "metadata": metadata, "tensors": descriptions}
-    facts = {"sparse_checksum": "0" * 8, "sparse_tensors": _json(text)}
-    header = _json({"__metadata__": facts, **entries}).encode("ascii")
-    header += b" " * (-len(header) % 8)
-    if len(header) > _HEADER_LIMIT:
-        raise SparsityError("names, shapes and metadata are too long for one file")
-    length = len(header).to_bytes(8, "little")
-    return length + _START + _checksum(length, header) + header[_CHECKED:]
-
-
-def _checksum(length: bytes, header: bytes) -> bytes:
-    return b"%08x" % crc32(memoryview(header)[_CHECKED:], crc32(length))
-
-
-class Source:
-    """The bytes of a file, read where they are wanted."""
-
-    def __init__(self, stream: BinaryIO):
-        self.stream = stream
-        self.size = stream.seek(0, os.SEEK_END)
-
-    def read(self, start: int, size: int) -> np.ndarray:
-        """Bytes ``[size]`` in memory of their own.
-
-        Raises:
-            SparsityError: the file ends before.
-        """
-        self.stream.seek(start)
-        data = np.empty(size, np.uint8)
-        view, done = memoryview(data), 0
-        while done < size:
-            number = self.stream.readinto(view[done:])
-            if not number:
-                raise SparsityError("it is truncated")
-            done += number
-        return data
+    text = _json({"version": VERSION, "metadata": metadata, "tensors": descriptions})
+    return {_KEY: f"{crc32(text.encode()):08x} {text}"}
 
 
 class Buffer(NamedTuple):
-    """A tensor's description, checked as far as the header tells, and its place."""
+    """A tensor that has a buffer, as it is described."""
 
     name: str
     dtype: torch.dtype
     shape: List[int]
     description: Description
-    start: int
-    size: int
+    key: str  # of its buffer
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Tie(NamedTuple):
@@ -148,71 +99,99 @@ class Tie(NamedTuple):
     shape: List[int]
 
 
+Place = Union[Buffer, Tie]
+
+
 class Header(NamedTuple):
     metadata: Dict[str, str]
-    tensors: List[Any]  # Buffer or Tie, in the order of the state dict
+    tensors: List[Place]  # in the order of the state dict
 
 
 def is_start(start: bytes) -> bool:
-    """Whether a file that begins so is a sparse file."""
-    return start[8 : 8 + len(_START)] == _START
+    """Whether a file whose first ``START_LENGTH`` bytes these are is a sparse file."""
+    return start[8:].startswith((_START, _START_1))
 
 
-START_LENGTH = 8 + len(_START)
+def open_checked(path: str) -> Tuple[Header, Any]:
+    """Open a file, and check what precedes the buffers.
 
-
-def read_header(source: Source) -> Header:
-    """Read and check everything that precedes the buffers.
+    Returns:
+        what it holds, and safetensors' reader of it.
 
     Raises:
+        OSError: there is no such file, or it can't be read.
         SparsityError: it is no sparse file, of a later version, or damaged.
     """
-    start = source.read(0, min(START_LENGTH, source.size)).tobytes()
-    if not is_start(start):
-        raise SparsityError("is no sparse file, or damaged at its beginning")
-    length = int.from_bytes(start[:8], "little")
-    if not _CHECKED <= length <= min(_HEADER_LIMIT, source.size - 8):
-        raise SparsityError("its header's length is wrong: it is truncated or damaged")
-    header = source.read(8, length).tobytes()
-    if header[len(_START) : _CHECKED] != _checksum(start[:8], header):
-        raise SparsityError("its header is damaged (wrong checksum)")
+    with open(path, "rb") as stream:
+        start = stream.read(START_LENGTH)
+        if not is_start(start):
+            raise SparsityError("is no sparse file, or damaged at its beginning")
+        if start[8:] == _START_1:
+            _check_header_1(start[:8], stream)
     try:
-        entries = json.loads(header)
-        facts = field(entries.pop("__metadata__"), "sparse_tensors", str)
-        text = json.loads(facts)
-    except (ValueError, RecursionError, AttributeError, KeyError):
+        reader = safe_open(path, "pt", backend="pread")  # a map would be cut with the file
+        facts, keys = reader.metadata(), set(reader.keys())
+    except SafetensorError as error:
+        raise SparsityError(f"is truncated or damaged ({error})") from None
+    return _header(_text(facts), keys), reader
+
+
+def _check_header_1(length: bytes, stream: BinaryIO) -> None:
+    """Check a header of version 1, of which the start has been read."""
+    size = min(int.from_bytes(length, "little"), _HEADER_LIMIT)
+    rest = stream.read(max(0, size - len(_START_1)))
+    if b"%08x" % crc32(rest[8:], crc32(length)) != rest[:8]:
+        raise SparsityError("its header is damaged (wrong checksum)")
+
+
+def _text(facts: Dict[str, str]) -> str:
+    if "sparse_checksum" in facts:
+        return facts.get("sparse_tensors", "")
+    checksum, _, text = facts.get(_KEY, "").partition(" ")
+    if checksum != f"{crc32(text.encode()):08x}":
+        raise SparsityError("its header is damaged (wrong checksum)")
+    return text
+
+
+def _header(text: str, keys: Set[str]) -> Header:
+    """What a text of :func:`describe` says, for the buffers of a file.
+
+    Raises:
+        SparsityError: the text or the buffers aren't of a sparse file.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         raise SparsityError("its header can't be read") from None
-    version = field(text, "version", int)
-    if version != VERSION:
-        raise SparsityError(f"it has version {version}; this release reads {VERSION}")
-    metadata = field(text, "metadata", dict)
+    version = field(content, "version", int)
+    if version > VERSION:
+        raise SparsityError(f"it has version {version}; this release reads up to {VERSION}")
+    metadata = field(content, "metadata", dict)
     if not all(type(value) is str for value in metadata.values()):
         raise SparsityError("its metadata are no strings")
-    tensors = _tensors(field(text, "tensors", list), entries, 8 + length)
-    _check_places(tensors, 8 + length, source.size)
+    tensors = _tensors(field(content, "tensors", list), keys)
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise SparsityError("two of its tensors have one name")
     return Header(metadata, tensors)
 
 
-def _tensors(descriptions: List[Any], entries: Dict[str, Any], data: int) -> List[Any]:
-    tensors: List[Any] = []
+def _tensors(descriptions: List[Any], keys: Set[str]) -> List[Place]:
+    tensors: List[Place] = []
     for description in descriptions:
         name = field(description, "name", str)
         try:
             if "tied" in description:
                 tensors.append(_tie(name, description, tensors))
                 continue
-            entry = entries.pop(description.get("key", name), None)
-            tensors.append(_buffer(name, description, entry, data))
+            tensors.append(_buffer(name, description, keys))
         except SparsityError as error:
             raise SparsityError(f"tensor {name!r}: {error}") from None
-    if entries:
+    if keys:
         raise SparsityError("it has a buffer that is no tensor's")
     return tensors
 
 
-def _tie(name: str, description: Description, tensors: List[Any]) -> Tie:
+def _tie(name: str, description: Description, tensors: List[Place]) -> Tie:
     target = integer(description["tied"], 0, len(tensors) - 1, "tie")
     if isinstance(tensors[target], Tie):
         raise SparsityError("it is tied to a tied tensor")
@@ -234,31 +213,41 @@ def _shape(description: Description) -> List[int]:
     return shape
 
 
-def _buffer(name: str, description: Description, entry: Any, data: int) -> Buffer:
+def _buffer(name: str, description: Description, keys: Set[str]) -> Buffer:
     dtype = field(description, "dtype", str)
     if dtype not in DTYPES:
         raise SparsityError(f"its dtype {dtype[:40]!r} is unknown to this torch")
-    shape = _shape(description)
     integer(description.get("crc32"), 0, 2**32 - 1, "checksum")
-    offsets = field(entry, "data_offsets", list)
-    if len(offsets) != 2:
-        raise SparsityError("the place of its buffer is wrong")
-    start = integer(offsets[0], 0, 2**62, "place")
-    size = integer(offsets[1], start, 2**62, "place") - start
-    if [entry.get("dtype"), entry.get("shape")] not in (
-        ["U8", [size]],
-        [CODES[dtype], shape],
-    ):
-        raise SparsityError("its buffer contradicts its description")
-    return Buffer(name, DTYPES[dtype], shape, description, data + start, size)
+    key = description.get("key", name)
+    if type(key) is not str or key not in keys:
+        raise SparsityError("it has no buffer")
+    keys.remove(key)
+    return Buffer(name, DTYPES[dtype], _shape(description), description, key)
 
 
-def _check_places(tensors: List[Any], start: int, end: int) -> None:
-    """The buffers must fill the file, without holes and without overlaps."""
-    places = [(t.start, t.start + t.size) for t in tensors if isinstance(t, Buffer)]
-    for first, last in sorted(places):
-        if first != start:
-            raise SparsityError("its buffers overlap or leave holes")
-        start = last
-    if start != end:
-        raise SparsityError(f"it has {end} bytes instead of {start}: it is damaged")
+def read_buffers(header: Header, reader: Any) -> Dict[str, np.ndarray]:
+    """The bytes ``[n]`` of each tensor that has a buffer, compared with its checksum.
+
+    Args:
+        header, reader: from :func:`open_checked`.
+
+    Raises:
+        SparsityError: one is damaged.
+    """
+    try:
+        stored = reader.get_tensors()
+    except SafetensorError as error:
+        raise SparsityError(f"its data can't be read ({error})") from None
+    buffers = {}
+    for place in header.tensors:
+        if isinstance(place, Buffer):
+            tensor = stored.pop(place.key)
+            found = [tensor.dtype, list(tensor.shape)]
+            if found not in ([torch.uint8, [tensor.nbytes]], [place.dtype, place.shape]):
+                raise SparsityError(
+                    f"tensor {place.name!r}: its buffer contradicts its description"
+                )
+            data = buffers[place.name] = tensor.reshape(-1).view(torch.uint8).numpy()
+            if crc32(data) != place.description["crc32"]:
+                raise SparsityError(f"tensor {place.name!r}: its data are damaged (wrong checksum)")
+    return buffers

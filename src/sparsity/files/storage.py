@@ -4,34 +4,37 @@ The container and its checks are in ``container.py``, what is done to a tensor i
 ``encodings.py``. A file appears complete or not at all, and a damaged one is refused.
 """
 
-import io
 import math
 import os
 import secrets
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from isal.isal_zlib import crc32
+from safetensors import SafetensorError, TensorSpec, serialize
 from torch import Tensor, nn
 
 from ..errors import SparsityError
 from . import encodings
 from .container import (
-    CODES,
     DTYPES,
+    ONLY_BYTES,
     START_LENGTH,
     Buffer,
-    Source,
+    Header,
     Tie,
     buffer_keys,
+    describe,
     is_start,
-    read_header,
+    open_checked,
+    read_buffers,
     width_of,
-    write_header,
 )
 from .planes import Description, Parts
 
+_EMPTY = np.empty(0, np.uint8)
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
@@ -99,7 +102,7 @@ def _encode_coo(tensor: Tensor, compression: str) -> Optional[Tuple[Description,
     return encodings.encode_index(n, index, words, compression)
 
 
-def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, Parts]:
+def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, np.ndarray]:
     """Description of one tensor and its bytes."""
     try:
         encoded = None
@@ -113,12 +116,9 @@ def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, P
         reason = str(error).split("\n")[0]
         raise SparsityError(f"{name!r} can't be read: {reason}") from None
     description, parts = encoded
-    crc = 0
-    for part in parts:
-        crc = crc32(part, crc)
-    shape = list(tensor.shape)
-    start = {"name": name, "dtype": str(tensor.dtype)[6:], "shape": shape, "crc32": crc}
-    return {**start, **description}, parts
+    data = parts[0] if len(parts) == 1 else np.concatenate([_EMPTY, *parts])
+    start = {"name": name, "dtype": str(tensor.dtype)[6:], "shape": list(tensor.shape)}
+    return {**start, "crc32": crc32(data), **description}, data
 
 
 def _memory(tensor: Tensor) -> Tuple:
@@ -137,19 +137,36 @@ def _memory(tensor: Tensor) -> Tuple:
 def _as_is(description: Description) -> bool:
     """Whether a description is of nothing but the tensor's own bytes."""
     planes = description["values"].get("planes")
-    if planes is None or "positions" in description:
+    if planes is None or "positions" in description or description["dtype"] in ONLY_BYTES:
         return False
-    return (
-        planes == []
-        or len(planes) == 1
-        and planes[0][2] == math.prod(description["shape"]) * DTYPES[description["dtype"]].itemsize
-    )
+    dtype = DTYPES[description["dtype"]]
+    size = math.prod(description["shape"]) * dtype.itemsize
+    return planes == [] or (len(planes) == 1 and planes[0][2] == size)
+
+
+class _Content(NamedTuple):
+    """What safetensors is to write."""
+
+    buffers: Dict[str, np.ndarray]
+    specs: Dict[str, TensorSpec]  # of the same names; they hold addresses of the buffers
+    metadata: Dict[str, str]
+
+
+def _spec(description: Description, data: np.ndarray) -> TensorSpec:
+    dtype, shape = "uint8", [len(data)]
+    if _as_is(description):
+        dtype, shape = description["dtype"], description["shape"]
+    return TensorSpec(dtype=dtype, shape=shape, data_ptr=data.ctypes.data, data_len=len(data))
 
 
 def _assemble(
     state_dict: Mapping[str, Any], metadata: Optional[Mapping[str, str]], compression: str
-) -> Tuple[bytes, Parts]:
-    """A file's header with its length, and the bytes that follow."""
+) -> _Content:
+    """The content of a file.
+
+    Raises:
+        SparsityError: something that can't be stored.
+    """
     if compression not in encodings.COMPRESSIONS:
         valid = ", ".join(encodings.COMPRESSIONS)
         raise SparsityError(f"compression {compression!r}: must be one of {valid}")
@@ -165,7 +182,7 @@ def _assemble(
     items = list(state_dict.items())  # kept, so that no address is used twice
     keys = buffer_keys(list(state_dict))
     descriptions: List[Description] = []
-    buffers = []  # (element size, key, entry, parts)
+    buffers, specs = {}, {}
     seen: Dict[Tuple, int] = {}
     for name, value in items:
         memory = _memory(value) if isinstance(value, Tensor) else (id(value),)
@@ -176,23 +193,13 @@ def _assemble(
             descriptions.append(tied)
             continue
         seen[memory] = len(descriptions)
-        description, parts = _encode(name, _plain(name, value), compression)
+        description, data = _encode(name, _plain(name, value), compression)
+        key = keys.get(name, name)
         if name in keys:
-            description["key"] = keys[name]
+            description["key"] = key
         descriptions.append(description)
-        code = CODES[description["dtype"]] if _as_is(description) else None
-        size = sum(len(part) for part in parts)
-        entry = {"dtype": code or "U8", "shape": description["shape"] if code else [size]}
-        element = DTYPES[description["dtype"]].itemsize if code else 1
-        buffers.append((element, keys.get(name, name), entry, size, parts))
-    # widest first, so that each buffer is aligned to its elements
-    buffers.sort(key=lambda buffer: -buffer[0])
-    entries, end, data = {}, 0, []
-    for _, key, entry, size, parts in buffers:
-        entries[key] = {**entry, "data_offsets": [end, end + size]}
-        end += size
-        data += parts
-    return write_header(entries, metadata, descriptions), data
+        buffers[key], specs[key] = data, _spec(description, data)
+    return _Content(buffers, specs, describe(metadata, descriptions))
 
 
 def save_sparse(
@@ -220,7 +227,7 @@ def save_sparse(
     """
     path = os.fspath(path)
     try:
-        header, data = _assemble(state_dict, metadata, compression)
+        content = _assemble(state_dict, metadata, compression)
     except SparsityError as error:
         raise SparsityError(f"{path}: {error}") from None
     folder = os.path.dirname(path) or os.curdir
@@ -228,7 +235,7 @@ def save_sparse(
     temporary = os.path.join(folder, f".sparse-{secrets.token_hex(8)}.tmp")
     try:
         try:
-            _write(temporary, [header, *data], durable)
+            _write(temporary, serialize(content.specs, content.metadata), durable)
             os.replace(temporary, path)
         except BaseException:
             if os.path.exists(temporary):
@@ -242,16 +249,20 @@ def save_sparse(
                 os.close(descriptor)
     except OSError as error:
         raise SparsityError(f"{path}: can't be written ({error.strerror})") from error
+    except SafetensorError as error:  # a header longer than the format has
+        raise SparsityError(f"{path}: can't be written ({error})") from None
 
 
-def _write(path: str, parts: List[Any], durable: bool) -> None:
-    """Write a new file, by system calls alone: ``open`` takes as long as a small file does."""
+def _write(path: str, data: bytes, durable: bool) -> None:
+    """Write a new file, by system calls alone: ``open`` takes as long as a small file does.
+
+    So does safetensors' own writer, whose files none but their owner may read.
+    """
     stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        for part in parts:
-            rest = memoryview(part)
-            while len(rest):
-                rest = rest[os.write(stream, rest) :]
+        rest = memoryview(data)
+        while len(rest):
+            rest = rest[os.write(stream, rest) :]
         if durable:
             os.fsync(stream)
     finally:
@@ -264,8 +275,8 @@ def sparse_size(state_dict: Mapping[str, Tensor], compression: str = "full") -> 
     Raises:
         SparsityError: something that can't be stored.
     """
-    header, data = _assemble(state_dict, None, compression)
-    return len(header) + sum(len(part) for part in data)
+    content = _assemble(state_dict, None, compression)
+    return len(serialize(content.specs, content.metadata))
 
 
 def load_sparse(path: str, device: Any = "cpu") -> Dict[str, Tensor]:
@@ -286,7 +297,9 @@ def load_sparse(path: str, device: Any = "cpu") -> Dict[str, Tensor]:
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise SparsityError(f"device {device!r}: can't be used: {reason}") from None
-    return _open(path, lambda source: _load(source, device))
+    with _naming(path):
+        header, reader = open_checked(os.fspath(path))
+        return _load(header, reader, device)
 
 
 def read_metadata(path: str) -> Dict[str, str]:
@@ -295,7 +308,8 @@ def read_metadata(path: str) -> Dict[str, str]:
     Raises:
         SparsityError: missing, no sparse file, or its header is damaged.
     """
-    return _open(path, lambda source: read_header(source).metadata)
+    with _naming(path):
+        return open_checked(os.fspath(path))[0].metadata
 
 
 def is_sparse_file(path: str) -> bool:
@@ -307,53 +321,29 @@ def is_sparse_file(path: str) -> bool:
         return False
 
 
-def _open(path: str, read: Callable[[Source], Any]) -> Any:
-    path = os.fspath(path)
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Errors of a file that is read name it."""
     try:
-        with open(path, "rb", buffering=0) as stream:
-            return read(Source(stream))
+        yield
     except OSError as error:
-        raise SparsityError(f"{path}: can't be read ({error.strerror})") from None
+        reason = error.strerror or str(error)
+        raise SparsityError(f"{path}: can't be read ({reason})") from None
     except SparsityError as error:
         raise SparsityError(f"{path}: {error}") from None
-
-
-def to_bytes(
-    state_dict: Mapping[str, Tensor],
-    metadata: Optional[Mapping[str, str]] = None,
-    compression: str = "full",
-) -> bytes:
-    """The content of the file that :func:`save_sparse` would write.
-
-    Raises:
-        SparsityError: something that can't be stored.
-    """
-    header, data = _assemble(state_dict, metadata, compression)
-    return b"".join([header, *data])
-
-
-def load_bytes(data: bytes) -> Dict[str, Tensor]:
-    """As :func:`load_sparse`, of a file's content.
-
-    Raises:
-        SparsityError: it is no sparse file's, or damaged.
-    """
-    return _load(Source(io.BytesIO(data)), torch.device("cpu"))
+    except MemoryError:
+        raise SparsityError(f"{path}: out of memory") from None
 
 
 def _machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _load(source: Source, device: torch.device) -> Dict[str, Tensor]:
-    header = read_header(source)
-    needed = sum(
-        math.prod(tensor.shape) * tensor.dtype.itemsize
-        for tensor in header.tensors
-        if isinstance(tensor, Buffer)
-    )
+def _load(header: Header, reader: Any, device: torch.device) -> Dict[str, Tensor]:
+    needed = sum(place.nbytes for place in header.tensors if isinstance(place, Buffer))
     if needed > _machine_memory():
         raise SparsityError(f"its tensors take {needed} bytes, more than the memory")
+    buffers = read_buffers(header, reader)  # all are checked before any unfolds
     tensors: List[Tensor] = []
     for place in header.tensors:
         if isinstance(place, Tie):
@@ -362,22 +352,16 @@ def _load(source: Source, device: torch.device) -> Dict[str, Tensor]:
                 tensor = tensor.view(place.shape)
         else:
             try:
-                tensor = _decode(source, place).to(device)
+                tensor = _decode(place, buffers.pop(place.name)).to(device)
             except SparsityError as error:
                 raise SparsityError(f"tensor {place.name!r}: {error}") from None
         tensors.append(tensor)
     return {place.name: tensor for place, tensor in zip(header.tensors, tensors)}
 
 
-def _decode(source: Source, place: Buffer) -> Tensor:
-    data = source.read(place.start, place.size)
-    if crc32(data) != place.description["crc32"]:
-        raise SparsityError("its data are damaged (wrong checksum)")
-    width, size = width_of(place.dtype), math.prod(place.shape) * place.dtype.itemsize
-    try:
-        words = encodings.decode(place.description, size // width, width, data)
-    except MemoryError:
-        raise SparsityError(f"its {size} bytes don't fit into the memory") from None
+def _decode(place: Buffer, data: np.ndarray) -> Tensor:
+    width = width_of(place.dtype)
+    words = encodings.decode(place.description, place.nbytes // width, width, data)
     if place.dtype is torch.bool and words.size and words.max() > 1:
         raise SparsityError("it has truth values that are neither 0 nor 1")
     if not words.flags.writeable:
