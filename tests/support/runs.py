@@ -2,8 +2,12 @@
 
 import os
 
+import pytest
 import torch
 from fairseq_cli import train as fairseq_train
+
+from src.trainer import SRPTrainer
+from tests.support.training import run_training
 
 
 def final_state(folder):
@@ -25,6 +29,25 @@ def assert_identical(a, b, path=""):
         assert torch.equal(a, b), path
     else:
         assert a == b, path
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(update, command, monkeypatch, main=None):
+    """Run a training until it has made so many updates and begins the next."""
+
+    class Fragile(SRPTrainer):
+        def train_step(self, samples, raise_oom=False):
+            if self.get_num_updates() == update:
+                raise Stop
+            return super().train_step(samples, raise_oom)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("src.trainer.SRPTrainer", Fragile)
+        with pytest.raises(Stop):
+            run_training(command, main)
 
 
 SCRIPT = """

@@ -16,6 +16,7 @@ def command(data, base, folder, tokens):
     return [
         *(data, *TINY, *run, "--pretrained-model", base, "--save-dir", str(folder)),
         *("--srp", "--compression-rate", "0.4", "--pruning-period", "1"),
+        *("--keep-decoder-layers", "1"),
         *("--max-epoch", "2", "--clip-norm", "1.0", "--dropout", "0"),
     ]
 
@@ -50,6 +51,7 @@ def test_two_processes_prune_as_one(data, base, tmp_path):
 
     alone = run_training(command(data, base, tmp_path / "one", 200))
     one = alone.get_model().state_dict()
+    assert one.keys() == first.keys() and len(one["decoder.depth.channel_ids"]) == 1
     for key in one:
         if key.endswith("channel_ids"):
             assert torch.equal(one[key], first[key]), key

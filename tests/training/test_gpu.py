@@ -158,6 +158,7 @@ def test_a_stage_freezes_exactly_and_cuts(data, base, tmp_path, monkeypatch, pre
     Watcher.log = []
     arguments = [data, *TINY, *STAGE, "--pretrained-model", base, "--save-dir", tmp_path]
     arguments += ["--prob-kd", "1", "--attn-kd", "1", "--clip-norm", "0.1", "--update-freq", "2"]
+    arguments += ["--keep-decoder-layers", "1"]
     trainer = train_on_gpu(monkeypatch, arguments, precision)
     assert stage_of(trainer).done and len(Watcher.log) > 30 and all(Watcher.log)
     saved = torch.load(tmp_path / "checkpoint_last.pt")["model"]
@@ -173,6 +174,7 @@ def test_a_stage_freezes_exactly_and_cuts(data, base, tmp_path, monkeypatch, pre
         ["--importance", "taylor", "--importance-per-example", "--importance-norm", "l2"],
         ["--importance", "random", "--prune-heads"],
         ["--pruning-iter", "2"],
+        ["--keep-decoder-layers", "1", "--keep-encoder-layers", "1", "--attn-kd", "1"],
         ["--pruning-stage", "1", "--decreasing", "sg"],
         ["--optimizer", "adam"],
         ["--adapter", "splora", "--adapter-rank", "2"],

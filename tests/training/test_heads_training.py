@@ -5,7 +5,6 @@ import torch
 from fairseq import checkpoint_utils
 
 from src import average_checkpoints
-from src import trainer as trainers
 from src.checkpoints import adapters as adaptation
 from src.checkpoints.rebuild import load_model
 from src.connectivity.budget import ParameterCount
@@ -14,6 +13,7 @@ from src.errors import UserError
 from src.training import build_pruning
 from src.training.channel_pruning import ChannelPruning
 from tests.support.heads import heads
+from tests.support.runs import stop_at
 from tests.support.training import RUN, TINY, batch, run_training
 
 FOUR_HEADS = ["--encoder-attention-heads", "4", "--decoder-attention-heads", "4"]
@@ -133,24 +133,12 @@ def test_moments_are_cut_like_the_weights(shrunk):
     assert checked > 12
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_stopped_stage_resumes_bit_identically(data, dense, tmp_path, shrunk, monkeypatch, share):
     trainer, folder, _ = shrunk
 
-    class Fragile(trainers.SRPTrainer):
-        def train_step(self, samples, raise_oom=False):
-            if self.get_num_updates() == int(share * trainer.get_num_updates()):
-                raise Stop
-            return super().train_step(samples, raise_oom)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers, "SRPTrainer", Fragile)
-        with pytest.raises(Stop):
-            run_training(stage(data, dense, tmp_path, *SHRINK))
+    update = int(share * trainer.get_num_updates())
+    stop_at(update, stage(data, dense, tmp_path, *SHRINK), monkeypatch)
     run_training(stage(data, dense, tmp_path, *SHRINK))
     expected, found = content(folder), content(tmp_path)
     assert expected["model"].keys() == found["model"].keys()

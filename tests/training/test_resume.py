@@ -15,7 +15,7 @@ from src.checkpoint_utils import damage
 from src.errors import UserError
 from src.files import atomic_write
 from src.trainer import SRPTrainer
-from tests.support.runs import assert_identical, final_state
+from tests.support.runs import assert_identical, final_state, stop_at
 from tests.support.training import ROOT, RUN, TINY, run_training, stage_of
 
 
@@ -37,25 +37,6 @@ def uninterrupted(data, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     trainer = run_training(stage(data, base, folder))
     return final_state(folder), trainer.get_num_updates()
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(update, command, monkeypatch):
-    """Run a training until it has made so many updates and begins the next."""
-
-    class Fragile(SRPTrainer):
-        def train_step(self, samples, raise_oom=False):
-            if self.get_num_updates() == update:
-                raise Stop
-            return super().train_step(samples, raise_oom)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("src.trainer.SRPTrainer", Fragile)
-        with pytest.raises(Stop):
-            run_training(command)
 
 
 def test_updates_that_are_just_enough_are_so_within_an_epoch(data, base, tmp_path, monkeypatch):
