@@ -7,7 +7,10 @@ Each folder holds the report.json that ``generate.py --report`` wrote and, if it
 was trained here, results.csv. A single folder without report.json stands for its
 sub-folders that have one, the largest model first. The table is printed and
 written as report.csv (plain numbers) and report.md; report.png shows the widths
-that remain in the last run and BLEU against the number of parameters.
+that remain in the last run and BLEU against the number of parameters. report.html
+is one page with all of it for a browser, and with curves of the trainings and, from
+generate.txt (what generate.py printed) in the folders, sample translations of the
+first and the last run, and whether their scores differ by more than chance.
 """
 
 import importlib
@@ -19,196 +22,29 @@ if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
     sys.exit(importlib.import_module(f"{FOLDER.name}.report").main())
 
-import json  # noqa: E402
-from typing import Any, Dict, List, Optional  # noqa: E402
+from typing import List, Optional  # noqa: E402
 
 import pandas as pd  # noqa: E402
 
 from .commandline.parsing import ArgumentParser, ending_quietly, set_up_logging  # noqa: E402
-from .errors import UserError  # noqa: E402
+from .evaluation.report_page import page  # noqa: E402
 from .evaluation.report_picture import draw  # noqa: E402
+from .evaluation.report_table import (  # noqa: E402
+    Run,
+    conditions,
+    find_runs,
+    read_runs,
+    readable,
+    table,
+)
 from .files import (
     atomic_write,  # noqa: E402
     make_output_folder,  # noqa: E402
 )
 
-REPORT, RESULTS = "report.json", "results.csv"
-NEEDED = ("bleu", "parameters", "uncut_parameters", "flops", "checkpoint_bytes")
-NEEDED += ("model_bytes", "tokens_per_second", "widths")
-# Speed compares only where these are equal, BLEU where its signature is.
-SPEED_CONDITIONS = ("device", "machine", "threads", "beam", "batch_size", "max_tokens")
-SPEED_CONDITIONS += ("gen_subset", "engine", "quantization", "vocabulary_map")
-
-Run = Dict[str, Any]
-
-
-def find_runs(folders: List[Path]) -> List[Path]:
-    """The folders that hold a report, or those inside the only one given.
-
-    Raises:
-        UserError: a folder or its report is missing.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"RUN_DIR {folder}: no such folder")
-    if len(folders) == 1 and not (folders[0] / REPORT).is_file():
-        inside = [path.parent for path in folders[0].glob(f"*/{REPORT}")]
-        if not inside:
-            raise UserError(
-                f"RUN_DIR {folders[0]}: neither it nor a folder in it has {REPORT}; "
-                "write it with generate.py --report"
-            )
-
-        def largest_first(folder: Path):
-            written = (folder / REPORT).stat().st_mtime
-            return -read_report(folder)["parameters"], written, folder.name
-
-        return sorted(inside, key=largest_first)
-    return folders
-
-
-def read_report(folder: Path) -> Run:
-    """A run's report.json.
-
-    Raises:
-        UserError: missing, or not what ``generate.py --report`` writes.
-    """
-    path = folder / REPORT
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; write it with generate.py --report {path}")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); write it anew") from None
-    missing = [n for n in NEEDED if not isinstance(report, dict) or n not in report]
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; write it anew")
-    return report
-
-
-def valid_loss(folder: Path, num_updates: Optional[int]) -> Optional[float]:
-    """Validation loss of the tested checkpoint, from results.csv where there is one.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        return None
-    try:
-        results = pd.read_csv(path)
-        losses = results.loc[results["num_updates"] == num_updates, "valid_loss"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: can't be read ({error})") from None
-    return float(losses.iloc[-1]) if len(losses) else None
-
-
-def names(folders: List[Path]) -> List[str]:
-    """The folders' last parts, with as many parents as tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(len(p) for p in parts) + 1):
-        found = ["/".join(p[-depth:]) for p in parts]
-        if len(set(found)) == len(found):
-            break
-    return found
-
-
-def read_runs(folders: List[Path]) -> List[Run]:
-    """Reports in order, with ``name``, ``valid_loss`` and ``stale`` added."""
-    runs = []
-    for name, folder in zip(names(folders), folders):
-        run = read_report(folder)
-        loss = valid_loss(folder, run.get("num_updates"))
-        # training went on after the translation
-        checkpoint = folder / Path(run.get("checkpoint", "")).name
-        written = (folder / REPORT).stat().st_mtime
-        stale = checkpoint.is_file() and checkpoint.stat().st_mtime > written
-        runs.append({**run, "name": name, "valid_loss": loss, "stale": stale})
-    return runs
-
-
-def table(runs: List[Run]) -> pd.DataFrame:
-    """One row a run, plain numbers; speed-up is against the first."""
-    rows = []
-    first = runs[0]["tokens_per_second"]
-    for run in runs:
-        speed = run["tokens_per_second"]
-        rows.append(
-            {
-                "name": run["name"],
-                "bleu": run["bleu"],
-                "valid_loss": run["valid_loss"],
-                "parameters": run["parameters"],
-                "share": run["parameters"] / run["uncut_parameters"],
-                "flops": run["flops"],
-                "checkpoint_bytes": run["checkpoint_bytes"],
-                "model_bytes": run["model_bytes"],
-                "tokens_per_second": speed,
-                "speed_up": speed / first if speed and first else None,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def readable(numbers: pd.DataFrame) -> pd.DataFrame:
-    """The table for people: titles with units, few digits."""
-
-    def column(name: str, pattern: str, unit: float = 1.0) -> List[str]:
-        return ["–" if pd.isna(value) else pattern.format(value / unit) for value in numbers[name]]
-
-    columns = {
-        "run": numbers["name"].tolist(),
-        "BLEU": column("bleu", "{:.2f}"),
-        "valid loss": column("valid_loss", "{:.3f}"),
-        "parameters": column("parameters", "{:,.0f}"),
-        "of uncut": column("share", "{:.1%}"),
-        "MFLOPs": column("flops", "{:,.1f}", 1e6),
-        "checkpoint MB": column("checkpoint_bytes", "{:,.2f}", 1e6),
-        "weights MB": column("model_bytes", "{:,.2f}", 1e6),
-        "tokens/s": column("tokens_per_second", "{:,.0f}"),
-        "speed-up": column("speed_up", "{:.2f}x"),
-    }
-    if numbers["valid_loss"].isna().all():
-        del columns["valid loss"]
-    return pd.DataFrame(columns)
-
-
-def conditions(runs: List[Run]) -> List[str]:
-    """What the figures were measured with, and which of them don't hold or compare."""
-    lines = [
-        f"{run['name']}: its checkpoint is NEWER than {REPORT}; translate again"
-        for run in runs
-        if run["stale"]
-    ]
-    signatures = list(dict.fromkeys(r.get("bleu_signature") for r in runs))
-    lines += [f"BLEU: {signature}" for signature in signatures if signature]
-    # reports of earlier versions have less
-    raw = {bool(r["reference"]) for r in runs if "reference" in r}
-    texts = {r["bleu_references_sha256"] for r in runs if "bleu_references_sha256" in r}
-    searches = {(r["beam"], r["lenpen"]) for r in runs if "lenpen" in r}
-    for what, values in (
-        ("signatures", signatures),
-        ("sets (--gen-subset)", {r.get("gen_subset") for r in runs}),
-        ("references (--reference)", raw if len(raw) > 1 else texts),
-        ("searches (--beam, --lenpen)", searches),
-    ):
-        if len(values) > 1:
-            lines.append(f"BLEU is NOT comparable: the {what} differ")
-    measured = {name: {str(r.get(name)) for r in runs} for name in SPEED_CONDITIONS}
-    known = {name: sorted(values - {"None"}) for name, values in measured.items()}
-    shown = [f"{name} {' / '.join(values)}" for name, values in known.items() if values]
-    lines.append(f"Speed: {', '.join(shown)}")
-    different = [name for name, values in measured.items() if len(values) > 1]
-    if different:
-        lines.append(f"Speed is NOT comparable: {', '.join(different)} differ")
-    lengths = {(r.get("flops_source_length"), r.get("flops_target_length")) for r in runs}
-    shown = " / ".join(f"{s} source and {t} target" for s, t in sorted(lengths, key=str))
-    lines.append(f"FLOPs: one sentence of {shown} tokens, beam 1, cached keys and values")
-    return lines
-
 
 def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]) -> None:
-    """report.csv, report.md and report.png in ``output``."""
+    """report.html, report.csv, report.md and report.png in ``output``."""
     with atomic_write(str(output / "report.csv"), encoding="utf-8") as stream:
         numbers.to_csv(stream, index=False)
     right = ("left",) + ("right",) * (readable(numbers).shape[1] - 1)
@@ -218,6 +54,8 @@ def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]
         stream.write("\n![widths, and BLEU against size](report.png)\n")
     with atomic_write(str(output / "report.png"), "wb") as stream:
         draw(runs, stream)
+    with atomic_write(str(output / "report.html"), encoding="utf-8") as stream:
+        stream.write(page(runs, readable(numbers), notes))
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
@@ -230,7 +68,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where report.{csv,md,png} go (default: the parent of the first run)",
+        help="where report.{html,csv,md,png} go (default: the parent of the first run)",
     )
     args = parser.parse_args(arguments)
     folders = find_runs(args.runs)
@@ -242,4 +80,4 @@ def main(arguments: Optional[List[str]] = None) -> None:
         write(output, numbers, notes, runs)
         print(readable(numbers).to_string(index=False))
         print("\n".join(notes))
-        print(f"wrote {output}/report.csv, report.md and report.png")
+        print(f"wrote {output}/report.html, report.csv, report.md and report.png")

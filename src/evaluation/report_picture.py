@@ -27,7 +27,7 @@ def on_share(share: float) -> str:
     return "white" if share > 0.76 else INK
 
 
-def _rows(widths: Widths, side: str) -> List[Tuple[str, List[Sequence[int]]]]:
+def layer_rows(widths: Widths, side: str) -> List[Tuple[str, List[Sequence[int]]]]:
     """(label, width and original width per layer) of one side; an embedding has one."""
     rows = []
     if f"{side}.embedding" in widths:
@@ -69,7 +69,7 @@ def draw_widths(axes, run: Run) -> None:
     """A cell for each layer and kind of channel: share that remains, and widths."""
     axes.set_title(f"Widths that remain in {run['name']}", loc="left", color=INK)
     axes.axis("off")
-    sides = [(side, _rows(run["widths"], side)) for side in ("encoder", "decoder")]
+    sides = [(side, layer_rows(run["widths"], side)) for side in ("encoder", "decoder")]
     if not any(rows for _, rows in sides):
         axes.text(0.5, 0.5, "no SRP model: all widths remain", ha="center", color=FAINT)
         return
@@ -175,7 +175,7 @@ def draw(runs: List[Run], stream: BinaryIO) -> None:
         stream: open for bytes.
     """
     widths = runs[-1]["widths"]
-    layers = [len(c) for side in ("encoder", "decoder") for _, c in _rows(widths, side)]
+    layers = [len(c) for side in ("encoder", "decoder") for _, c in layer_rows(widths, side)]
     columns = max(layers, default=1)
     figure = Figure(figsize=(7.2 + 0.75 * columns, 5.6), dpi=150, layout="constrained")
     left, right = figure.subplots(

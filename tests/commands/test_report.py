@@ -1,6 +1,5 @@
 """The table and the picture of several runs."""
 
-import json
 import os
 import re
 import subprocess
@@ -15,50 +14,9 @@ from matplotlib.figure import Figure
 from src import report
 from src.errors import ending_program
 from src.evaluation import report_picture as picture
+from src.evaluation.report_table import read_runs, valid_loss
+from tests.support.reports import RUNS, SIGNATURE, widths, write_run
 from tests.support.translation import quiet_logging
-
-RUNS = {
-    "base": dict(bleu=41.4, parameters=6000, tokens_per_second=500.0, num_updates=40),
-    "stage1": dict(bleu=40.9, parameters=2400, tokens_per_second=800.0, num_updates=10),
-    "stage2": dict(bleu=39.4, parameters=1200, tokens_per_second=1100.0, num_updates=10),
-    "finetuned": dict(bleu=40.6, parameters=1200, tokens_per_second=1250.0, num_updates=9),
-}
-SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
-
-
-def widths(share):
-    groups = {}
-    for side, attentions in (
-        ("encoder", ["self_attn"]),
-        ("decoder", ["self_attn", "encoder_attn"]),
-    ):
-        groups[f"{side}.embedding"] = [int(100 * share), 100]
-        for layer in range(2):
-            for attention in attentions:
-                for kind, width in (("qk", 40), ("vo", 60)):
-                    name = f"{side}.layers.{layer}.{attention}.{kind}"
-                    groups[name] = [int(width * share) + layer, 80]
-            groups[f"{side}.layers.{layer}.ffn"] = [int(180 * share) + layer, 200]
-    return groups
-
-
-def write_run(folder, name, **changes):
-    path = folder / name
-    path.mkdir(parents=True)
-    facts = {
-        "bleu_signature": SIGNATURE, "uncut_parameters": 6000, "flops": 10**8,
-        "flops_source_length": 12, "flops_target_length": 13,
-        "checkpoint": f"somewhere/{name}/checkpoint_last.pt", "checkpoint_bytes": 72_000,
-        "model_bytes": 24_000, "device": "cpu",
-        "machine": "CPU", "threads": 2, "beam": 5, "batch_size": 128, "max_tokens": None,
-        **RUNS.get(name, RUNS["base"]),
-    }  # fmt: skip
-    facts["widths"] = widths(facts["parameters"] / 6000)
-    facts.update(changes)
-    (path / "report.json").write_text(json.dumps(facts))
-    with open(path / "results.csv", "w") as stream:
-        stream.write("num_updates,valid_loss\n5,4.0\n9,3.5\n40,3.25\n")
-    return path
 
 
 @pytest.fixture
@@ -189,7 +147,7 @@ def test_the_loss_is_that_of_the_last_validation_of_the_checkpoint(tmp_path):
     run = write_run(tmp_path, "base")
     with open(run / "results.csv", "a") as stream:
         stream.write("40,3.0\n")
-    assert report.valid_loss(run, 40) == 3.0
+    assert valid_loss(run, 40) == 3.0
 
 
 def test_lengths_that_flops_are_of(tmp_path, capsys):
@@ -237,7 +195,7 @@ def texts(axes):
 
 
 def test_picture_shows_every_width_of_the_last_run(runs):
-    read = report.read_runs(runs)
+    read = read_runs(runs)
     axes = Figure().subplots()
     picture.draw_widths(axes, read[-1])
     shown = texts(axes)
@@ -296,7 +254,7 @@ def test_shares_can_be_read_on_their_colours():
 
 def test_picture_shows_every_run_and_its_score(runs):
     axes = Figure().subplots()
-    picture.draw_bleu(axes, report.read_runs(runs))
+    picture.draw_bleu(axes, read_runs(runs))
     assert texts(axes) == [f"{n}  {run['bleu']:.1f}" for n, run in RUNS.items()]
     places = [place for points in axes.collections for place in points.get_offsets()]
     expected = [(run["parameters"], run["bleu"]) for run in RUNS.values()]
