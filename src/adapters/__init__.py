@@ -6,6 +6,7 @@ This package needs torch and nothing else.
 """
 
 from .attention import SPLoPAMultiheadAttention, SPLoRAMultiheadAttention
+from .bank import AdapterBank
 from .block import SPLoPALinear
 from .errors import AdapterError
 from .insertion import SPLoPA, SPLoRA
@@ -22,6 +23,7 @@ from .low_rank import (
     SPLoRAConv3d,
     SPLoRALinear,
 )
+from .mixing import weighted_sum
 from .prototypes import Prototypes
 from .reading import adapter_state_dict, configure_parameter_read
 from .recognition import insert_like
@@ -30,6 +32,7 @@ from .state import load_adapter_state_dict
 
 __all__ = [
     "AdaptedLayer",
+    "AdapterBank",
     "AdapterError",
     "Prototypes",
     "SPLoPA",
@@ -50,4 +53,5 @@ __all__ = [
     "load_adapter_state_dict",
     "report",
     "reset_parameter_read",
+    "weighted_sum",
 ]

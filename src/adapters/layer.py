@@ -35,6 +35,8 @@ class Part:
         bias: path of the bias.
         weight_rows: the rows of the weight that belong to this part, or None.
         bias_rows: the same for the bias.
+        extra: path of a bias ``[1, 1, n]`` that attention appends to what the weight
+            makes (``add_bias_kv=True``), or ``""``.
     """
 
     update: str
@@ -42,6 +44,7 @@ class Part:
     bias: str
     weight_rows: Optional[slice] = None
     bias_rows: Optional[slice] = None
+    extra: str = ""
 
     def weight_of(self, layer: nn.Module) -> Tensor:
         weight = attribute(layer, self.weight)
@@ -65,12 +68,11 @@ def parts(layer: nn.Module) -> Tuple[Part, ...]:
     pieces = []
     for i, name in enumerate("qkv"):
         rows = slice(i * width, (i + 1) * width)
-        if layer.in_proj_weight is not None:
-            part = Part(f"{name}_adapter", "in_proj_weight", "in_proj_bias", rows, rows)
-        else:
-            weight = f"{name}_proj_weight"
-            part = Part(f"{name}_adapter", weight, "in_proj_bias", None, rows)
-        pieces.append(part)
+        extra = "" if name == "q" else f"bias_{name}"
+        packed = layer.in_proj_weight is not None
+        weight = "in_proj_weight" if packed else f"{name}_proj_weight"
+        weight_rows = rows if packed else None
+        pieces.append(Part(f"{name}_adapter", weight, "in_proj_bias", weight_rows, rows, extra))
     return (*pieces, Part("out_adapter", "out_proj.weight", "out_proj.bias"))
 
 
@@ -301,7 +303,7 @@ class AdaptedLayer(AdapterModule):
 
     def biases(self) -> Dict[str, nn.Parameter]:
         """The biases, which are learned with the adapters, by path."""
-        paths = dict.fromkeys(part.bias for part in parts(self))
+        paths = dict.fromkeys(p for part in parts(self) for p in (part.bias, part.extra) if p)
         found = {path: attribute(self, path) for path in paths}
         return {path: bias for path, bias in found.items() if bias is not None}
 
@@ -390,6 +392,14 @@ def adapted_weight(module: nn.Module, name: str = "weight") -> Tensor:
         if name in weights:
             return weights[name]
     return attribute(module, name)
+
+
+def remove(network: nn.Module) -> None:
+    """Take every adapter away, in place; weights are those of the base, biases stay."""
+    for layer in adapted_layers(network).values():
+        layer.become_plain({})
+    drop_shared(network)
+    reset_parameter_read(network)
 
 
 @torch.no_grad()

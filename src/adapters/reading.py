@@ -110,10 +110,15 @@ def learned(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Tensor]:
         if bias is not None:
             kept = update.out_mask(mask)
             out_masks.setdefault(part.bias, []).append((bias, kept))
+        extra = attribute(layer, part.extra) if part.extra else None
+        if extra is not None:
+            out_masks[part.extra] = [(extra, update.out_mask(mask))]
     for path, pieces in out_masks.items():
         bias = attribute(layer, path)
         if any(kept is not None for _, kept in pieces):
-            bias = torch.cat([b if kept is None else b[kept.to(b.device)] for b, kept in pieces])
+            bias = torch.cat(
+                [b if kept is None else b[..., kept.to(b.device)] for b, kept in pieces], -1
+            )
         found[join(name, path)] = bias
     return found
 

@@ -27,6 +27,8 @@ ENTRIES = {
     "SPLoRA": ("rows", "cols", "in_features_mask", "out_features_mask"),
     "SPLoPA": ("pos_weights", "layout", "block_mask", "row_ids", "column_ids"),
 }
+# they hold the network that they wrap as ``module``
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 SIGNS = {"SPLoRA": ("rows", "cols"), "SPLoPA": ("layout",)}
 
 Shared = TypeVar("Shared", bound=SharedParameters)
@@ -349,4 +351,22 @@ def insert_like(
         for key, value in state_dict.items()
         if key.startswith(prefix) and isinstance(value, Tensor)
     }
+    entries, network = without_wrapper(network, entries), unwrapped(network)
     return attach(network, recognise(network, entries), train_others)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network within ``DataParallel`` and its like."""
+    return network.module if isinstance(network, WRAPPERS) else network
+
+
+def without_wrapper(network: nn.Module, entries: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Entries by their names in the network that a wrapper holds.
+
+    A state of a wrapped network calls them ``module.*``, and fits the network without
+    its wrapper, as one of the plain network fits the wrapped one.
+    """
+    own = isinstance(getattr(unwrapped(network), "module", None), nn.Module)
+    if own or not all(key.startswith("module.") for key in entries):
+        return dict(entries)
+    return {key.removeprefix("module."): value for key, value in entries.items()}

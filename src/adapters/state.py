@@ -1,5 +1,6 @@
 """What :func:`adapter_state_dict` gave, loaded again."""
 
+from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Tuple, Type
 
 import torch
@@ -11,7 +12,7 @@ from .layer import WeightUpdate, attribute, join
 from .low_rank import LowRank
 from .masks import expect_shape
 from .reading import statistics
-from .recognition import attach, recognise
+from .recognition import Found, attach, recognise, unwrapped, without_wrapper
 
 UPDATES: Dict[str, Type[WeightUpdate]] = {"SPLoRA": LowRank, "SPLoPA": Block}
 
@@ -34,36 +35,62 @@ def load_adapter_state_dict(
         AdapterError: an unknown layer, a shape that doesn't fit, a missing or
             unexpected entry. Nothing has changed then.
     """
+    restored = restore(network, state)
+    network = unwrapped(network)
+    attach(network, restored.found, train_others)
+    for key, value in restored.values.items():
+        attribute(network, key).copy_(value)
+    return restored.masks
+
+
+@dataclass
+class Restored:
+    """What a state makes of a network: its adapters, values by name, and masks."""
+
+    found: Found
+    values: Dict[str, Tensor] = field(default_factory=dict)
+    masks: Dict[str, Dict[str, Tensor]] = field(default_factory=dict)
+
+
+def restore(network: nn.Module, state: Mapping[str, Tensor]) -> Restored:
+    """Check a state and give its values their full shapes; nothing changes.
+
+    Raises:
+        AdapterError: see :func:`load_adapter_state_dict`.
+    """
     if not isinstance(state, Mapping):
         raise AdapterError(f"the state is a {type(state).__name__}, no dict of tensors")
     for name, value in state.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise AdapterError(f"the state holds {name}, a {kind}, which isn't of an adapter")
+    state, network = without_wrapper(network, state), unwrapped(network)
     found = recognise(network, state)
     if not found.updates:
         raise AdapterError("the state holds no adapter")
     modules = dict(network.named_modules(remove_duplicate=False))
-    values: Dict[str, Tensor] = {}
-    masks: Dict[str, Dict[str, Tensor]] = {}
+    whole = Restored(found)
+    values, masks = whole.values, whole.masks
     for name, updates in found.updates.items():
         layer = modules[name]
         sizes: Dict[str, List[Tuple[int, Optional[Tensor]]]] = {}
         for update in updates:
             weight = update.part.weight_of(layer).detach()
             holder = UPDATES[found.kinds[name]]
-            restored, mask = holder.restore(update.entries, weight)
-            values.update({join(update.path, n): t for n, t in restored.items()})
+            full, mask = holder.restore(update.entries, weight)
+            values.update({join(update.path, n): t for n, t in full.items()})
             masks[update.path] = mask
-            if attribute(layer, update.part.bias) is not None:
-                kept = holder.out_mask(mask)
-                sizes.setdefault(update.part.bias, []).append((weight.shape[0], kept))
+            for path in filter(None, (update.part.bias, update.part.extra)):
+                if attribute(layer, path) is not None:
+                    sizes.setdefault(path, []).append((weight.shape[0], holder.out_mask(mask)))
+        extras = {update.part.extra for update in updates}
         for path, pieces in sizes.items():
             key = join(name, path)
-            if key not in state:
+            if key in state:
+                found.used.add(key)
+                values[key] = _restore_bias(state[key], pieces, key, attribute(layer, path))
+            elif path not in extras:  # these were frozen when older states were made
                 raise AdapterError(f"the state lacks {key}")
-            found.used.add(key)
-            values[key] = _restore_bias(state[key], pieces, key)
     for path, (rows, cols) in found.prototypes.items():
         values.update({f"{path}.rows": rows, f"{path}.cols": cols})
     values.update({f"{path}.weights": w for path, w in found.positions.items()})
@@ -75,13 +102,12 @@ def load_adapter_state_dict(
     unexpected = sorted(set(state) - found.used)
     if unexpected:
         raise AdapterError(f"the state holds {unexpected[0]}, which isn't of an adapter")
-    attach(network, found, train_others)
-    for key, value in values.items():
-        attribute(network, key).copy_(value)
-    return masks
+    return whole
 
 
-def _restore_bias(saved: Tensor, pieces, key: str) -> Tensor:
+def _restore_bias(
+    saved: Tensor, pieces: List[Tuple[int, Optional[Tensor]]], key: str, bias: Tensor
+) -> Tensor:
     """The whole bias, zero where it was masked."""
     kept = torch.cat(
         [
@@ -89,5 +115,5 @@ def _restore_bias(saved: Tensor, pieces, key: str) -> Tensor:
             for size, mask in pieces
         ]
     ).to(saved.device)
-    expect_shape(saved, (int(kept.sum()),), key)
-    return saved.new_zeros(kept.numel()).index_copy_(0, kept.nonzero()[:, 0], saved)
+    expect_shape(saved, (*bias.shape[:-1], int(kept.sum())), key)
+    return saved.new_zeros(bias.shape).index_copy_(-1, kept.nonzero()[:, 0], saved)

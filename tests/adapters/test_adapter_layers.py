@@ -174,6 +174,41 @@ class TestCounts:
         packed.configure_parameter_read()
         assert sum(p.numel() for p in packed.parameters()) == 4 * 2 * 16 + 4 * 8
 
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("options", [dict(), dict(kdim=6, vdim=5)])
+    def test_attention_learns_all_its_biases(self, method, options):
+        torch.manual_seed(1)
+        plain = nn.MultiheadAttention(8, 2, add_bias_kv=True, **options)
+        adapted = stir(METHODS[method](plain))
+        named = dict(adapted.named_parameters())
+        for name in ("bias_k", "bias_v"):
+            assert named[name].requires_grad
+            assert not torch.equal(named[name], plain.get_parameter(name))
+        x = [torch.randn(4, 3, size) for size in (8, plain.kdim, plain.vdim)]
+        expected = adapted.eval()(*x)[0]
+        state = adapters.adapter_state_dict(adapted)
+        assert adapters.report(adapted)[-1]["biases"] == 4 * 8 + 2 * 8
+        again = copy.deepcopy(plain)
+        adapters.load_adapter_state_dict(again, state)
+        assert torch.equal(again.eval()(*x)[0], expected)
+        again = copy.deepcopy(plain)  # of before they were learned
+        older = {k: v for k, v in state.items() if k not in ("bias_k", "bias_v")}
+        adapters.load_adapter_state_dict(again, older)
+        assert torch.equal(again.bias_k, plain.bias_k)
+        fused = adapters.fuse(adapted)
+        torch.testing.assert_close(fused(*x)[0], expected)
+
+    def test_masks_leave_out_their_part_of_the_biases_for_keys_and_values(self):
+        attention = stir(SPLoRA(nn.MultiheadAttention(8, 2, add_bias_kv=True), rank=2))
+        kept = bits(8, 3)
+        masks = {"v_adapter": dict(out_features_mask=kept)}
+        state = adapters.adapter_state_dict(attention, masks)
+        assert torch.equal(state["bias_v"], attention.bias_v[..., kept])
+        assert torch.equal(state["bias_k"], attention.bias_k)
+        again = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+        adapters.load_adapter_state_dict(again, state)
+        assert torch.equal(again.bias_v, attention.bias_v * kept)
+
     def test_weights_are_masked_too_when_they_are_read(self):
         adapted = SPLoRA(nn.Conv1d(10, 14, 3), rank=3)
         masks = dict(in_features_mask=bits(10, 6), out_features_mask=bits(14, 9))
