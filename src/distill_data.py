@@ -41,6 +41,7 @@ from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from . import generate  # noqa: E402
+from .checkpoints.adapters import adapter_files  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
@@ -160,7 +161,8 @@ def settings(args, cfg) -> str:
     names = (n for n in os.listdir(folder) if n.startswith(("train.", "dict.")))
     files = [os.path.join(folder, name) for name in sorted(names)]
     adapters = getattr(cfg.task, "adapter_path", None)
-    files += [*utils.split_paths(cfg.common_eval.path), *([adapters] if adapters else [])]
+    weighted = adapter_files(adapters) if adapters else []
+    files += [*utils.split_paths(cfg.common_eval.path), *(file for file, _ in weighted)]
     if args.ctranslate2_model:  # may have been exported anew under the same name
         names = sorted(FILES & set(os.listdir(args.ctranslate2_model)))
         files += [os.path.join(args.ctranslate2_model, name) for name in names]
@@ -170,6 +172,8 @@ def settings(args, cfg) -> str:
     engine = [args.engine, args.quantization, args.ctranslate2_model]
     engine += [args.ctranslate2_vocabulary_map, cfg.common.fp16]
     engine += [cfg.dataset.skip_invalid_size_inputs_valid_test]
+    if weighted and weighted != [(adapters, 1.0)]:
+        engine += [weight for _, weight in weighted]
     task = {name: getattr(cfg.task, name, None) for name in _DECIDING}
     digest.update(str([dict(cfg.generation), engine, task]).encode())
     return digest.hexdigest()

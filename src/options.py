@@ -186,7 +186,7 @@ class SRPTranslationConfig(TranslationConfig):
         default=None,
         metadata={
             "help": "translate with this file of adapters (export_adapters.py makes it) "
-            "added to the base checkpoint"
+            "added to the base checkpoint; a.pt:0.7,b.pt:0.3 adds up several by weight"
         },
     )
     sparsity_config: Optional[str] = field(

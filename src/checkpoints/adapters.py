@@ -2,12 +2,15 @@
 
 import hashlib
 import logging
-from typing import Any, Dict, List, Mapping, Optional
+import math
+import os
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters import (
+    AdapterBank,
     AdapterError,
     SPLoPA,
     SPLoRA,
@@ -135,6 +138,35 @@ def read_adapters(path: str, option: str) -> Dict[str, Any]:
     return content
 
 
+def adapter_files(text: str) -> List[Tuple[str, float]]:
+    """The files that --adapter-path names, each with its weight.
+
+    Args:
+        text: a file, or several with commas between; ``:0.7`` after one is its weight, else 1.
+
+    Raises:
+        UserError: a weight is no finite number, or a name is empty.
+    """
+    if os.path.isfile(text):
+        return [(text, 1.0)]
+    files = []
+    for item in text.split(","):
+        path, colon, number = item.rpartition(":")
+        if not colon or os.path.isfile(item):
+            path, number = item, "1"
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not path or not math.isfinite(weight):
+            raise UserError(
+                f"--adapter-path {text}: expected a file, or several with weights, as "
+                f"a.pt:0.7,b.pt:0.3, not {item!r}"
+            )
+        files.append((path, weight))
+    return files
+
+
 def _take_channels(model: nn.Module, content: Dict[str, Any], what: str) -> None:
     """Cut the base to the channels that the adapters were trained with."""
     # layers first: the others have their numbers from then on
@@ -188,6 +220,56 @@ def apply_adapters(model: nn.Module, content: Dict[str, Any], what: str) -> None
         load_adapter_state_dict(model, content["adapters"])
     except AdapterError as error:
         raise UserError(f"{what}: does not fit the checkpoint ({error})") from None
+    _check_base(model, content, what)
+
+
+def apply_weighted_adapters(
+    model: nn.Module, contents: Sequence[Tuple[Dict[str, Any], float, str]]
+) -> None:
+    """Add a weighted sum of adapters to the base that all of them were trained on, in place.
+
+    Args:
+        contents: what a file holds, its weight, and option and file for messages.
+
+    Raises:
+        UserError: as :func:`apply_adapters`, or adapters that can't be added up.
+    """
+    first, weight, what = contents[0]
+    if len(contents) == 1 and weight == 1:
+        return apply_adapters(model, first, what)
+    if adapted_layers(model):
+        raise UserError(f"{what}: the checkpoint has adapters already; give their base")
+    _take_channels(model, first, what)
+    bank, weights = AdapterBank(model), {}
+    for number, (content, weight, what) in enumerate(contents):
+        if not _same_channels(content, first):
+            raise UserError(
+                f"{what}: was pruned to other channels than {contents[0][2]}; adapters of one "
+                "model can be added up, each other one applies alone"
+            )
+        name = str(number)
+        try:
+            bank.add(name, content["adapters"])
+            bank.set_active(name)
+            _check_base(model, content, what)
+            weights[name] = weight
+            bank.set_active(weights)
+        except AdapterError as error:
+            raise UserError(
+                f"{what}: does not fit the checkpoint or the others ({error})"
+            ) from None
+
+
+def _same_channels(content: Dict[str, Any], other: Dict[str, Any]) -> bool:
+    ours, theirs = content["channels"], other["channels"]
+    return ours.keys() == theirs.keys() and all(
+        size == theirs[name][0] and torch.equal(bits, theirs[name][1])
+        for name, (size, bits) in ours.items()
+    )
+
+
+def _check_base(model: nn.Module, content: Dict[str, Any], what: str) -> None:
+    """Refuse adapters that were trained on another base than a model that has them now."""
     if base_digest(model, adapter_state_dict(model)) != content["base"]:
         raise UserError(
             f"{what}: was trained on another base checkpoint (same shapes, other weights); "

@@ -154,8 +154,11 @@ class SRPTranslationTask(TranslationTask):
                     f"{what}: the checkpoint is a {type(model).__name__}, adapters are of "
                     "Transformers; give the checkpoint that was adapted"
                 )
-            content = adaptation.read_adapters(path, "--adapter-path")
-            model.after_loading = lambda m: adaptation.apply_adapters(m, content, what)
+            contents = [
+                (adaptation.read_adapters(file, "--adapter-path"), weight, f"--adapter-path {file}")
+                for file, weight in adaptation.adapter_files(path)
+            ]
+            model.after_loading = lambda m: adaptation.apply_weighted_adapters(m, contents)
         return model
 
     def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):

@@ -230,17 +230,53 @@ def test_files_of_adapters_and_fused_checkpoints(data, cut_model, base, tmp_path
     torch.testing.assert_close(logits(plain), expected)
     assert weights(fused).keys() == weights(cut_model).keys()
 
+    mixed, half = load_model(cut_model), (content, 0.5, "FILE")
+    adaptation.apply_weighted_adapters(mixed, [half, half])
+    torch.testing.assert_close(logits(mixed), expected)
+    mixed = load_model(cut_model)
+    adaptation.apply_weighted_adapters(mixed, [half, (content, -0.5, "FILE")])
+    torch.testing.assert_close(logits(mixed), logits(load_model(cut_model)))
+
     with pytest.raises(UserError, match="adapters already"):
         adaptation.apply_adapters(model, content, "--adapter-path")
+    with pytest.raises(UserError, match="adapters already"):
+        adaptation.apply_weighted_adapters(model, [half, half])
     with pytest.raises(UserError, match="has no adapters"):
         export_adapters.main(["--path", fused, "--output", file])
-    other = load_model(cut_model)
-    with torch.no_grad():
-        other.encoder.layers[0].fc1.weight.add_(1)
-    with pytest.raises(UserError, match="another base"):
-        adaptation.apply_adapters(other, content, "--adapter-path")
+    for apply in (
+        lambda net: adaptation.apply_adapters(net, content, "FILE"),
+        lambda net: adaptation.apply_weighted_adapters(net, [half, half]),
+    ):
+        other = load_model(cut_model)
+        with torch.no_grad():
+            other.encoder.layers[0].fc1.weight.add_(1)
+        with pytest.raises(UserError, match="FILE: was trained on another base"):
+            apply(other)
+    channels = {**content["channels"], "encoder.layers.0.ffn": [2, torch.ones(2).bool()]}
+    others = {**content, "channels": channels}, 1.0, "B.pt"
+    with pytest.raises(UserError, match="B.pt: was pruned to other channels than FILE"):
+        adaptation.apply_weighted_adapters(load_model(cut_model), [half, others])
+    learned = {n: v for n, v in content["adapters"].items() if "decoder" not in n}
+    broken = {**content, "adapters": {**learned, "more": torch.ones(1)}}, 1.0, "B.pt"
+    with pytest.raises(UserError, match="B.pt: does not fit .*more"):
+        adaptation.apply_weighted_adapters(load_model(cut_model), [half, broken])
     with pytest.raises(UserError, match="holds no adapters"):
         adaptation.read_adapters(cut_model, "--adapter-path")
+
+
+def test_files_and_weights_of_adapters(tmp_path):
+    odd = str(tmp_path / "odd,a.pt:0.5")
+    open(odd, "w").close()
+    assert adaptation.adapter_files(odd) == [(odd, 1.0)]
+    assert adaptation.adapter_files("a.pt") == [("a.pt", 1.0)]
+    assert adaptation.adapter_files("a.pt:0.7,b.pt:-1e-1,c.pt") == [
+        ("a.pt", 0.7),
+        ("b.pt", -0.1),
+        ("c.pt", 1.0),
+    ]
+    for text in ("a.pt:", "a.pt:x", ":0.5", "a.pt,", "a.pt:nan,b.pt"):
+        with pytest.raises(UserError, match=f"--adapter-path {text}: expected a file"):
+            adaptation.adapter_files(text)
 
 
 @KINDS
@@ -254,6 +290,10 @@ def test_translation_with_an_adapter_file(data, cut_model, tmp_path, options):
     assert sentence_lines(whole) != sentence_lines(translate(data, cut_model))
     onto_base = translate(data, cut_model, "--adapter-path", file)
     assert sentence_lines(onto_base) == sentence_lines(whole)
+    parts = translate(data, cut_model, "--adapter-path", f"{file}:0.75,{file}:0.25")
+    assert hypotheses(parts) == hypotheses(whole)
+    none = translate(data, cut_model, "--adapter-path", f"{file}:0")
+    assert sentence_lines(none) == sentence_lines(translate(data, cut_model))
     assert hypotheses(translate(data, fused)) == hypotheses(whole)
     stock = translate(data, adapted, "--fairseq-search")
     assert hypotheses(stock) == hypotheses(whole)
