@@ -111,7 +111,7 @@ def _label_heights(points: List[Tuple[float, float]], near: float, gap: float) -
     return [heights[n] for n in range(len(points))]
 
 
-def _millions(value: float, _position=None) -> str:
+def millions(value: float, _position=None) -> str:
     return f"{value / 1e6:.3g} M" if value >= 1e5 else f"{value / 1e3:.3g} k"
 
 
@@ -154,7 +154,7 @@ def draw_bleu(axes, runs: List[Run]) -> None:
     apart = [t for n, t in enumerate(ticks) if not n or t > 1.25 * ticks[n - 1]]
     axes.set_xticks(apart)
     axes.set_xticks([], minor=True)
-    axes.xaxis.set_major_formatter(FuncFormatter(_millions))
+    axes.xaxis.set_major_formatter(FuncFormatter(millions))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("parameters (logarithmic)", color=INK)
     axes.set_ylabel("BLEU", color=INK)

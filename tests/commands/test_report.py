@@ -233,7 +233,7 @@ def test_a_width_of_almost_nothing_is_not_said_to_be_none():
 
 
 def test_sizes_have_their_unit():
-    assert [picture._millions(n) for n in (6_005_760, 1_201_163, 200_000, 36_400)] == [
+    assert [picture.millions(n) for n in (6_005_760, 1_201_163, 200_000, 36_400)] == [
         *["6.01 M", "1.2 M", "0.2 M", "36.4 k"]
     ]
 

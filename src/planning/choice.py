@@ -1,0 +1,114 @@
+"""Time as the budget: the largest candidate that is as fast as was asked for."""
+
+import logging
+import math
+from typing import Dict, List, NamedTuple, Sequence
+
+from ..errors import UserError
+from .candidates import Candidate, Depths
+from .measure import Measure, Row
+
+logger = logging.getLogger(__name__)
+
+REFINEMENTS = 2  # rates between those of the table are timed so often
+CLOSE = 0.02  # a speed-up so little above the one asked for needs no refinement
+
+
+class Choice(NamedTuple):
+    """A candidate that is fast enough, and all that were measured."""
+
+    row: Row
+    rows: List[Row]
+
+    def reasons(self, speed_up: float) -> str:
+        """What was chosen and why, in one line."""
+        row, others = self.row, []
+        for depths in dict.fromkeys(r.candidate.depths for r in self.rows):
+            if depths == row.candidate.depths:
+                continue
+            fast = [r for r in self.rows if r.candidate.depths == depths and _reaches(r, speed_up)]
+            best = max(fast, key=lambda r: r.parameters, default=None)
+            layers = "{}+{}".format(*depths)
+            others.append(
+                f"{layers} reaches it at {best.candidate.rate:g} ({best.parameters:,})"
+                if best
+                else f"{layers} does not reach it"
+            )
+        found = row.speed_up
+        return (
+            f"{row.candidate}, {row.parameters:,} parameters: measured {found.median:.2f} times "
+            f"as fast as the uncut model in {row.engine} (quartiles {found.low:.2f}-"
+            f"{found.high:.2f}), the most parameters that reach {speed_up:g}"
+            + (f"; {', '.join(others)}" if others else "")
+        )
+
+
+def _reaches(row: Row, speed_up: float) -> bool:
+    return row.speed_up.median >= speed_up
+
+
+def choose(rows: Sequence[Row], measure: Measure, speed_up: float, option: str = "") -> Choice:
+    """The candidate with most parameters among those that reach a speed-up.
+
+    At each depth rates between those of the rows are measured, nearer to the speed-up.
+
+    Args:
+        rows: candidates that were measured in one engine, and the model as it was given.
+        measure: does so with others.
+        option: what asked for it, for messages.
+
+    Raises:
+        UserError: no candidate reaches it, or the model does as it is; says what can be
+            reached.
+    """
+    option = option or f"--speed-up {speed_up:g}"
+    rows = list(rows)
+    for row in rows:
+        if row.as_given and _reaches(row, speed_up):
+            raise UserError(
+                f"{option}: the model is {row.speed_up.median:.2f} times as fast as the uncut one "
+                f"in {row.engine} already, as it is; ask for more, or give a --compression-rate"
+            )
+    for _ in range(REFINEMENTS):
+        between = _between(rows, speed_up)
+        if not between:
+            break
+        rows += [row for row in measure(between) if not row.as_given]
+    fast = [row for row in rows if _reaches(row, speed_up)]
+    if not fast:
+        best = max(rows, key=lambda row: row.speed_up.median)
+        raise UserError(
+            f"{option}: out of reach on this machine; the fastest that was measured in "
+            f"{best.engine} is {best.candidate}, {best.speed_up.median:.2f} times as fast as the "
+            "uncut model"
+        )
+    return Choice(max(fast, key=lambda row: row.parameters), rows)
+
+
+def _between(rows: Sequence[Row], speed_up: float) -> List[Candidate]:
+    """Candidates nearer to a speed-up than those that were measured, one for a depth."""
+    by_depth: Dict[Depths, List[Row]] = {}
+    for row in rows:
+        by_depth.setdefault(row.candidate.depths, []).append(row)
+    found, known = [], {row.candidate for row in rows}
+    for depths, some in by_depth.items():
+        fast = [row for row in some if _reaches(row, speed_up)]
+        slow = [row for row in some if not _reaches(row, speed_up)]
+        best = max(fast, key=lambda row: row.share, default=None)
+        slow = [row for row in slow if best and row.share > best.share]
+        if not slow or best.speed_up.median <= speed_up * (1 + CLOSE):
+            continue
+        last = min(slow, key=lambda row: row.share)
+        rate = _on_line(best, last, speed_up)
+        candidate = Candidate(*depths, rate)
+        if best.share < rate < last.share and candidate not in known:
+            found.append(candidate)
+    return found
+
+
+def _on_line(fast: Row, slow: Row, speed_up: float) -> float:
+    """The rate between two rows that has a speed-up, on logarithmic axes."""
+    here, there = math.log(fast.speed_up.median), math.log(slow.speed_up.median)
+    way = (here - math.log(speed_up * (1 + CLOSE / 2))) / (here - there)
+    rate = math.exp(math.log(fast.share) * (1 - way) + math.log(slow.share) * way)
+    return float(f"{rate:.3g}")

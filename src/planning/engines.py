@@ -1,0 +1,200 @@
+"""Translations that are timed: a model in an engine, with the sentences it translates."""
+
+import copy
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
+from torch import nn
+
+from ..deployment.comparison import load_translator
+from ..deployment.model import build_spec, check_exportable, require_ctranslate2, vocabulary
+from ..deployment.vocabulary_map import VocabularyMap
+from ..deployment.vocabulary_map import write as write_map
+from ..errors import UserError
+from ..sequence_generator import FastSequenceGenerator
+from .sentences import Batch, Sentence, choose, in_batches, with_steps
+
+MAP = "-vmap"  # ends the name of an engine that scores a vocabulary map's types alone
+QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
+ENGINES = ("pytorch", *QUANTIZATIONS)
+STOCK = "fairseq-search"  # fairseq's own search
+SENTENCES = 128  # that a model translates in a round
+CTRANSLATE2_BATCH = 16  # as generate.py has it
+
+
+class Translation(NamedTuple):
+    """Something to time.
+
+    Attributes:
+        run: translates everything once.
+        tokens: target tokens of it, with ends of sentence.
+        export_bytes: size of the engine's own file, None where it has none.
+    """
+
+    run: Callable[[], object]
+    tokens: int
+    export_bytes: Optional[int] = None
+
+
+@dataclass
+class Work:
+    """What every model translates.
+
+    Attributes:
+        sentences: in the order of their lengths.
+        dictionaries: of source and target.
+        beam, batch_size: of the search; CTranslate2 divides batches further.
+        device: of engines that run in PyTorch.
+        vocabulary_map: for the engines whose names end with ``MAP``.
+    """
+
+    sentences: Sequence[Sentence]
+    dictionaries: Tuple[Dictionary, Dictionary]
+    beam: int = 5
+    batch_size: int = 64
+    device: str = "cpu"
+    vocabulary_map: Optional[VocabularyMap] = None
+
+
+def make_work(
+    model: nn.Module,
+    dataset,
+    dictionaries: Tuple[Dictionary, Dictionary],
+    number: int = SENTENCES,
+    beam: int = 5,
+    batch_size: int = 64,
+    device: str = "cpu",
+    vocabulary_map: Optional[VocabularyMap] = None,
+    option: str = "--gen-subset",
+) -> Work:
+    """Sentences of a set, with the steps that a model takes for them.
+
+    Args:
+        model: trained, in evaluation mode on the CPU.
+        number: of sentences.
+        option: what named the set, for messages.
+
+    Raises:
+        UserError: no sentence fits the model.
+    """
+    limits = [side.max_positions() for side in (model.encoder, model.decoder)]
+    sources = choose(dataset, number, batch_size, limits)
+    if not sources:
+        raise UserError(
+            f"{option}: has no sentence of 2 to {min(limits)} source tokens, which the model "
+            "could translate"
+        )
+    beam = min(beam, len(dictionaries[1]) - 1)
+    sentences = with_steps(model, dictionaries[1], sources, beam, batch_size)
+    return Work(sentences, dictionaries, beam, batch_size, device, vocabulary_map)
+
+
+def available(device: str) -> List[str]:
+    """The engines that can run on a device here."""
+    if device != "cpu" or not find_spec("ctranslate2"):
+        return ["pytorch"]
+    return list(ENGINES)
+
+
+def check_engine(engine: str, option: str, device: str = "cpu") -> None:
+    """Refuse an engine that is not known, or not there.
+
+    Args:
+        option: what named it, for messages.
+
+    Raises:
+        UserError: names the engine and those that there are.
+    """
+    known = [*ENGINES, *(name + MAP for name in QUANTIZATIONS)]
+    if engine not in known:
+        raise UserError(f"{option} {engine}: must be one of {', '.join(known)}")
+    if engine.removesuffix(MAP) in QUANTIZATIONS:
+        require_ctranslate2(f"{option} {engine}")
+        if device != "cpu":
+            raise UserError(f"{option} {engine}: runs on the CPU; on a GPU there is pytorch")
+
+
+def translation(engine: str, model: nn.Module, work: Work, what: str) -> Translation:
+    """A model in an engine.
+
+    Args:
+        engine: one of ``ENGINES`` or with ``MAP``, ``pytorch-fp16`` or ``STOCK``.
+        model: in evaluation mode, not changed.
+        what: option and file of the model, for messages.
+
+    Raises:
+        UserError: CTranslate2 can't compute the model.
+    """
+    if engine.removesuffix(MAP) in QUANTIZATIONS:
+        return _in_ctranslate2(engine, model, work, what)
+    return _in_pytorch(engine, model, work)
+
+
+def _in_pytorch(engine: str, model: nn.Module, work: Work) -> Translation:
+    target = work.dictionaries[1]
+    model = copy.deepcopy(model).to(work.device)
+    if engine.endswith("-fp16"):
+        model.half()
+    model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
+    search = SequenceGenerator if engine == STOCK else FastSequenceGenerator
+    generator = search([model], target, beam_size=work.beam, max_len_a=0)
+    batches = in_batches(work.sentences, work.batch_size)
+    samples = []
+    for batch in batches:
+        tokens = batch.padded(work.dictionaries[0]).to(work.device)
+        lengths = tokens.ne(work.dictionaries[0].pad()).sum(1)
+        samples.append({"net_input": {"src_tokens": tokens, "src_lengths": lengths}})
+
+    @torch.no_grad()
+    def run() -> None:
+        for batch, sample in zip(batches, samples):
+            # the end of sentence is a token, which fairseq does not count
+            generator.min_len = generator.max_len_b = batch.steps - 1
+            _check(generator.generate([model], sample), batch)
+        if work.device == "cuda":
+            torch.cuda.synchronize()
+
+    return Translation(run, sum(batch.tokens for batch in batches))
+
+
+def _check(results: List[List[dict]], batch: Batch) -> None:
+    tokens = sum(len(hypotheses[0]["tokens"]) for hypotheses in results)
+    if tokens != batch.tokens:
+        raise RuntimeError(f"{tokens} tokens were generated instead of {batch.tokens}")
+
+
+def _in_ctranslate2(engine: str, model: nn.Module, work: Work, what: str) -> Translation:
+    source, target = work.dictionaries
+    check_exportable(model, what)
+    limits = [side.max_positions() for side in (model.encoder, model.decoder)]
+    spec = build_spec(model, source, target, what, limits)
+    spec.optimize(QUANTIZATIONS[engine.removesuffix(MAP)])
+    with tempfile.TemporaryDirectory(prefix="srp-plan-") as folder:
+        spec.save(folder)
+        if engine.endswith(MAP):
+            write_map(folder, work.vocabulary_map, work.dictionaries)
+        size = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
+        translator = load_translator(folder, what)
+    symbols, batches = vocabulary(source), in_batches(work.sentences, CTRANSLATE2_BATCH)
+    texts = [[[symbols[word] for word in x[:-1].tolist()] for x in b.sources] for b in batches]
+    search = {
+        "beam_size": work.beam,
+        "suppress_sequences": [[target.pad_word]],
+        "max_input_length": 0,
+        "use_vmap": engine.endswith(MAP),
+    }
+
+    def run() -> None:
+        for batch, text in zip(batches, texts):
+            # a step each: no end of sentence among them
+            lengths = {"min_decoding_length": batch.steps, "max_decoding_length": batch.steps}
+            results = translator.translate_batch(text, **search, **lengths)
+            _check([[{"tokens": r.hypotheses[0]}] for r in results], batch)
+
+    return Translation(run, sum(batch.tokens for batch in batches), size)

@@ -1,0 +1,102 @@
+"""What is translated while candidates are timed: real sentences, with lengths that are given.
+
+A candidate has never been trained after its cut, so when its search stops says nothing. So
+each batch takes as many steps as the model's own translations of it take, and has as many
+sentences as its steps have on average: finished sentences leave a search.
+"""
+
+from typing import List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, FairseqDataset, data_utils
+from torch import Tensor, nn
+
+from ..sequence_generator import FastSequenceGenerator
+
+# A model that finds no end would keep the timing waiting.
+MOST_STEPS = {"max_len_a": 2, "max_len_b": 10}
+
+
+class Sentence(NamedTuple):
+    """A source ``[S]`` with its end of sentence, and the steps that a search for it takes."""
+
+    source: Tensor
+    steps: int
+
+
+class Batch(NamedTuple):
+    """Sources that are translated together, in so many steps each."""
+
+    sources: List[Tensor]
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens, with ends of sentence."""
+        return len(self.sources) * self.steps
+
+    def padded(self, dictionary: Dictionary) -> Tensor:
+        """``[B, S]``, padded as fairseq does."""
+        return data_utils.collate_tokens(self.sources, dictionary.pad(), left_pad=True)
+
+
+def choose(
+    dataset: FairseqDataset, number: int, batch_size: int, limits: Sequence[int]
+) -> List[Tensor]:
+    """Sources of a set in whole batches, evenly spread over its lengths.
+
+    Args:
+        limits: most tokens of a source and a target; longer pairs are left out, and so are
+            empty lines.
+
+    Returns:
+        At most ``number`` sources, in the order of their lengths.
+    """
+    sizes = np.asarray(dataset.src_sizes)
+    order = np.argsort(sizes, kind="stable")
+    fitting = [i for i in order.tolist() if 1 < sizes[i] <= min(limits)]
+    number = min(number, len(fitting))
+    batches = max(1, number // batch_size)
+    size, sources = number // batches if batches else 0, []
+    for batch in range(batches):
+        start = (2 * batch + 1) * (len(fitting) - size) // (2 * batches)
+        sources += [dataset.src[i].long() for i in fitting[start : start + size]]
+    return sources
+
+
+def with_steps(
+    model: nn.Module, target: Dictionary, sources: Sequence[Tensor], beam: int, batch_size: int
+) -> List[Sentence]:
+    """How many steps a model's search takes for each source.
+
+    Args:
+        model: trained, in evaluation mode.
+        target: the target dictionary, whose padding is the source's too.
+    """
+    generator = FastSequenceGenerator([model], target, beam_size=beam, **MOST_STEPS)
+    device, found = next(model.parameters()).device, []
+    for begin in range(0, len(sources), batch_size):
+        some = Batch(list(sources[begin : begin + batch_size]), 0)
+        tokens = some.padded(target).to(device)
+        sample = {
+            "net_input": {"src_tokens": tokens, "src_lengths": tokens.ne(target.pad()).sum(1)}
+        }
+        with torch.no_grad():
+            results = generator.generate([model], sample)
+        # the last of its hypotheses ends a sentence's search
+        steps = (max(len(h["tokens"]) for h in hypotheses) for hypotheses in results)
+        found += map(Sentence, some.sources, steps)
+    return found
+
+
+def in_batches(sentences: Sequence[Sentence], size: int) -> List[Batch]:
+    """Sentences in batches of at most ``size``, as a search with finished ones leaving."""
+    batches = []
+    for begin in range(0, len(sentences), size):
+        some = sentences[begin : begin + size]
+        steps = max(sentence.steps for sentence in some)
+        number = max(1, round(sum(sentence.steps for sentence in some) / steps))
+        chosen = [some[i * len(some) // number].source for i in range(number)]
+        batches.append(Batch(chosen, steps))
+    return batches
