@@ -43,7 +43,9 @@ from .checkpoints.pretrained import (  # noqa: E402
     check_not_shrinking,
     set_layernorm,
 )
+from .checkpoints.rebuild import model_of  # noqa: E402
 from .checks.data import load_set, set_up  # noqa: E402
+from .checks.speed import ENGINES, MAP  # noqa: E402
 from .commandline.parsing import (  # noqa: E402
     ArgumentParser,
     add_trust,
@@ -55,14 +57,14 @@ from .deployment import vocabulary_map  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation.measures import machine  # noqa: E402
 from .files import atomic_write  # noqa: E402
-from .flops_counter import model_of  # noqa: E402
 from .options import SRPTranslationConfig  # noqa: E402
 from .planning.candidates import RATES, candidates, depths_of, is_uncut, usual_depths  # noqa: E402
 from .planning.choice import Choice, choose  # noqa: E402
-from .planning.engines import ENGINES, MAP, SENTENCES, make_work  # noqa: E402
-from .planning.measure import ROUNDS, Planner, Row  # noqa: E402
+from .planning.engines import SENTENCES, make_work  # noqa: E402
+from .planning.measure import ROUNDS, Planner  # noqa: E402
 from .planning.options import check, parse_depths, parse_engines, parse_rates  # noqa: E402
 from .planning.picture import draw  # noqa: E402
+from .planning.rows import Row  # noqa: E402
 from .planning.table import readable, to_records  # noqa: E402
 from .tasks.srp_translation import SRPTranslationTask  # noqa: E402
 

@@ -5,7 +5,7 @@ What they compute is worth nothing; they have the size and the speed of trained 
 
 import copy
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -19,33 +19,9 @@ from ..connectivity.budget import ParameterCount
 from ..connectivity.errors import PruningError
 from ..connectivity.groups import channel_groups
 from ..connectivity.stage import PruningStage, StagePlan
+from .rows import Candidate, Depths
 
-SIDES = ("encoder", "decoder")
-Depths = Tuple[int, int]  # layers of encoder and decoder
 RATES = (0.7, 0.5, 0.35, 0.2, 0.1, 0.05)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Numbers of layers, and the share of the uncut model's parameters.
-
-    A rate of 1 cuts nothing but layers.
-    """
-
-    encoder_layers: int
-    decoder_layers: int
-    rate: float
-
-    @property
-    def depths(self) -> Depths:
-        return self.encoder_layers, self.decoder_layers
-
-    @property
-    def layers(self) -> str:
-        return f"{self.encoder_layers}+{self.decoder_layers}"
-
-    def __str__(self) -> str:
-        return f"{self.layers} layers at {self.rate:g}"
 
 
 def depths_of(model: nn.Module) -> Depths:

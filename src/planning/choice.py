@@ -5,8 +5,7 @@ import math
 from typing import Dict, List, NamedTuple, Sequence
 
 from ..errors import UserError
-from .candidates import Candidate, Depths
-from .measure import Measure, Row
+from .rows import Candidate, Depths, Measure, Row
 
 logger = logging.getLogger(__name__)
 

@@ -4,28 +4,27 @@ import copy
 import os
 import tempfile
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
-from torch import nn
+from torch import Tensor, nn
 
+from ..checks.speed import MAP, QUANTIZATIONS
 from ..deployment.comparison import load_translator
-from ..deployment.model import build_spec, check_exportable, require_ctranslate2, vocabulary
+from ..deployment.model import build_spec, check_exportable, vocabulary
 from ..deployment.vocabulary_map import VocabularyMap
 from ..deployment.vocabulary_map import write as write_map
 from ..errors import UserError
 from ..sequence_generator import FastSequenceGenerator
-from .sentences import Batch, Sentence, choose, in_batches, with_steps
+from .sentences import Batch, Sentence, choose, in_batches
 
-MAP = "-vmap"  # ends the name of an engine that scores a vocabulary map's types alone
-QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
-ENGINES = ("pytorch", *QUANTIZATIONS)
 STOCK = "fairseq-search"  # fairseq's own search
 SENTENCES = 128  # that a model translates in a round
 CTRANSLATE2_BATCH = 16  # as generate.py has it
+# A model that finds no end would keep the timing waiting.
+MOST_STEPS = {"max_len_a": 2, "max_len_b": 10}
 
 
 class Translation(NamedTuple):
@@ -62,6 +61,31 @@ class Work:
     vocabulary_map: Optional[VocabularyMap] = None
 
 
+def with_steps(
+    model: nn.Module, target: Dictionary, sources: Sequence[Tensor], beam: int, batch_size: int
+) -> List[Sentence]:
+    """How many steps a model's search takes for each source.
+
+    Args:
+        model: trained, in evaluation mode.
+        target: the target dictionary, whose padding is the source's too.
+    """
+    generator = FastSequenceGenerator([model], target, beam_size=beam, **MOST_STEPS)
+    device, found = next(model.parameters()).device, []
+    for begin in range(0, len(sources), batch_size):
+        some = Batch(list(sources[begin : begin + batch_size]), 0)
+        tokens = some.padded(target).to(device)
+        sample = {
+            "net_input": {"src_tokens": tokens, "src_lengths": tokens.ne(target.pad()).sum(1)}
+        }
+        with torch.no_grad():
+            results = generator.generate([model], sample)
+        # the last of its hypotheses ends a sentence's search
+        steps = (max(len(h["tokens"]) for h in hypotheses) for hypotheses in results)
+        found += map(Sentence, some.sources, steps)
+    return found
+
+
 def make_work(
     model: nn.Module,
     dataset,
@@ -93,31 +117,6 @@ def make_work(
     beam = min(beam, len(dictionaries[1]) - 1)
     sentences = with_steps(model, dictionaries[1], sources, beam, batch_size)
     return Work(sentences, dictionaries, beam, batch_size, device, vocabulary_map)
-
-
-def available(device: str) -> List[str]:
-    """The engines that can run on a device here."""
-    if device != "cpu" or not find_spec("ctranslate2"):
-        return ["pytorch"]
-    return list(ENGINES)
-
-
-def check_engine(engine: str, option: str, device: str = "cpu") -> None:
-    """Refuse an engine that is not known, or not there.
-
-    Args:
-        option: what named it, for messages.
-
-    Raises:
-        UserError: names the engine and those that there are.
-    """
-    known = [*ENGINES, *(name + MAP for name in QUANTIZATIONS)]
-    if engine not in known:
-        raise UserError(f"{option} {engine}: must be one of {', '.join(known)}")
-    if engine.removesuffix(MAP) in QUANTIZATIONS:
-        require_ctranslate2(f"{option} {engine}")
-        if device != "cpu":
-            raise UserError(f"{option} {engine}: runs on the CPU; on a GPU there is pytorch")
 
 
 def translation(engine: str, model: nn.Module, work: Work, what: str) -> Translation:

@@ -1,52 +1,22 @@
 """Sizes and measured speed of candidates, beside the uncut model and fairseq's own search."""
 
 import logging
-from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from torch import nn
 
 from ..connectivity.budget import ParameterCount
 from ..connectivity.stage import StagePlan
+from ..evaluation.flops import count_flops
 from ..evaluation.measures import serialized_bytes
-from ..flops_counter import count_flops
-from .candidates import Candidate, cut_to, depths_of, is_uncut, rebuilt
+from .candidates import cut_to, depths_of, is_uncut, rebuilt
 from .engines import STOCK, Translation, Work, translation
+from .rows import Candidate, Row
 from .timing import Ratio, interleave, ratio
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate in an engine.
-
-    Attributes:
-        as_given: it is the model as it was given, nothing cut, or the uncut one.
-        share: of the uncut model's parameters.
-        mflops: of a sentence of mean length, with the search's beam.
-        checkpoint_bytes: of the weights in float32.
-        export_bytes: of the engine's own folder, None in PyTorch.
-        speed_up: how many times as fast as the uncut model in the same engine.
-        times_fairseq: the same of fairseq's search with the uncut model, None if not timed.
-    """
-
-    engine: str
-    candidate: Candidate
-    as_given: bool
-    parameters: int
-    share: float
-    mflops: float
-    checkpoint_bytes: int
-    export_bytes: Optional[int]
-    tokens_per_second: float
-    speed_up: Ratio
-    times_fairseq: Optional[Ratio] = None
-
-
-Measure = Callable[[Sequence[Candidate]], List[Row]]
 
 
 class Planner:

@@ -4,23 +4,10 @@ from typing import List
 
 import torch
 
+from ..checks.speed import MAP, QUANTIZATIONS, available, check_engine, check_speed_up
 from ..errors import UserError
 from ..files import check_output_file
-from .candidates import Depths
-from .engines import MAP, QUANTIZATIONS, available, check_engine
-
-
-def check_speed_up(speed_up: float) -> None:
-    """Refuse what is no gain.
-
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    if not 1 < speed_up < 1000:
-        raise UserError(
-            f"--speed-up {speed_up:g}: must be above 1, which is the uncut model's own speed in "
-            "the same engine; 4 is four times as fast"
-        )
+from .rows import Depths
 
 
 def parse_depths(text: str, present: Depths) -> List[Depths]:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..evaluation.report_picture import ACCENT, FAINT, INK, millions
-from .measure import Row
+from .rows import Row
 
 COLOURS = ("#1f5f93", "#3a9a78", "#8a5fa8", "#b0662a", "#8a97a3")
 

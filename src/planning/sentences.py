@@ -8,14 +8,8 @@ sentences as its steps have on average: finished sentences leave a search.
 from typing import List, NamedTuple, Sequence
 
 import numpy as np
-import torch
 from fairseq.data import Dictionary, FairseqDataset, data_utils
-from torch import Tensor, nn
-
-from ..sequence_generator import FastSequenceGenerator
-
-# A model that finds no end would keep the timing waiting.
-MOST_STEPS = {"max_len_a": 2, "max_len_b": 10}
+from torch import Tensor
 
 
 class Sentence(NamedTuple):
@@ -63,31 +57,6 @@ def choose(
         start = (2 * batch + 1) * (len(fitting) - size) // (2 * batches)
         sources += [dataset.src[i].long() for i in fitting[start : start + size]]
     return sources
-
-
-def with_steps(
-    model: nn.Module, target: Dictionary, sources: Sequence[Tensor], beam: int, batch_size: int
-) -> List[Sentence]:
-    """How many steps a model's search takes for each source.
-
-    Args:
-        model: trained, in evaluation mode.
-        target: the target dictionary, whose padding is the source's too.
-    """
-    generator = FastSequenceGenerator([model], target, beam_size=beam, **MOST_STEPS)
-    device, found = next(model.parameters()).device, []
-    for begin in range(0, len(sources), batch_size):
-        some = Batch(list(sources[begin : begin + batch_size]), 0)
-        tokens = some.padded(target).to(device)
-        sample = {
-            "net_input": {"src_tokens": tokens, "src_lengths": tokens.ne(target.pad()).sum(1)}
-        }
-        with torch.no_grad():
-            results = generator.generate([model], sample)
-        # the last of its hypotheses ends a sentence's search
-        steps = (max(len(h["tokens"]) for h in hypotheses) for hypotheses in results)
-        found += map(Sentence, some.sources, steps)
-    return found
 
 
 def in_batches(sentences: Sequence[Sentence], size: int) -> List[Batch]:

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Sequence
 
 import pandas as pd
 
-from .measure import Row
+from .rows import Row
 from .timing import Ratio
 
 

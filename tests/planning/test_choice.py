@@ -3,9 +3,9 @@
 import pytest
 
 from src.errors import UserError
-from src.planning.candidates import Candidate, candidates
+from src.planning.candidates import candidates
 from src.planning.choice import choose
-from src.planning.measure import Row
+from src.planning.rows import Candidate, Row
 from src.planning.timing import Ratio
 
 RATES = (0.5, 0.2, 0.1)

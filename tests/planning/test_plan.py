@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from src import plan
+from src.checkpoints.rebuild import load_model
 from src.connectivity.groups import channel_groups
 from src.connectivity.stage import StagePlan
 from src.errors import UserError
-from src.flops_counter import load_model
-from src.planning.candidates import Candidate, candidates, cut_to, rebuilt, usual_depths
+from src.planning.candidates import candidates, cut_to, rebuilt, usual_depths
+from src.planning.rows import Candidate
 from src.planning.sentences import Sentence, choose, in_batches
 from tests.support.translation import (  # noqa: F401  fixtures among them
     checkpoints,
