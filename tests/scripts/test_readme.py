@@ -18,6 +18,7 @@ from src import (
     export_adapters,
     export_sparse,
     generate,
+    plan,
     sparsity_report,
 )
 from src.commandline import parsing as cli
@@ -37,6 +38,7 @@ PARSERS = {
         export,
         export_adapters,
         export_sparse,
+        plan,
         sparsity_report,
     )  # fmt: skip
 }
