@@ -133,7 +133,7 @@ def test_the_help_says_defaults(capsys):
 
 def test_the_adapters_example_runs():
     code = re.findall(r"```python\n(.*?)```", TEXTS[1], re.S)
-    assert len(code) == 2
+    assert len(code) == 3
     namespace = {}
     for part in code:
         exec(part, namespace)
