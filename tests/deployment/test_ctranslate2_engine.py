@@ -16,8 +16,8 @@ from fairseq.dataclass.configs import CommonConfig, CommonEvalConfig, Generation
 from fairseq.sequence_generator import SequenceGenerator
 
 from src import export, generate
+from src.checks.engine import check_options
 from src.connectivity.cut import cut
-from src.deployment import engine as ctranslate2_engine
 from src.deployment import export as deployment
 from src.deployment.generator import CTranslate2Generator
 from src.errors import UserError, ending_program
@@ -301,13 +301,13 @@ OPTIONS = {
 def test_refused_options(case):
     given, configured, expected = OPTIONS[case]
     with pytest.raises(UserError, match=expected):
-        ctranslate2_engine.check_options(options_of(**given), configuration(**configured))
+        check_options(options_of(**given), configuration(**configured))
 
 
 def test_options_that_mean_the_same():
     same = dict(beam=3, nbest=2, lenpen=0.6, unnormalized=True, max_len_a=1.5, max_len_b=9)
-    ctranslate2_engine.check_options(options_of(), configuration(min_len=0, **same))
-    ctranslate2_engine.check_options(options_of(engine="pytorch"), configuration(unkpen=1))
+    check_options(options_of(), configuration(min_len=0, **same))
+    check_options(options_of(engine="pytorch"), configuration(unkpen=1))
 
 
 CT2 = ["--engine", "ctranslate2"]
