@@ -43,6 +43,9 @@ class SRPTrainer(Trainer):
     """
 
     def __init__(self, cfg, task, model, criterion, quantizer=None):
+        if any(getattr(cfg.model, f"{side}_layerdrop", 0) for side in ("encoder", "decoder")):
+            with open_dict(cfg):  # layers that one process drops have no gradient there
+                cfg.distributed_training.find_unused_parameters = True
         super().__init__(cfg, task, model, criterion, quantizer)
         if getattr(task, "save_dir", "") is None:
             task.set_run_options(flat(cfg))

@@ -285,7 +285,10 @@ def check_run(cfg: SRPTranslationConfig, run, plan: StagePlan) -> None:
             f"--quantization-config-path {path}: replaces layers during training, which this "
             "plug-in's can't be; leave it out, and quantize with export.py"
         )
-    for name in ("dropout", "attention_dropout", "activation_dropout", "relu_dropout"):
+    for name in (
+        *("dropout", "attention_dropout", "activation_dropout", "relu_dropout"),
+        *("encoder_layerdrop", "decoder_layerdrop"),
+    ):
         value = getattr(run, name, None) or 0.0
         if not 0 <= value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be in [0, 1)")

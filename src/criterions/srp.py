@@ -99,7 +99,7 @@ def attention_loss(student, teacher, present):
     """
     depth, tiny = student.depth, torch.finfo(torch.float32).tiny
     of_teacher = dict(zip(teacher.depth.channel_ids.tolist(), teacher.depth.layers))
-    total = 0
+    total = depth.connectivity.new_zeros(())  # of a step that drops all layers
     for layer, number, share in zip(
         depth.layers, depth.channel_ids.tolist(), depth.connectivity / depth.connectivity.sum()
     ):

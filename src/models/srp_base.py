@@ -50,7 +50,7 @@ class SRPModel(TransformerModel):
 
     def __init__(self, cfg, encoder, decoder):
         super().__init__(cfg, encoder, decoder)
-        for layer in decoder.layers:
+        for layer in decoder.depth.layers:
             layer.encoder_attn.tie_memory(encoder.embedding)
         accelerate(self)
 

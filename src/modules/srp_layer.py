@@ -10,6 +10,7 @@ from fairseq.modules.transformer_layer import (
 )
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..connectivity.groups import ChannelGroup
 from .dropout import Dropout
@@ -106,6 +107,17 @@ def _blended(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return y
 
 
+def _run(layer: nn.Module, forward: Callable, *args, **kwargs):
+    """A forward pass in training, of which --checkpoint-activations keeps the input alone.
+
+    The backward pass computes the rest again, with the same random numbers. Unlike fairseq's
+    wrapper it leaves evaluation and the gradients of scoring alone.
+    """
+    if layer.recomputes and layer.training:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)
+
+
 class SRPEncoderLayer(TransformerEncoderLayerBase):
     """fairseq's encoder layer with ``self_attn.{qk,vo}`` and ``ffn`` channel groups.
 
@@ -117,6 +129,7 @@ class SRPEncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg, residual: ChannelGroup):
         self._residual = (residual,)  # build_self_attention runs in super().__init__
         super().__init__(cfg)
+        self.recomputes = cfg.checkpoint_activations
         _declare(self, residual, cfg.weighted_layernorm)
 
     def build_self_attention(self, embed_dim, cfg):
@@ -129,7 +142,7 @@ class SRPEncoderLayer(TransformerEncoderLayerBase):
     def forward(self, x, *args, **kwargs):
         if _is_skipped(self):
             return x
-        return _blended(self, x, super().forward(x, *args, **kwargs))
+        return _blended(self, x, _run(self, super().forward, x, *args, **kwargs))
 
 
 class SRPDecoderLayer(TransformerDecoderLayerBase):
@@ -144,6 +157,7 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
     def __init__(self, cfg, residual: ChannelGroup):
         self._residual = (residual,)
         super().__init__(cfg)
+        self.recomputes = cfg.checkpoint_activations
         _declare(self, residual, cfg.weighted_layernorm)
         self.encoder_attn_layer_norm = WeightedLayerNorm(
             residual, cfg.weighted_layernorm, stream=not self.normalize_before
@@ -176,7 +190,9 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         if _is_skipped(self):
             self.attention_map = None
             return x, None, None
-        y, attn, state = super().forward(
+        y, attn, state = _run(
+            self,
+            super().forward,
             x,
             *args,
             need_attn=need_attn,

@@ -91,7 +91,7 @@ class SRPTranslationTask(TranslationTask):
         model = super().build_model(cfg)
         self._check_model(model, cfg)
         if self.cfg.load_alignments and isinstance(model, SRPModel):
-            for layer in model.decoder.layers:  # whichever is the last one, after cuts, too
+            for layer in model.decoder.depth.layers:  # whichever is the last one, after cuts, too
                 layer.gives_attention = True
         if state is not None:
             load_pretrained(model, cfg, state, path)

@@ -894,7 +894,8 @@ def test_stage_2_without_stage_1_warns(data, base, tmp_path, caplog):
 @pytest.mark.parametrize(
     "option",
     [
-        ["--encoder-layerdrop", "0.1"],
+        ["--encoder-layerdrop", "1"],
+        ["--offload-activations"],
         ["--adaptive-softmax-cutoff", "[10]"],
         ["--quant-noise-pq", "0.1"],
         ["--encoder-layers-to-keep", "0"],
