@@ -29,12 +29,13 @@ from typing import List, Optional  # noqa: E402
 
 import torch  # noqa: E402
 
-from .adapters import adapted_layers, fuse, report  # noqa: E402
+from .adapters import adapted_layers, report  # noqa: E402
 from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints import adapters as adaptation  # noqa: E402
 from .checkpoints.averaging import without_weights  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checkpoints.rebuild import model_of  # noqa: E402
+from .checkpoints.zeros import fuse_adapters  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .files import (
@@ -77,7 +78,8 @@ def run(args) -> None:
     if args.fuse:
         head = without_weights(state)
         with atomic_write(args.output, "wb") as stream:
-            torch.save({**head, "model": fuse(model).state_dict()}, stream)
+            fused = fuse_adapters(model, f"--path {args.path}")
+            torch.save({**head, "model": fused.state_dict()}, stream)
         done = "fused"
     else:
         adaptation.write_adapters(model, args.output)

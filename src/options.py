@@ -196,6 +196,13 @@ class SRPTranslationConfig(TranslationConfig):
             "YAML file says (pattern, score, schedule, layers); works with any --arch"
         },
     )
+    release_zeros: bool = field(
+        default=False,
+        metadata={
+            "help": "let all weights of a sparse model learn; without it those that are zero at "
+            "the beginning of a training stay zero"
+        },
+    )
     sparse_inference: bool = field(
         default=False,
         metadata={

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from typing import Any, Dict
 
 from fairseq import checkpoint_utils as fairseq_checkpoints
 from fairseq.trainer import Trainer
@@ -32,6 +33,7 @@ from .training.explained_errors import (
     refusing_divergence,
     warn_of_new_optimizer,
 )
+from .training.kept_zeros import keep_zeros
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +142,8 @@ class SRPTrainer(Trainer):
     def fit_to_cut(self, cuts: Cuts) -> None:
         """Let training go on with parameters that were cut."""
         cut_optimizer(self.optimizer, cuts, self._rebuild_optimizer)
+        for run in self.pruning_runs:
+            run.fit_to_cut()
         self._wrap_again()
         self._forget_best()
 
@@ -204,6 +208,8 @@ class SRPTrainer(Trainer):
                     adopt_layernorm(self.get_model(), self.cfg.model, written_with, filename)
             if not (reset_optimizer or kwargs.get("reset_meters")):
                 restore_patience(extra_state)
+        goes_on = extra_state is not None and self.get_num_updates()  # with its optimizer
+        keep_zeros(self, self._saved(extra_state) if goes_on else None)
         self._defer()
         return extra_state
 
@@ -222,10 +228,14 @@ class SRPTrainer(Trainer):
         logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
         return other
 
+    def _saved(self, extra_state) -> Dict[str, Any]:
+        """States of pruning runs in a checkpoint, by name."""
+        return extra_state.get(type(self.task).__name__, {})
+
     def _resume(self, extra_state, filename: str, reset_optimizer: bool) -> None:
         """Let pruning go on with a checkpoint, or refuse one of another run."""
-        saved = extra_state.get(type(self.task).__name__, {})
-        check_goes_on(self.pruning_runs, self.get_model(), saved, filename)
+        saved = self._saved(extra_state)
+        check_goes_on(self.pruning_runs, self.get_model(), saved, filename, reset_optimizer)
         for run in self.pruning_runs:
             run.resume(self, saved.get(run.name), filename)
         if reset_optimizer:

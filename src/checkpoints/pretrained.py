@@ -8,12 +8,13 @@ import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor, nn
 
-from ..adapters import AdapterError, adapted_layers, fuse
+from ..adapters import AdapterError, adapted_layers
 from ..connectivity.groups import channel_groups, shrinking_groups
 from ..errors import UserError
 from ..models.srp_config import SRPConfig
 from ..modules.layer_norm import WeightedLayerNorm
 from .vocabulary_record import describe_record
+from .zeros import fuse_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def load_pretrained(model: nn.Module, cfg, state: Dict[str, Any], path: str) -> 
         logger.info(f"{path}: {history}")
     if adapted_layers(model):
         logger.info(f"{path}: its adapters are fused with its weights")
-        fuse(model).requires_grad_(True)
+        fuse_adapters(model, what).requires_grad_(True)
 
 
 def check_not_shrinking(model: nn.Module, what: str) -> None:

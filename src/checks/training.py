@@ -134,6 +134,10 @@ def check_sparsity_options(cfg: SRPTranslationConfig) -> None:
     path = cfg.sparsity_config
     if path is None:
         return
+    if cfg.release_zeros:
+        raise UserError(
+            "--release-zeros: --sparsity-config decides which weights are zero; leave one out"
+        )
     if not os.path.isfile(path):
         raise UserError(f"--sparsity-config {path}: no such file; give a YAML file")
     if prunes_channels(cfg):

@@ -35,6 +35,7 @@ from .magnitude import (
 from .prunable import apply_masks, calc_num_prunable_params, masks
 from .pruning.config import load_config
 from .pruning.hooks import Pruning
+from .pruning.masking import Mask
 from .pruning.patterns import parse_pattern
 from .pruning.settings import PrunerSettings, PruningConfig
 
@@ -43,6 +44,7 @@ __all__ = [
     "DenseConv2d",
     "DenseLinear",
     "LAYOUTS",
+    "Mask",
     "Prunable",
     "PrunerSettings",
     "Pruning",

@@ -5,6 +5,7 @@ from typing import Any, Collection, Dict, List
 from torch import nn
 
 from ..checkpoints.pretrained import check_not_shrinking
+from ..errors import UserError
 from ..options import SRPTranslationConfig, prunes_channels
 from .channel_pruning import ChannelPruning, stage_plan
 from .pruning_run import PruningRun
@@ -29,7 +30,11 @@ def build_pruning(cfg: SRPTranslationConfig, model: nn.Module, seed: int) -> Lis
 
 
 def check_goes_on(
-    runs: Collection[PruningRun], model: nn.Module, saved: Dict[str, Any], path: str
+    runs: Collection[PruningRun],
+    model: nn.Module,
+    saved: Dict[str, Any],
+    path: str,
+    anew: bool,
 ) -> None:
     """Refuse to go on from a checkpoint whose run pruned, without that pruning.
 
@@ -38,9 +43,16 @@ def check_goes_on(
         model: with the checkpoint's weights.
         saved: states in the checkpoint, by name.
         path: its file.
+        anew: whether nothing but weights is taken, as by ``--finetune-from-model``.
 
     Raises:
         UserError: names the file and what to do.
     """
-    if ChannelPruning.name not in {run.name for run in runs}:
+    names = {run.name for run in runs}
+    if ChannelPruning.name not in names:
         check_not_shrinking(model, f"checkpoint {path}")
+    if WeightPruning.name in saved and WeightPruning.name not in names and not anew:
+        raise UserError(
+            f"checkpoint {path}: its run removes weights; give its --sparsity-config again to "
+            "go on, or start anew with the weights: --pretrained-model, another --save-dir"
+        )

@@ -59,6 +59,9 @@ class PruningRun(ABC):
             updated: whether it changed the weights; after an overflow it did not.
         """
 
+    def fit_to_cut(self) -> None:
+        """Go on with a model whose channels were just cut."""
+
     def validation_is_stale(self) -> bool:
         """Whether results so far are of another model than the validation that begins."""
         return self.unfinished

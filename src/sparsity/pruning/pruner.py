@@ -7,15 +7,13 @@ from torch import Tensor, nn
 
 from ..errors import SparsityError
 from .allocation import allocate, check_reachable
+from .masking import Mask
 from .patterns import parse_pattern
 from .scores import Scores
 from .settings import PrunerSettings
 
 NEVER = -1
 STATE = ("prune_type", "pattern", "seed", "pruned_at", "layers", "masks", "scores")
-# Integers as wide as a float: masking by bits is many times faster than masked_fill_,
-# and unlike a product leaves 0 where inf or nan stood.
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_keys(state: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -57,8 +55,6 @@ class Pruner:
     Attributes:
         settings: as given.
         layers: modules by layer name.
-        masks: bool, shaped like the weight, True = kept, by layer name; empty until
-            something was removed.
         pruned_at: step of the latest prune, -1 before the first.
         reached: target of the prunes so far.
     """
@@ -68,8 +64,7 @@ class Pruner:
         self.layers: Dict[str, nn.Module] = {x.name: x.module for x in layers}
         self.pattern = parse_pattern(settings.pattern)
         self.settings = settings
-        self.masks: Dict[str, Tensor] = {}
-        self._bits: Dict[str, Tensor] = {}
+        self._masks: Dict[str, Mask] = {}
         self.pruned_at, self.reached = NEVER, 0.0
         self.scores = Scores(settings.prune_type, seed)
         self.check(settings)
@@ -136,6 +131,14 @@ class Pruner:
     def elements(self) -> int:
         """Number of weights in its layers."""
         return sum(layer.weight.numel() for layer in self._layers.values())
+
+    @property
+    def masks(self) -> Dict[str, Tensor]:
+        """Bool, shaped like the weight, True = kept, by layer name.
+
+        Empty until something was removed.
+        """
+        return {name: mask.kept for name, mask in self._masks.items()}
 
     @property
     def removed(self) -> int:
@@ -207,7 +210,7 @@ class Pruner:
             )
             del scores, removed
             for (name, layer), matrix, blocks in zip(self._layers.items(), matrices, chosen):
-                if name not in self.masks or bool(blocks.any()):
+                if name not in self._masks or bool(blocks.any()):
                     self._remove(name, layer, self.pattern.expand(blocks, matrix))
         self.pruned_at, self.reached = step, max(self.reached, target)
         self.scores.forget(everything=self.finished)
@@ -229,55 +232,36 @@ class Pruner:
         return scores
 
     def _removed_blocks(self, name: str, like: Tensor) -> Tensor:
-        mask = self.masks.get(name)
+        mask = self._masks.get(name)
         if mask is None:
             return torch.zeros_like(like, dtype=torch.bool)
-        return self.pattern.removed_blocks(self.pattern.matrix(mask.to(like.device)))
+        return self.pattern.removed_blocks(self.pattern.matrix(mask.kept.to(like.device)))
 
     def _remove(self, name: str, layer: Layer, kept: Tensor) -> None:
         mask = self.pattern.tensor(kept, layer.weight.shape).contiguous()
-        if name in self.masks:
-            mask &= self.masks[name].to(mask.device)
-        self._set_mask(name, mask)
-
-    def _set_mask(self, name: str, mask: Tensor) -> None:
-        self.masks[name] = mask
-        self._bits[name] = mask.to(torch.int8).neg_()
-
-    @torch.no_grad()
-    def mask(self, name: str, tensor: Tensor) -> None:
-        """Zero ``tensor``, shaped like the weight of layer ``name``, where removed."""
-        bits = self._bits.get(name)
-        if bits is None:
-            return
-        if bits.device != tensor.device:
-            bits = self._bits[name] = bits.to(tensor.device)
-            self.masks[name] = self.masks[name].to(tensor.device)
-        integers = INTEGERS.get(tensor.element_size())
-        if integers is None or tensor.is_complex():
-            tensor.detach().masked_fill_(~self.masks[name], 0)
-        else:
-            tensor.detach().view(integers).bitwise_and_(bits)
+        if name in self._masks:
+            mask &= self._masks[name].kept.to(mask.device)
+        self._masks[name] = Mask(mask)
 
     def mask_weights(self) -> None:
         """Zero what was removed."""
-        for name in self.masks:
-            self.mask(name, self._layers[name].weight)
+        for name, mask in self._masks.items():
+            mask.apply(self._layers[name].weight)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of what was removed."""
-        for name in self.masks:
+        for name, mask in self._masks.items():
             gradient = self._layers[name].weight.grad
             if gradient is not None:
-                self.mask(name, gradient)
+                mask.apply(gradient)
 
     def mask_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero the optimizer's moments of what was removed."""
-        for name in self.masks:
+        for name, mask in self._masks.items():
             weight = self._layers[name].weight
             for value in optimizer.state.get(weight, {}).values():
                 if torch.is_tensor(value) and value.shape == weight.shape:
-                    self.mask(name, value)
+                    mask.apply(value)
 
     def state_dict(self) -> Dict[str, Any]:
         """Masks, scores and position; plain containers and tensors only."""
@@ -288,7 +272,7 @@ class Pruner:
             "pruned_at": self.pruned_at,
             "reached": self.reached,
             "layers": {n: list(x.weight.shape) for n, x in self._layers.items()},
-            "masks": dict(self.masks),  # never written to, only replaced
+            "masks": self.masks,  # never written to, only replaced
             "scores": {n: s.detach().clone() for n, s in self.scores.state.items()},
         }
 
@@ -324,9 +308,9 @@ class Pruner:
         Raises:
             SparsityError: the target was changed to one that is not reached any more.
         """
-        self.masks, self._bits = {}, {}
+        self._masks = {}
         for name, mask in state["masks"].items():
-            self._set_mask(name, mask.to(self._layers[name].weight.device, torch.bool))
+            self._masks[name] = Mask(mask.to(self._layers[name].weight.device, torch.bool))
         self.scores.seed = state["seed"]
         self.scores.state = {n: s.detach().clone() for n, s in state["scores"].items()}
         self.pruned_at = state["pruned_at"]
