@@ -47,6 +47,7 @@ else:
         logging.getLogger(_name).setLevel(logging.WARNING)
 
     from . import checkpoint_utils, fairseq_patches
+    from .checkpoints import dictionary_record
     from .criterions import srp as _criterion  # noqa: F401
     from .models import srp_legacy as _models  # noqa: F401
     from .optim import srp_adam as _optimizer  # noqa: F401
@@ -56,6 +57,7 @@ else:
     fairseq_patches.install(
         {
             "load_checkpoint_to_cpu": checkpoint_utils.reading_checked,
+            "load_model_ensemble_and_task": dictionary_record.loading_compared,
             "torch_persistent_save": checkpoint_utils.saving_durably,
             "PathManager": lambda original: checkpoint_utils.DurablePathManager,
             "Trainer": lambda original: SRPTrainer,

@@ -146,7 +146,7 @@ def run(args) -> None:
     )
     task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
     dictionaries = task.source_dictionary, task.target_dictionary
-    check_dictionaries(state, *dictionaries, what)
+    check_dictionaries(state, task, what)
     check_finite(state["model"].items(), what)
     (model,), _ = checkpoint_utils.load_model_ensemble([args.path], task=task, state=state)
     model = plain(model.eval())

@@ -82,7 +82,7 @@ def run(args) -> None:
             torch.save({**head, "model": fused.state_dict()}, stream)
         done = "fused"
     else:
-        adaptation.write_adapters(model, args.output)
+        adaptation.write_adapters(model, args.output, state)
         done = "written"
     print(
         f"adapters of {len(layers)} layers {done}: {args.output}, "

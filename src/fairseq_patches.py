@@ -27,6 +27,11 @@ PATCHES = (
     ),
     Patch(
         "fairseq.checkpoint_utils",
+        "load_model_ensemble_and_task",
+        "compares a model's dictionaries and languages with those of the data",
+    ),
+    Patch(
+        "fairseq.checkpoint_utils",
         "torch_persistent_save",
         "files appear complete or not at all; a full disk is said at once, not tried thrice",
     ),

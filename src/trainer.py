@@ -9,11 +9,12 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from .acceleration.heap import HeapKeeper, limit_kept_shapes
-from .checkpoint_utils import damage, previous_checkpoint, read_config
+from .checkpoint_utils import comparing, read_config
+from .checkpoints import dictionary_record
+from .checkpoints.fallback import undamaged
 from .checkpoints.pretrained import adopt_layernorm, check_widths
 from .checks.fairseq_options import check_seed_of_average, flat, warn_of_other_start
 from .connectivity.cut import Cuts
-from .errors import UserError
 from .models.srp_base import SRPModel
 from .optim.half_precision import prepare
 from .optim.state import cut_optimizer
@@ -189,7 +190,7 @@ class SRPTrainer(Trainer):
         written_with = None
         own_model = isinstance(self.get_model(), SRPModel)
         if fairseq_checkpoints.PathManager.isfile(filename):
-            filename = self._undamaged(filename)
+            filename = undamaged(filename, self.cfg.checkpoint.save_dir)
             written_with = read_config(filename)
             if own_model:
                 check_widths(self.get_model(), written_with, filename)
@@ -197,7 +198,12 @@ class SRPTrainer(Trainer):
             # fairseq sends it from one to all, as a pickle that torch no longer opens
             with open_dict(self.cfg):
                 self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
-        with refusing_checkpoint(filename, self.cfg):
+
+        def compare(state, path):
+            begins = path == self.cfg.checkpoint.finetune_from_model
+            dictionary_record.check(state, self.task, f"checkpoint {path}", other_direction=begins)
+
+        with refusing_checkpoint(filename, self.cfg), comparing(compare):
             extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
         self._wrap_again()
         if extra_state is not None:
@@ -212,21 +218,6 @@ class SRPTrainer(Trainer):
         keep_zeros(self, self._saved(extra_state) if goes_on else None)
         self._defer()
         return extra_state
-
-    @staticmethod
-    def _undamaged(filename: str) -> str:
-        """A checkpoint, or the one before it if it is damaged."""
-        problem = damage(filename)
-        if not problem:
-            return filename
-        other = previous_checkpoint(filename)
-        if other is None:
-            raise UserError(
-                f"checkpoint {filename}: {problem}, and there is no other in "
-                "its folder; remove it to start anew"
-            )
-        logger.error(f"checkpoint {filename}: {problem}; going on from {other}")
-        return other
 
     def _saved(self, extra_state) -> Dict[str, Any]:
         """States of pruning runs in a checkpoint, by name."""
@@ -246,7 +237,9 @@ class SRPTrainer(Trainer):
                 run.resume_optimizer(saved[run.name])
 
     def save_checkpoint(self, filename, extra_state):
-        return super().save_checkpoint(filename, {**extra_state, **patience_state()})
+        extra_state = {**extra_state, **patience_state()}
+        extra_state.update(dictionary_record.describe_task(self.task))
+        return super().save_checkpoint(filename, extra_state)
 
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would

@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     dictionaries = task.source_dictionary, task.target_dictionary
     what = f"--path {args.path}"
     state = tables.map_checkpoint(args.path, "--path", args.trust_checkpoint)
-    check_dictionaries(state, *dictionaries, what)
+    check_dictionaries(state, task, what)
     tables.check_selectable(state, what)
     joined = dictionaries[0] == dictionaries[1]
     if tables.share_one_table(state) and not joined:
@@ -246,7 +246,7 @@ def extend(args, data: DataFolder, state, joined: bool, splitter) -> None:
 def finish(args, data: DataFolder, state, new, after, rewriters, how: str) -> None:
     """Write both outputs and report."""
     begin, before = time.perf_counter(), data.dictionaries
-    output.note(state, new, before, after, how)
+    output.note(state, new, data, after, how)
     splitters = tuple(rewriter.splitter for rewriter in rewriters)
     written = output.write(
         data, new, after, rewriters, splitters, args.output, args.output_checkpoint

@@ -12,6 +12,11 @@ from src.fairseq_patches import MEMORIES, PATCHES
 
 # What our replacements rely on, in the source of the one that they replace.
 RELIED_ON = {
+    "load_model_ensemble_and_task": (
+        "filenames,",
+        "task.load_state_dict",
+        "return ensemble, cfg, task",
+    ),
     "load_checkpoint_to_cpu": ("(path, arg_overrides=None, load_on_all_ranks=False)", "torch.load"),
     "torch_persistent_save": ("async_write",),
     "PathManager": ("def copy(", "def supports_rename(", "def path_requires_pathmanager("),

@@ -26,6 +26,7 @@ from ..connectivity.groups import ChannelGroup, channel_groups
 from ..connectivity.layers import layer_groups
 from ..errors import UserError
 from ..files import atomic_write
+from . import dictionary_record
 from .pretrained import set_layernorm
 
 logger = logging.getLogger(__name__)
@@ -102,11 +103,14 @@ def base_digest(model: nn.Module, learned: Dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_adapters(model: nn.Module, path: str) -> None:
+def write_adapters(model: nn.Module, path: str, state: Mapping[str, Any]) -> None:
     """Write the adapters of a model and the biases learned with them, nothing else.
 
     Which channels of the uncut model there are is written too, one bit each: the
     adapters of a model that was pruned with them apply to its unpruned base.
+
+    Args:
+        state: the checkpoint that the model is of.
     """
     learned = adapter_state_dict(model)
     kept = {}
@@ -119,6 +123,7 @@ def write_adapters(model: nn.Module, path: str) -> None:
         "weighted_layernorm": bool(model.cfg.weighted_layernorm),
         "channels": {name: [len(bits), pack(bits)] for name, bits in kept.items()},
         "adapters": learned,
+        "extra_state": dictionary_record.kept(state),
     }
     with atomic_write(path, "wb") as stream:
         torch.save(content, stream)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checkpoint_utils import load_checkpoint
 from ..errors import UserError
+from . import dictionary_record
 from .pretrained import STRUCTURE, read_model_config
 
 EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
@@ -17,7 +18,7 @@ UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 ONE_RUN = "average checkpoints of one run"
 # Of the state of training, what a run restored from an average needs: where it is in
 # the data, and whether its pruning stage is done. Losses are not the average's.
-KEPT_EXTRA_STATE = ("train_iterator", "SRPTranslationTask")
+KEPT_EXTRA_STATE = ("train_iterator", "SRPTranslationTask", dictionary_record.RECORD)
 
 State = Dict[str, Any]
 
@@ -125,6 +126,11 @@ class RunningSum:
             self._config, self._ties = config, ties(weights)
             self._dtypes = {name: value.dtype for name, value in weights.items()}
         else:
+            if not dictionary_record.equal(self.head, state):
+                raise UserError(
+                    f"--inputs {path}: was trained with other dictionaries or languages than "
+                    f"{self.paths[0]}; {ONE_RUN}"
+                )
             self._check_same(path, weights, config)
         for name, value in weights.items():
             if self._ties[name] != name:

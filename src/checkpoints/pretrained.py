@@ -13,6 +13,7 @@ from ..connectivity.groups import channel_groups, shrinking_groups
 from ..errors import UserError
 from ..models.srp_config import SRPConfig
 from ..modules.layer_norm import WeightedLayerNorm
+from . import dictionary_record
 from .vocabulary_record import describe_record
 from .zeros import fuse_adapters
 
@@ -283,16 +284,18 @@ def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:
             )
 
 
-def check_dictionaries(state: Dict[str, Any], source, target, what: str) -> None:
-    """Compare a checkpoint's embeddings with the data's dictionaries.
+def check_dictionaries(state: Dict[str, Any], task, what: str) -> None:
+    """Compare a checkpoint's embeddings with a task's dictionaries, and its languages.
 
     Args:
         what: option and file of the checkpoint, for messages.
 
     Raises:
-        UserError: another kind of model, or other dictionaries.
+        UserError: another kind of model, other dictionaries, or the other direction.
     """
-    for side, dictionary in (("encoder", source), ("decoder", target)):
+    dictionary_record.check_direction(state, task, what)
+    dictionaries = task.source_dictionary, task.target_dictionary
+    for side, dictionary in zip(("encoder", "decoder"), dictionaries):
         table = state["model"].get(f"{side}.embed_tokens.weight")
         if table is None:
             raise _other_kind(what)
@@ -303,6 +306,7 @@ def check_dictionaries(state: Dict[str, Any], source, target, what: str) -> None
                 f"{len(dictionary)}; use the data it was trained on (or preprocess yours "
                 "with its dictionaries)"
             )
+    dictionary_record.check_digests(state, task, what)
 
 
 def _other_kind(what: str) -> UserError:

@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Optional
 
-from ..checkpoint_utils import VOCABULARY_RECORD as RECORD
+from ..checkpoint_utils import VOCABULARY as RECORD
 
 
 def record(state: Dict[str, Any], **facts) -> None:

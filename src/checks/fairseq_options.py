@@ -5,7 +5,6 @@ And files that it would begin with in vain, or write over.
 
 import logging
 import os
-import re
 from argparse import Namespace
 from importlib.util import find_spec
 from typing import Any, Dict, Optional
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint_utils import load_checkpoint
+from ..checkpoints.fallback import WRITTEN
 from ..errors import UserError
 from ..options import SRPTranslationConfig
 
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # fairseq's, in --save-dir
 # What a run calls its checkpoints.
-_WRITTEN = re.compile(r"checkpoint(_last|_best|\d+|_\d+_\d+|\.best_.*)\.pt")
 
 ALIGNED = "label_smoothed_cross_entropy_with_alignment"
 # Criteria of fairseq's that read what a translation task has.
@@ -210,7 +209,7 @@ def check_not_overwritten(run: Namespace) -> None:
     folder = os.path.realpath(getattr(run, "save_dir", None) or "checkpoints")
     for name in ("pretrained_model", "teacher_model"):
         path = getattr(run, name, None)
-        if not path or not _WRITTEN.fullmatch(os.path.basename(path)):
+        if not path or not WRITTEN.fullmatch(os.path.basename(path)):
             continue
         if os.path.realpath(os.path.dirname(path)) == folder:
             raise UserError(

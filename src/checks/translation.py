@@ -127,32 +127,13 @@ def truncate_for_models(cfg, states: List[Dict[str, Any]]) -> None:
         cfg.task.max_source_positions = min(cfg.task.max_source_positions, *limits)
 
 
-def check_direction(task, state: Dict[str, Any], path: str) -> None:
-    """Refuse a model of the other direction; with one joined dictionary it would fit.
-
-    What fairseq inferred from the names of the data's files, it keeps to itself.
-
-    Raises:
-        UserError: names both directions and what to give.
-    """
-    run = state["cfg"].get("task")
-    its = getattr(run, "source_lang", None), getattr(run, "target_lang", None)
-    mine = task.cfg.source_lang, task.cfg.target_lang
-    if None not in its and its == mine[::-1] != mine:
-        raise UserError(
-            f"--path {path}: translates {its[0]} to {its[1]}, the data is read as {mine[0]} to "
-            f"{mine[1]}; give --source-lang {its[0]} --target-lang {its[1]}"
-        )
-
-
 def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
     """Compare a checkpoint with the data and with what --arch promises.
 
     Raises:
         UserError: names the direction, or the first dictionary or option, that differs.
     """
-    check_direction(task, state, path)
-    check_dictionaries(state, task.source_dictionary, task.target_dictionary, f"--path {path}")
+    check_dictionaries(state, task, f"--path {path}")
     if args.weighted_layernorm:
         inherit_layernorm(argparse.Namespace(weighted_layernorm=True), state, path)
     if not hasattr(args, "arch"):

@@ -11,6 +11,7 @@ from fairseq.tasks.translation import TranslationTask
 
 from ..checkpoint_utils import load_checkpoint
 from ..checkpoints import adapters as adaptation
+from ..checkpoints import dictionary_record
 from ..checkpoints.pretrained import (
     adaptable_arguments,
     check_dictionaries,
@@ -85,8 +86,7 @@ class SRPTranslationTask(TranslationTask):
         state, path = None, self.cfg.pretrained_model
         if path:
             state = load_checkpoint(path, "--pretrained-model", self.cfg.trust_checkpoint)
-            dictionaries = self.source_dictionary, self.target_dictionary
-            check_dictionaries(state, *dictionaries, f"--pretrained-model {path}")
+            check_dictionaries(state, self, f"--pretrained-model {path}")
             inherit_layernorm(cfg, state, path)
         model = super().build_model(cfg)
         self._check_model(model, cfg)
@@ -158,6 +158,8 @@ class SRPTranslationTask(TranslationTask):
                 (adaptation.read_adapters(file, "--adapter-path"), weight, f"--adapter-path {file}")
                 for file, weight in adaptation.adapter_files(path)
             ]
+            for content, _, named in contents:
+                dictionary_record.check(content, self, named)
             model.after_loading = lambda m: adaptation.apply_weighted_adapters(m, contents)
         return model
 

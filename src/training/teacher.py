@@ -51,7 +51,7 @@ def read_teacher(task) -> nn.Module:
     option, path = teacher_file(task.cfg)
     what = f"{option} {path}"
     state = load_checkpoint(path, option, task.cfg.trust_checkpoint)
-    check_dictionaries(state, task.source_dictionary, task.target_dictionary, what)
+    check_dictionaries(state, task, what)
     check_finite(state["model"].items(), what)
     if any(name.startswith("decoder.adaptive_softmax") for name in state["model"]):
         raise UserError(

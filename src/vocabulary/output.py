@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 
+from ..checkpoints import dictionary_record
 from ..checkpoints.vocabulary_record import record
 from ..errors import UserError
 from ..files import atomic_write, new_folder, refusing_failed_writes
@@ -94,16 +95,19 @@ def _recount(data: DataFolder, dictionaries: Dictionaries, folder: str) -> None:
         dictionary.count[dictionary.nspecial :] = found[dictionary.nspecial :].tolist()
 
 
-def note(state: State, new: State, before: Dictionaries, after: Dictionaries, how: str) -> None:
+def note(state: State, new: State, data: DataFolder, after: Dictionaries, how: str) -> None:
     """Note in the new checkpoint what was done, for those who count from it later.
 
     Args:
+        data: in the old dictionaries.
+        after: the new ones.
         how: the command and its limits.
     """
+    new["extra_state"].update(dictionary_record.describe(after, data.languages))
     record(
         new,
         how=how,
-        types_before=[len(d) for d in before],
+        types_before=[len(d) for d in data.dictionaries],
         types_after=[len(d) for d in after],
         parameters_before=count_parameters(state),
         parameters_after=count_parameters(new),

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ..checkpoint_utils import damage, load_checkpoint
+from ..checkpoint_utils import damage, load_checkpoint, safe_pickle
 from ..checkpoints.pretrained import read_model_config
 from ..errors import UserError
 from ..files import UNREADABLE
@@ -39,7 +39,7 @@ def map_checkpoint(path: str, option: str, trust: bool = False) -> State:
     """
     try:
         if not is_sparse_file(path) and damage(path) is None:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            state = safe_pickle.load(path, mmap=True)
             if isinstance(state, dict) and "model" in state and state.get("cfg"):
                 return state
     except UNREADABLE:

@@ -13,6 +13,7 @@ from fairseq_cli import generate as fairseq_generate
 
 from src import average_checkpoints as averaging
 from src import checkpoint_utils
+from src.checkpoints import fallback
 from src.checkpoints.averaging import average_checkpoints
 from src.connectivity.groups import channel_groups
 from tests.support.averages import assert_same, average, by_updates, edited, weights
@@ -229,4 +230,4 @@ def test_a_damaged_run_does_not_go_on_from_an_average(pruned, tmp_path):
         shutil.copy(pruned / "checkpoint5.pt", path)
     mean = str(tmp_path / "checkpoint_average.pt")
     average(mean, "--inputs", str(older), str(last))
-    assert checkpoint_utils.previous_checkpoint(str(last)) == str(older)
+    assert fallback.previous_checkpoint(str(last), str(pruned)) == str(older)

@@ -159,7 +159,7 @@ def test_a_stage_with_adapters(data, base, tmp_path, options, rate):
     assert count(count.current) / count(count.original) == pytest.approx(float(rate), abs=0.02)
     # the base is what it was, without the channels that were cut
     uncut = load_model(base)
-    adaptation.write_adapters(model, str(tmp_path / "adapters.pt"))
+    adaptation.write_adapters(model, str(tmp_path / "adapters.pt"), {})
     content = adaptation.read_adapters(str(tmp_path / "adapters.pt"), "FILE")
     adaptation.apply_adapters(uncut, content, "FILE")
     assert torch.equal(logits(uncut), logits(model))

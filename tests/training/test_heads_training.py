@@ -182,7 +182,7 @@ def test_one_shot_then_dims_then_heads_then_adapters(data, dense, tmp_path):
 
     # the adapters alone bring the heads that they were trained with
     path, pruned = str(tmp_path / "adapters.pt"), three.get_model()
-    adaptation.write_adapters(pruned, path)
+    adaptation.write_adapters(pruned, path, {})
     other = load_model(last)
     content_of = adaptation.read_adapters(path, "--adapter-path")
     adaptation.apply_adapters(other, content_of, "--adapter-path")

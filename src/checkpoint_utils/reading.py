@@ -1,0 +1,257 @@
+"""Checkpoints as every reader sees them: without damage, without running their code.
+
+Whatever reads a checkpoint while this plug-in is loaded reads it here, fairseq's own tools
+and its hub too: its checksums are compared, and a pickle that could run code is refused.
+"""
+
+import argparse
+import functools
+import logging
+import os
+import pickle
+import zipfile
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.dataclass.utils import overwrite_args_by_name
+from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
+
+from ..errors import UserError
+from ..files import UNREADABLE, reason
+from ..sparsity import SparsityError, is_sparse_file
+from . import safe_pickle
+from .safe_pickle import TRUST, refused, trusted_pickle
+from .sparse_checkpoint import read_sparse
+
+logger = logging.getLogger(__name__)
+
+# What to do with the checkpoints that fairseq's reader reads, by state and file.
+_compare: ContextVar[Optional[Callable[[Dict[str, Any], str], None]]] = ContextVar(
+    "compare", default=None
+)
+
+
+class UnsafeCheckpoint(UserError):
+    """A checkpoint whose objects could run code when they are loaded."""
+
+
+def damage(path: str) -> Optional[str]:
+    """What is wrong with a checkpoint file, or None. Reads it once while it is the same."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"it can't be read ({reason(error)})"
+    return _damage(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _damage(path: str, *version: int) -> Optional[str]:
+    try:
+        if is_sparse_file(path):
+            return None  # its checksums are compared when it is loaded
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                return "it is no PyTorch checkpoint (its parts are compressed)"
+            if sum(part.file_size for part in parts) > version[1]:
+                return "it is damaged (its parts overlap)"
+            broken = archive.testzip()
+        if broken:
+            return f"its part {broken} is damaged"
+        safe_pickle.load(path, mmap=True)  # torch's reader of archives needs more than Python's
+    except zipfile.BadZipFile:
+        with open(path, "rb") as stream:
+            start = stream.read(2)
+        if start != b"\x80\x02":  # the format of torch before 1.6
+            return "it is truncated or no PyTorch checkpoint"
+        logger.warning(
+            f"{path}: is in the format of PyTorch before 1.6, which has no checksums: if it "
+            "is damaged, nothing tells"
+        )
+    except pickle.UnpicklingError as error:
+        # what it refuses is no damage, and what was made of nonsense has a checksum
+        logger.debug(f"{path}: {reason(error)}")
+    except OSError as error:
+        return f"it can't be read ({reason(error)})"
+    except UNREADABLE as error:  # the archive's own description is damaged
+        return f"it is damaged ({reason(error)})"
+    return None
+
+
+def read_config(path: str) -> Optional[Dict[str, Any]]:
+    """The options a checkpoint was written with, without reading its tensors if possible.
+
+    Returns:
+        None where that can't be done: an old format, or a file that is refused when it
+        is loaded.
+    """
+    try:
+        state = read_sparse(path) if is_sparse_file(path) else safe_pickle.load(path, mmap=True)
+        return state.get("cfg")
+    except (*UNREADABLE, SparsityError):
+        return None
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def unsafe(error: pickle.UnpicklingError) -> str:
+    """What torch's restricted unpickler refused, without its advice to load it anyway."""
+    return f"holds objects that could run code on loading ({refused(error) or reason(error)})"
+
+
+def _as_options(state: Dict[str, Any]) -> None:
+    """Give ``args`` and ``cfg`` the form that fairseq expects, whichever release wrote them."""
+    args, cfg = state.get("args"), state.get("cfg")
+    if isinstance(cfg, argparse.Namespace):
+        cfg = vars(cfg)
+        if "model" not in cfg and args is None:  # options in one level
+            args, cfg = cfg, None
+    if OmegaConf.is_config(args):
+        args = OmegaConf.to_container(args)
+    if isinstance(args, dict):
+        args = argparse.Namespace(**args)
+    state["args"] = args
+    if cfg is not None or "cfg" in state:
+        state["cfg"] = cfg
+
+
+def _check_parts(state: Dict[str, Any]) -> None:
+    """Refuse a state whose parts have not the types that every reader takes for granted.
+
+    Raises:
+        TypeError: names the part and its type.
+    """
+    extra, history = state.get("extra_state", {}), state.get("optimizer_history", [])
+    parts = [("model", state.get("model", {}), dict), ("extra_state", extra, dict)]
+    parts += [("optimizer_history", history, list)]
+    parts += [("optimizer_history", entry, dict) for entry in history[-1:]]
+    iterator = extra.get("train_iterator")
+    parts += [("extra_state.train_iterator", iterator, (dict, type(None)))]
+    if iterator:
+        numbers = ("epoch", "iterations_in_epoch")
+        parts += [(f"train_iterator.{n}", iterator.get(n, 0), int) for n in numbers]
+    task = extra.get("SRPTranslationTask", {})
+    parts += [("extra_state.SRPTranslationTask", task, dict)]
+    for name, value, kind in parts:
+        if not isinstance(value, kind):
+            raise TypeError(f"its {name} is of type {type(value).__name__}")
+    for name, value in state.get("model", {}).items():
+        if not torch.is_tensor(value):
+            raise TypeError(f"its weight {name} is of type {type(value).__name__}")
+
+
+def _upgraded(state: Any, arg_overrides: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """What fairseq's reader does after ``torch.load``, which it doesn't offer alone."""
+    if not isinstance(state, dict):
+        raise TypeError(f"holds a {type(state).__name__}")
+    _as_options(state)
+    if state["args"] is not None:
+        vars(state["args"]).update(arg_overrides or {})
+    if state.get("cfg") is not None:
+        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        overwrite_args_by_name(state["cfg"], arg_overrides or {})
+    state = checkpoint_utils._upgrade_state_dict(state)
+    _check_parts(state)
+    return state
+
+
+def _read(path: str, what: str, todo: str, arg_overrides=None) -> Dict[str, Any]:
+    """The state of a checkpoint, compared with its checksums.
+
+    Args:
+        what: the file, for messages, and what named it.
+        todo: what lets a pickle be trusted.
+
+    Raises:
+        UserError: damaged, unsafe, or something else.
+    """
+    problem = damage(path)
+    if problem:
+        raise UserError(f"{what}: {problem}; use another checkpoint of that run")
+    try:
+        state = read_sparse(path) if is_sparse_file(path) else safe_pickle.load(path)
+        return _upgraded(state, arg_overrides)
+    except SparsityError as error:
+        raise UserError(f"checkpoint {error}") from None
+    except UNREADABLE as error:
+        if isinstance(error, pickle.UnpicklingError) and TRUST not in os.environ:
+            raise UnsafeCheckpoint(
+                f"{what}: {unsafe(error)}; if you trust its origin, {todo}"
+            ) from None
+        raise UserError(
+            f"{what}: can't be read as a fairseq checkpoint ({reason(error)}); "
+            "use another checkpoint of that run"
+        ) from None
+
+
+def reading_checked(read: Callable) -> Callable:
+    """fairseq's reader of checkpoints: checked, for sparse files and old options too."""
+
+    @functools.wraps(read)
+    def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):
+        if PathManager.path_requires_pathmanager(path):  # remote: fetched by fairseq
+            return read(path, arg_overrides, load_on_all_ranks)
+        todo = f"set {TRUST}=1 for this command"
+        state = _read(os.fspath(path), f"checkpoint {path}", todo, arg_overrides)
+        compare = _compare.get()
+        if compare is not None:
+            compare(state, os.fspath(path))
+        return state
+
+    return load_checkpoint_to_cpu
+
+
+@contextmanager
+def comparing(compare: Callable[[Dict[str, Any], str], None]) -> Iterator[None]:
+    """Have ``compare`` called with the checkpoints that fairseq's reader reads meanwhile.
+
+    Args:
+        compare: takes a checkpoint's state and file; refuses it by an error.
+    """
+    before = _compare.set(compare)
+    try:
+        yield
+    finally:
+        _compare.reset(before)
+
+
+def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, Any]:
+    """A checkpoint's state on the CPU, without running code from it.
+
+    Args:
+        path: the file.
+        option: the command-line option that named it, for messages.
+        trust: unpickle arbitrary objects (``--trust-checkpoint``).
+
+    Raises:
+        UserError: missing, damaged, or holding objects off the allow-list.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{option} {path}: no such file; give a checkpoint (.pt)")
+    with trusted_pickle(trust):
+        state = _read(path, f"{option} {path}", "add --trust-checkpoint")
+    if "model" not in state or not state.get("cfg"):
+        raise UserError(f"{option} {path}: is no fairseq checkpoint (it needs 'model' and 'cfg')")
+    return state
+
+
+def read_tensors(path: str, option: str) -> Any:
+    """A file of tensors and plain containers, read without running code from it.
+
+    Raises:
+        UserError: missing, damaged, or holding anything else.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{option} {path}: no such file")
+    problem = damage(path)
+    if problem:
+        raise UserError(f"{option} {path}: {problem}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{option} {path}: can't be read ({reason(error)})") from None
