@@ -58,6 +58,8 @@ from .files import new_folder, refusing_failed_writes  # noqa: E402
 from .options import SRPTranslationConfig  # noqa: E402
 from .tasks.srp_translation import SRPTranslationTask  # noqa: E402
 
+ENGINE_LENGTHS = (1024, 256)  # CTranslate2's default lengths of a source and of a translation
+
 
 def get_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
@@ -80,7 +82,9 @@ def get_parser() -> ArgumentParser:
         metavar="N",
         help="longest source and target in tokens, with end of sentence (default: the "
         "model's, often 1024); the table of positions is stored in float32, so this "
-        "can be a large part of a small model's file",
+        "can be a large part of a small model's file; with less than CTranslate2's default "
+        "lengths give translate_batch max_input_length and max_decoding_length, which "
+        "config.json holds as max_source_positions and max_target_positions",
     )
     parser.add_argument(
         "--vocabulary-map",
@@ -174,11 +178,27 @@ def run(args) -> None:
             args.max_length,
             found,
         )
+    _recommend_lengths(limits)
     size = os.path.getsize(os.path.join(args.output, MODEL))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"wrote {args.output}: {parameters:,} parameters in {size:,} bytes ({args.quantization})")
     if found is not None:
         print(_describe(found, task, pairs))
+
+
+def _recommend_lengths(limits: Sequence[int]) -> None:
+    """Say what to give CTranslate2 where its default lengths are longer than the model's."""
+    options = ("max_input_length", "max_decoding_length")
+    short = [
+        f"{option}={limit} (its default is {default})"
+        for option, limit, default in zip(options, limits, ENGINE_LENGTHS)
+        if limit < default
+    ]
+    if short:
+        print(
+            f"CTranslate2 fails for a whole batch in which one sentence is longer than the model's "
+            f"table of positions: give translate_batch {' and '.join(short)}"
+        )
 
 
 def _describe(found: VocabularyMap, task, pairs: Dict[str, Sequence[Pair]]) -> str:

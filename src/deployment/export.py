@@ -8,13 +8,13 @@ from torch import nn
 
 from ..checks.engine import MODEL
 from ..errors import UserError
-from . import vocabulary_map
+from . import checksums, vocabulary_map
 from .comparison import Pair, check_same, load_translator, random_pairs
 from .model import build_spec, check_exportable, plain, weights_digest
 from .vocabulary_map import VocabularyMap
 
 # What CTranslate2 writes; nothing else is ever deleted with --force.
-FILES = {MODEL, "config.json", "shared_vocabulary.json", vocabulary_map.NAME}
+FILES = {MODEL, checksums.NAME, "config.json", "shared_vocabulary.json", vocabulary_map.NAME}
 FILES |= {"source_vocabulary.json", "target_vocabulary.json"}
 
 
@@ -94,3 +94,4 @@ def export(
         translator = load_translator(folder, origin)
         sources = [source for source, _ in pairs["random sentences"]]
         vocabulary_map.check(translator, candidates, dictionaries, sources, limits[1], origin)
+    checksums.write(folder)

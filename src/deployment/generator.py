@@ -19,7 +19,7 @@ from fairseq.data import Dictionary
 
 from ..checks.engine import MODEL, require_ctranslate2
 from ..errors import UserError
-from . import vocabulary_map
+from . import checksums, vocabulary_map
 from .comparison import load_translator
 from .export import FILES
 from .model import vocabulary
@@ -63,13 +63,14 @@ class CTranslate2Generator:
         for name in sorted(FILES & set(os.listdir(folder))):
             with open(os.path.join(folder, name), "rb") as stream:
                 self.files[name] = stream.read()
+        checksums.check(self.files, what)
         self.names = vocabulary(source), vocabulary(target)
         self._check_vocabularies()
         self.map = self._map(target, source.eos()) if use_map else None
         # CTranslate2 gives back nothing for an end of sentence alone, which is what
         # fairseq makes of an empty line, unless it is a word like any other
         self.names[0][source.eos()] = "\n"  # in no dictionary
-        self.config = self._json("config.json")
+        self.config = self._json("config.json", dict)
         self.translator = load_translator(folder, what, files=self._search_files())
 
         self.eos, self.pad = target.eos(), target.pad()
@@ -93,11 +94,14 @@ class CTranslate2Generator:
             "max_batch_size": 16,
         }
 
-    def _json(self, name: str) -> Any:
+    def _json(self, name: str, kind: type) -> Any:
         try:
-            return json.loads(self.files[name])
+            content = json.loads(self.files[name])
         except (KeyError, ValueError) as error:
             raise UserError(f"{self.what}: its {name} is missing or damaged ({error})") from None
+        if not isinstance(content, kind):
+            raise UserError(f"{self.what}: its {name} holds no {kind.__name__}; export anew")
+        return content
 
     def _map(self, target: Dictionary, eos: int) -> Optional[VocabularyMap]:
         if vocabulary_map.NAME not in self.files:
@@ -116,7 +120,7 @@ class CTranslate2Generator:
     def _check_vocabularies(self) -> None:
         for side, names in zip(("source", "target"), self.names):
             name = _SHARED if _SHARED in self.files else f"{side}_vocabulary.json"
-            its = self._json(name)
+            its = self._json(name, list)
             if its != names:
                 raise UserError(
                     f"{self.what}: its {side} vocabulary ({len(its)} types) is not that of "
@@ -132,6 +136,7 @@ class CTranslate2Generator:
             ("target_vocabulary.json", self.names[1]),
         ):
             files[name] = json.dumps(content).encode()
+        files.pop(checksums.NAME, None)
         files.pop(vocabulary_map.NAME, None)
         if self.map is not None:
             text = vocabulary_map.to_text(self.map, self.names)

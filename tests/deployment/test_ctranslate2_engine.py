@@ -4,10 +4,12 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 
 import ctranslate2
+import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
@@ -18,6 +20,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from src import export, generate
 from src.checks.engine import check_options
 from src.connectivity.cut import cut
+from src.deployment import checksums
 from src.deployment import export as deployment
 from src.deployment.generator import CTranslate2Generator
 from src.errors import UserError, ending_program
@@ -318,7 +321,7 @@ REFUSALS = {
     ),
     "damaged folder": (
         [*CT2, "--ctranslate2-model", "{broken}"],
-        ["--ctranslate2-model", "can't load it"],
+        ["--ctranslate2-model", "model.bin is damaged"],
     ),
     "other vocabulary": (
         [*CT2, "--ctranslate2-model", "{renamed}"],
@@ -334,6 +337,79 @@ REFUSALS = {
 }
 
 
+def generator_of(folder, task):
+    dictionaries = task.source_dictionary, task.target_dictionary
+    return CTranslate2Generator(str(folder), dictionaries, GenerationConfig(), 100, "--model")
+
+
+def test_every_damage_to_an_export_is_noticed(corpus, checkpoints, tmp_path, caplog):
+    """300 of them: bits, cuts, zeros, files that are gone, emptied or of another export."""
+    data = shutil.copytree(corpus, tmp_path / "data")
+    for path in data.glob("test.*"):
+        shutil.copy(path, data / path.name.replace("test", "train"))
+    config = SRPTranslationConfig(data=str(data), source_lang="de", target_lang="en")
+    task = SRPTranslationTask.setup_task(config)
+    folder = tmp_path / "model"
+    export_cut(str(data), checkpoints, folder, "--max-length", "20", "--vocabulary-map", "4")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert checksums.NAME in whole and "vmap.txt" in whole and len(whole) >= 5
+    generator_of(folder, task)  # as it is
+    random = np.random.default_rng(1)
+
+    def damage(name):
+        content, kind = bytearray(whole[name]), random.integers(5)
+        place = int(random.integers(len(content)))
+        if kind == 0:
+            content[place] ^= 1 << int(random.integers(8))
+        elif kind == 1:
+            content = content[:place]
+        elif kind == 2:
+            content[place : place + 64] = bytes(len(content[place : place + 64]))
+        elif kind == 3:
+            return None
+        else:
+            content += b"\n"
+        return bytes(content) if bytes(content) != whole[name] else None
+
+    for number in range(300):
+        name = sorted(whole)[number % len(whole)]
+        damaged = damage(name)
+        if damaged is None:
+            if name == checksums.NAME:
+                continue  # an older export has none, see below
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(damaged)
+        with pytest.raises(UserError, match="--model: its .*(damaged|missing|another export)"):
+            generator_of(folder, task)
+        (folder / name).write_bytes(whole[name])
+
+    (folder / "shared_vocabulary.json").write_text("[]")
+    with pytest.raises(UserError, match="its shared_vocabulary.json is of another export"):
+        generator_of(folder, task)
+    (folder / "shared_vocabulary.json").unlink()
+    (folder / checksums.NAME).unlink()
+    generator_of(folder, task)
+    assert "has no SHA256SUMS (an older export)" in caplog.text
+    for content in ("[", "[]", "3"):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(UserError, match="its config.json"):
+            generator_of(folder, task)
+
+
+def test_the_lengths_to_give_an_engine_with_short_tables(corpus, checkpoints, tmp_path, capsys):
+    arguments = [corpus, "--path", checkpoints.cut, "--output", str(tmp_path / "short")]
+    printed = run_tool(lambda: export.main([*arguments, "--max-length", "6"]), arguments)
+    line = next(line for line in printed.splitlines() if "translate_batch" in line)
+    options = {name: int(value) for name, value in re.findall(r"(max_\w+_length)=(\d+)", line)}
+    assert options == {"max_input_length": 6, "max_decoding_length": 6}
+    translator = ctranslate2.Translator(str(tmp_path / "short"))
+    source = [["hund"] * 9, ["hund"]]
+    assert len(translator.translate_batch(source, beam_size=2, **options)) == 2
+    with pytest.raises(RuntimeError):
+        translator.translate_batch(source, beam_size=2)
+
+
 @pytest.fixture(scope="module")
 def folders(folder, corpus, checkpoints, tmp_path_factory):
     """The same damaged, with another vocabulary, and for short sentences."""
@@ -344,6 +420,7 @@ def folders(folder, corpus, checkpoints, tmp_path_factory):
     model.write_bytes(model.read_bytes()[:-2000])
     words = place / "renamed" / "target_vocabulary.json"
     words.write_text(words.read_text().replace("dog", "hound"))
+    (place / "renamed" / checksums.NAME).unlink()  # an older export
     export_cut(corpus, checkpoints, place / "short", "--max-length", "6")
     return {name: str(place / name) for name in ("broken", "renamed", "short")}
 
