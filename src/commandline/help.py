@@ -7,7 +7,7 @@ import argparse
 from typing import Optional
 
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, CRITERION_REGISTRY
-from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
+from fairseq.models import MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
@@ -22,7 +22,7 @@ def missing_part(message: str) -> Optional[str]:
     """
     for choice, config in (
         (f"--task {TASK}", TASK_DATACLASS_REGISTRY[TASK]),
-        (f"an --arch of this plug-in: {ARCHITECTURES}", MODEL_DATACLASS_REGISTRY["srp"]),
+        (f"an --arch of this plug-in: {ARCHITECTURES}", MODEL_REGISTRY["srp"].config_class),
         ("--criterion srp", CRITERION_DATACLASS_REGISTRY["srp"]),
     ):
         of_fairseq = config.__mro__[1].__dataclass_fields__

@@ -31,6 +31,7 @@ class SRPModel(TransformerModel):
     among the weights are inserted likewise.
     """
 
+    config_class = SRPConfig
     # called with the model when weights have been loaded, see --adapter-path
     after_loading: Optional[Callable] = None
     # between training and evaluation; what was computed from the weights is stale then

@@ -81,8 +81,11 @@ class Pipeline:
 
     def is_done(self, step: Step, due: Record) -> bool:
         record = read_record(self._of(step.name))
-        there = all(os.path.exists(self.path(step, name)) for name in step.results)
-        return bool(record and record.digest == due.digest and record.finished and there)
+        mine = bool(record and record.digest == due.digest and record.finished)
+        return mine and self._all_there(step)
+
+    def _all_there(self, step: Step) -> bool:
+        return all(os.path.exists(self.path(step, name)) for name in step.results)
 
     def _set_aside(self, name: str, record: Optional[Record]) -> None:
         """Move a step's folder out of the way, keeping what it holds."""
@@ -104,7 +107,8 @@ class Pipeline:
         if not os.path.isdir(folder) and os.path.isdir(before):
             os.rename(before, folder)
             self.say(f"{step.name}: taken from {before}, made with these options before")
-        if os.path.isdir(folder) and not step.resumes and not self.is_done(step, due):
+        keeps = step.resumes or self.is_done(step, due) or (step.whole and self._all_there(step))
+        if os.path.isdir(folder) and not keeps:
             shutil.rmtree(folder)
         os.makedirs(folder, exist_ok=True)
 
@@ -148,13 +152,11 @@ class Pipeline:
             return
         self._keep(step, due)
         begin = time.monotonic()
-        results = [self.path(step, name) for name in step.results]
-        if not (step.whole and all(map(os.path.exists, results))):
+        if not (step.whole and self._all_there(step)):
             self.say(f"{step.name}: {typed(step.command)}")
             self._execute(step)
-        missing = [path for path in results if not os.path.exists(path)]
-        if missing:
-            raise StepFailed(f"{step.name} ended without {missing[0]}", 1)
+        if not self._all_there(step):
+            raise StepFailed(f"{step.name} ended without {' and '.join(step.results)}", 1)
         self._keep(step, replace(due, finished=True, seconds=time.monotonic() - begin))
 
     def _keep(self, step: Step, record: Record) -> None:

@@ -94,7 +94,8 @@ def depends_on(
         digests: of the steps before.
     """
     names = {file: f"{{{number}}}" for number, file in enumerate(step.files)}
-    command = [_placed(word, folder, names) for word in step.command]
+    command = [os.path.basename(step.command[0])]
+    command += [_placed(word, folder, names) for word in step.command[1:]]
     parts = {
         "command": command,
         "files": {names[file]: files[file] for file in step.files},

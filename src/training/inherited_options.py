@@ -23,8 +23,8 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _values(part: Any) -> Dict[str, Any]:
-    """A part of a checkpoint's options, whichever release of fairseq wrote it."""
+def as_dict(part: Any) -> Dict[str, Any]:
+    """A part of a checkpoint's options, whichever form they have there."""
     if isinstance(part, DictConfig):
         return OmegaConf.to_container(part)
     return dict(vars(part) if isinstance(part, argparse.Namespace) else part or {})
@@ -56,10 +56,10 @@ def known_options(state: Dict[str, Any], arch: Optional[str], criterion: Optiona
             options[name] = value
     if criterion is None:
         options["criterion"] = "srp"
-    smoothing = _values(state["cfg"].get("criterion")).get("label_smoothing")
+    smoothing = as_dict(state["cfg"].get("criterion")).get("label_smoothing")
     if smoothing and (criterion or "srp") in SMOOTHED:
         options["label_smoothing"] = smoothing
-    task = _values(state["cfg"].get("task"))
+    task = as_dict(state["cfg"].get("task"))
     options.update({name: task[name] for name in LANGUAGES if task.get(name)})
     return options
 

@@ -1,0 +1,302 @@
+"""The steps from a trained model to a compressed one: what the study found best for a size."""
+
+import os
+from argparse import Namespace
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+from ..connectivity.stage import PruningStage, StagePlan
+from ..errors import UserError
+from ..training.explained_errors import naming_options
+from .base import CODES, PIECES, Base
+from .steps import Step
+
+COMMANDS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+EPOCHS, QUICK_EPOCHS = 30, 3
+# Above this share of the parameters a model still learns the data by heart, and needs the
+# dropout of the base; below the other, widths go in several iterations with new scores.
+LARGE, SMALL = 0.35, 0.15
+ITERATIONS, QUICK_ITERATIONS = 4, 2
+WARM_UP = 100
+DATA, MODEL, EXPORT, TEXT, REPORT = "data", "model.pt", "ctranslate2", "generate.txt", "report.json"
+BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
+
+
+class Goal(NamedTuple):
+    """What the compressed model is to be.
+
+    Attributes:
+        rate: share of the uncut model's parameters; 1 cuts nothing but layers.
+        encoder_layers, decoder_layers: None keeps those that there are.
+    """
+
+    rate: float
+    encoder_layers: Optional[int] = None
+    decoder_layers: Optional[int] = None
+
+    @property
+    def cuts_layers(self) -> bool:
+        return self.encoder_layers is not None or self.decoder_layers is not None
+
+    def check(self, base: Base) -> None:
+        """Refuse what the model can't be cut to.
+
+        Raises:
+            UserError: says what can be reached.
+        """
+        plan = StagePlan(
+            self.rate,
+            keep_encoder_layers=self.encoder_layers,
+            keep_decoder_layers=self.decoder_layers,
+        )
+        with naming_options():
+            PruningStage(plan, base.model).check()
+
+
+class Pruning(NamedTuple):
+    """A training that prunes.
+
+    Attributes:
+        name: of its step.
+        options: of pruning.py beside those that all trainings share.
+        epochs: passes over its data.
+        dropout: of the training.
+    """
+
+    name: str
+    options: Tuple[str, ...]
+    epochs: int
+    dropout: float
+
+
+def schedule(goal: Goal, dropout: float, epochs: int, quick: bool = False) -> List[Pruning]:
+    """How a model is pruned to a size.
+
+    Two stages, embeddings and then the other widths, where not much is cut; below a share of
+    ``SMALL``, or where layers go, everything in several iterations with new scores each time.
+
+    Args:
+        dropout: of the base's training.
+        epochs: of all stages together.
+    """
+    first, second = ((2 / 3, 1 / 3), (1, 1))[goal.rate >= LARGE]
+    rate = ("--compression-rate", f"{goal.rate:g}")
+    if goal.rate >= SMALL and not goal.cuts_layers:
+        period = max(1, epochs // 2)
+        stages = (("prune-embeddings", "1", first), ("prune-rest", "2", second))
+        return [
+            Pruning(
+                name,
+                (*rate, "--pruning-stage", stage, "--pruning-period", str(period)),
+                period,
+                dropout * share,
+            )
+            for name, stage, share in stages
+        ]
+    layers = tuple(
+        word
+        for side in ("encoder", "decoder")
+        if getattr(goal, f"{side}_layers") is not None
+        for word in (f"--keep-{side}-layers", str(getattr(goal, f"{side}_layers")))
+    )
+    iterations = QUICK_ITERATIONS if quick else ITERATIONS
+    period = max(1, epochs // (iterations + 1))
+    options = (*rate, *layers, "--pruning-stage", "0", "--pruning-iter", str(iterations))
+    options += ("--pruning-period", str(period))
+    return [Pruning("prune", options, max(epochs, iterations * period), dropout * first)]
+
+
+@dataclass
+class Recipe:
+    """Makes the steps of a pipeline.
+
+    Args:
+        args: compress.py's options.
+        base: what it starts from.
+    """
+
+    args: Namespace
+    base: Base
+
+    def __post_init__(self):
+        self.exports = exports()
+        self.steps: List[Step] = []
+
+    # -- pieces ------------------------------------------------------------------------
+
+    def _add(self, name: str, script: str, *arguments: str, **kwargs) -> str:
+        """Append a step; returns its folder."""
+        name = f"{len(self.steps) + 1}-{name}"
+        folder = os.path.join(self.args.output, name)
+        arguments = [word.replace("{here}", folder) for word in arguments]
+        given = {self.base.data, self.base.path, *filter(None, (self._reference,))}
+        given |= {self.args.bpe_codes, self.args.sentencepiece_model}
+        files = tuple(dict.fromkeys(word for word in arguments if word in given))
+        before = tuple(s.name for s in self.steps if any(self._in(s.name, a) for a in arguments))
+        if self.args.trust_checkpoint and self.base.path in files:
+            arguments.append("--trust-checkpoint")
+        command = (os.path.relpath(os.path.join(COMMANDS, script)), *arguments)
+        self.steps.append(Step(name, command, files, before, **kwargs))
+        return folder
+
+    def _in(self, name: str, argument: str) -> bool:
+        return argument.startswith(os.path.join(self.args.output, name, ""))
+
+    @property
+    def _languages(self) -> Tuple[str, ...]:
+        given = self.args.source_lang, self.args.target_lang
+        return () if None in given else ("-s", given[0], "-t", given[1])
+
+    @property
+    def _remove_bpe(self) -> Tuple[str, ...]:
+        return {CODES: ("--remove-bpe",), PIECES: ("--remove-bpe", "sentencepiece")}.get(
+            self.base.splitting, ()
+        )
+
+    @property
+    def _reference(self) -> Optional[str]:
+        """Raw references of the test set: as given, or where scripts put them."""
+        if self.args.reference:
+            return self.args.reference
+        name = f"raw.{self.args.gen_subset}.{self.base.languages[1]}"
+        path = os.path.join(self.base.data, name)
+        return path if os.path.isfile(path) else None
+
+    # -- trainings ---------------------------------------------------------------------
+
+    def batch(self) -> Tuple[Optional[int], Optional[int], int]:
+        """Tokens and sentences of a batch, and batches of an update."""
+        found = {
+            "--max-tokens": self.base.max_tokens,
+            "--batch-size": self.base.batch_size,
+            "--update-freq": self.base.update_freq,
+        }
+        extra = self.args.training
+        for number, word in enumerate(extra):
+            option, _, value = word.partition("=")
+            if option in found:
+                value = value or (extra[number + 1] if number + 1 < len(extra) else "")
+                if not value.isdecimal() or int(value) < 1:
+                    raise UserError(f"{option} {value}: must be a whole number of at least 1")
+                found[option] = int(value)
+        return tuple(found.values())
+
+    def _training(self, dropout: float, epochs: int) -> List[str]:
+        """Options that every training has; what is missing the checkpoint knows."""
+        base = self.base
+        tokens, sentences, frequency = self.batch()
+        options = [*self._languages, "--optimizer", "srp_adam", "--adam-betas", base.betas]
+        options += ["--weight-decay", f"{base.weight_decay:g}", "--clip-norm", "0.0"]
+        options += ["--lr", f"{base.lr:g}", "--dropout", f"{dropout:.2g}"]
+        for option, value, usual in (
+            ("--max-tokens", tokens, None),
+            ("--batch-size", sentences, None),
+            ("--update-freq", frequency, 1),
+        ):
+            if value != usual:
+                options += [option, str(value)]
+        search = '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}'
+        options += ["--max-epoch", str(epochs), "--eval-bleu", "--eval-bleu-args", search]
+        options += ["--eval-bleu-detok", "space" if base.splitting == PIECES else "moses"]
+        if base.splitting != "words":
+            options += ["--eval-bleu-remove-bpe"]
+            options += ["sentencepiece"] if base.splitting == PIECES else []
+        options += ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
+        options += ["--no-epoch-checkpoints", "--save-dir", "{here}", "--log-format", "simple"]
+        if self.args.quick:
+            options += ["--scoring-batches", "10"]
+        return options
+
+    # -- the whole ---------------------------------------------------------------------
+
+    def build(self, goal: Goal, planned: Sequence[Step] = ()) -> List[Step]:
+        """All steps, in order, ``planned`` first."""
+        args, base = self.args, self.base
+        self.steps = list(planned)
+        epochs = args.epochs or (QUICK_EPOCHS if args.quick else EPOCHS)
+        pruning_epochs = max(2, round(epochs / 3))
+        finetuning_epochs = max(1, epochs - pruning_epochs)
+
+        here = self._add("translate", "distill_data.py", base.data, "--path", base.path,
+            *self._languages, "--output", f"{{here}}/{DATA}", "--beam", str(args.beam),
+            "--batch-size", "256", *self._fast_engine(),
+            results=(DATA,), resumes=True, whole=True)  # fmt: skip
+        # as long as two epochs of the data, since every sentence is in it twice
+        translated, data, start = os.path.join(here, DATA), base.data, base.path
+        finetuning_epochs = max(1, round(finetuning_epochs / 2))
+        updates = 2 * finetuning_epochs * base.updates_in_epoch(*self.batch())
+        if args.max_types is not None:
+            here = self._trim(translated)
+            translated = data = os.path.join(here, DATA)
+            start = os.path.join(here, MODEL)
+            pruning_epochs = max(2, round(pruning_epochs / 2))
+        for part in schedule(goal, base.dropout, pruning_epochs, args.quick):
+            here = self._add(part.name, "pruning.py", data, "--pretrained-model", start,
+                *self._training(part.dropout, part.epochs), "--srp", "--weighted-layernorm",
+                *part.options, "--validate-interval", str(part.epochs), *args.training,
+                results=(LAST, BEST), resumes=True)  # fmt: skip
+            start = os.path.join(here, LAST)
+        dropout = base.dropout if goal.rate >= LARGE else base.dropout / 3
+        here = self._add("finetune", "finetuning.py", translated, "--pretrained-model", start,
+            *self._training(dropout, finetuning_epochs),
+            "--lr-scheduler", "polynomial_decay", "--total-num-update", str(updates),
+            "--warmup-updates", str(min(WARM_UP, max(1, updates // 10))), *args.training,
+            results=(LAST, BEST), resumes=True)  # fmt: skip
+        # without the optimizer's state
+        best = os.path.join(here, BEST)
+        here = self._add("model", "average_checkpoints.py", "--inputs", best,
+            "--output", f"{{here}}/{MODEL}", results=(MODEL,))  # fmt: skip
+        model = os.path.join(here, MODEL)
+        engine: Tuple[str, ...] = ()
+        if self.exports:
+            engine = self._export(translated, model)
+        self._test("test-base", base.data, base.path)
+        self._test("test", translated, model, *engine)
+        folders = [os.path.join(args.output, step.name) for step in self.steps[-2:]]
+        self._add("report", "report.py", *(os.path.join(f, "") for f in folders),
+            "--output", "{here}", results=("report.md",))  # fmt: skip
+        return self.steps
+
+    def _fast_engine(self) -> Tuple[str, ...]:
+        """Options of translation, for the fastest engine that is here."""
+        if self.exports and not torch.cuda.is_available():
+            return "--engine", "ctranslate2", "--quantization", "int8"
+        return ()
+
+    def _trim(self, data: str) -> str:
+        args = self.args
+        splitter = ()
+        if args.bpe_codes or args.sentencepiece_model:
+            option = "--bpe-codes" if args.bpe_codes else "--sentencepiece-model"
+            splitter = (option, args.bpe_codes or args.sentencepiece_model)
+        return self._add("trim", "trim_vocabulary.py", data, "--path", self.base.path,
+            *self._languages, "--output", f"{{here}}/{DATA}",
+            "--output-checkpoint", f"{{here}}/{MODEL}", "--max-types", str(args.max_types),
+            *splitter, results=(DATA, MODEL))  # fmt: skip
+
+    def _export(self, data: str, model: str) -> Tuple[str, ...]:
+        """Add the export; returns options of translation with it."""
+        args = self.args
+        candidates = () if args.no_vocabulary_map else ("--vocabulary-map",)
+        here = self._add("export", "export.py", data, "--path", model, *self._languages,
+            "--output", f"{{here}}/{EXPORT}", "--quantization", args.quantization,
+            *candidates, results=(EXPORT,), whole=True)  # fmt: skip
+        return "--engine", "ctranslate2", "--ctranslate2-model", os.path.join(here, EXPORT)
+
+    def _test(self, name: str, data: str, model: str, *engine: str) -> None:
+        args = self.args
+        reference = ("--reference", self._reference) if self._reference else ()
+        lowercase = ("--sacrebleu-lowercase",) if args.lowercase else ()
+        detok = ("--detok", "none") if self.base.splitting == PIECES else ()
+        self._add(name, "generate.py", data, "--path", model, *self._languages,
+            "--gen-subset", args.gen_subset, "--beam", str(args.beam), "--batch-size", "128",
+            *self._remove_bpe, *detok, *lowercase, *reference, *engine,
+            "--report", f"{{here}}/{REPORT}", results=(TEXT, REPORT), output=TEXT)  # fmt: skip
+
+
+def exports() -> bool:
+    """Whether the engine for deployment is installed."""
+    return find_spec("ctranslate2") is not None

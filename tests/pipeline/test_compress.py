@@ -1,0 +1,161 @@
+"""compress.py: one command from a trained model to a compressed one."""
+
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from src.checkpoints.rebuild import load_model
+from src.connectivity.budget import ParameterCount
+from src.errors import UserError
+from src.pipeline import command
+from src.pipeline.base import CODES, PIECES, WORDS, splitting
+from src.pipeline.headline import paired_p, read_translations
+from src.pipeline.recipe import Goal, schedule
+from src.pipeline.runner import Pipeline
+from tests.support.training import make_dictionary
+from tests.support.translation import run_tool
+
+
+def arguments(data, path, output, *more):
+    return [data, "--path", path, "--output", str(output), *more]
+
+
+def compress(*args):
+    return command.compress(command.parse(arguments(*args)))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Steps run in this process: a program's start takes longer than a tiny step."""
+    started = []
+
+    def execute(self, step):
+        started.append(step.name)
+        name = Path(step.command[0]).stem
+        said = run_tool(import_module(f"src.{name}").main, list(step.command[1:]))
+        if step.output:
+            Path(self.path(step, step.output)).write_text(said)
+
+    monkeypatch.setattr(Pipeline, "_execute", execute)
+    return started
+
+
+def test_the_whole_way(data, base, tmp_path, in_process, capsys):
+    """One run; what is done is not done again."""
+    out = tmp_path / "out"
+    options = ["--compression-rate", "0.4", "--quick", "--", "--cpu"]
+    compress(data, base, out, *options)
+    said = capsys.readouterr().out
+    assert in_process == [
+        *("1-translate", "2-prune-embeddings", "3-prune-rest", "4-finetune", "5-model"),
+        *("6-export", "7-test-base", "8-test", "9-report"),
+    ]
+    assert "BLEU" in said and "times smaller" in said
+    count = ParameterCount(load_model(str(out / "5-model/model.pt")))
+    assert count.share == pytest.approx(0.4, abs=0.01)
+    headline = json.loads((out / "headline.json").read_text())
+    assert headline["parameters"] == [count.uncut, count(count.current)]
+    assert headline["bleu"][1] == json.loads((out / "8-test/report.json").read_text())["bleu"]
+
+    in_process.clear()
+    compress(data, base, out, *options)
+    assert not in_process
+    assert capsys.readouterr().out.splitlines()[-3:] == said.splitlines()[-3:]
+
+    compress(data, base, out, "--quantization", "float32", *options)
+    assert in_process == ["6-export", "8-test", "9-report"]
+
+    other = str(shutil.copy(base, tmp_path / "other.pt"))
+    state = torch.load(other)
+    state["model"]["encoder.embed_tokens.weight"] += 1
+    torch.save(state, other)
+    with pytest.raises(UserError, match="holds the compression of another model"):
+        compress(data, other, out, "--compression-rate", "0.4")
+
+
+def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compress(data, base, out, "--compression-rate", "0.1", "--dry-run") is None
+    said = capsys.readouterr().out
+    assert "2-prune: python src/pruning.py" in said and "--pruning-iter 4" in said
+    assert "--max-epoch 10" in said.partition("3-finetune")[2]  # each sentence twice: 20 of 30
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ([], "no target; give one of --compression-rate"),
+        (["--compression-rate", "1.5"], r"--compression-rate 1.5: must be in \(0, 1\)"),
+        (["--compression-rate", "0.001"], "at least 0.[0-9]+ .* parameters. stay"),
+        (["--compression-rate", "0.4", "--epochs", "1"], "--epochs 1: must be at least 2"),
+        (["--compression-rate", "0.4", "--epochs", "9", "--quick"], "has no part in --quick"),
+        (["--compression-rate", "0.4", "--gen-subset", "test1"], "no set test1; name another"),
+        (["--compression-rate", "0.4", "--reference", "x"], "--reference x: no such file"),
+        (["--compression-rate", "0.4", "--bpe-codes", "pyproject.toml"], "no types of subword_nmt"),
+        (["--compression-rate", "0.4", "--", "--max-tokens", "x"], "--max-tokens x: must be a"),
+        (["--compression-rate", "0.4", "--", "--no-such-thing"], "--no-such-thing"),
+    ],
+)
+def test_what_is_refused(data, base, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        compress(data, base, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else(data, base, tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(UserError, match="holds something else than a compression"):
+        compress(data, base, tmp_path, "--compression-rate", "0.4")
+
+
+def test_too_little_disk(data, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="GB are needed there and 0.0 GB are free"):
+        compress(data, base, tmp_path / "out", "--compression-rate", "0.4")
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2, 0.1])
+def test_the_recipe_follows_the_size(rate):
+    parts = schedule(Goal(rate), dropout=0.3, epochs=10)
+    assert [p.name for p in parts] == (
+        ["prune"] if rate < 0.15 else ["prune-embeddings", "prune-rest"]
+    )
+    assert sum(p.epochs for p in parts) == 10
+    dropouts = {0.5: [0.3, 0.3], 0.2: [0.2, 0.1], 0.1: [0.2]}[rate]
+    assert [p.dropout for p in parts] == pytest.approx(dropouts)
+
+
+def test_layers_go_little_by_little():
+    (part,) = schedule(Goal(0.5, decoder_layers=1), dropout=0.3, epochs=10)
+    assert {"--keep-decoder-layers", "--pruning-iter"} <= set(part.options)
+
+
+def test_how_text_was_split():
+    dictionary = make_dictionary("de")
+    assert splitting(dictionary) == WORDS
+    for mark, kind in (("a@@", CODES), ("\u2581a", PIECES)):
+        marked = make_dictionary("de")
+        marked.add_symbol(mark)
+        assert splitting(dictionary, marked) == kind
+
+
+def test_translations_are_read_in_the_order_of_the_set(tmp_path):
+    path = tmp_path / "generate.txt"
+    lines = ["T-1\ta b .", "D-1\t-0.1\ta c .", "T-0\tx", "D-0\t-1\ty &apos;s", "D-0\t-2\tz"]
+    path.write_text("\n".join([*lines, "BLEU = 3"]))
+    found = read_translations(str(path), "moses", "en")
+    assert found == (["y's", "a c."], ["x", "a b."])
+
+
+def test_equal_translations_differ_by_chance():
+    """sacreBLEU's test is one-sided: p is small only where a difference is there."""
+    truth = [f"the {n} dogs run in the big green park of town {n % 7}" for n in range(60)]
+    worse = [line.replace("big green", "small") for line in truth]
+    assert paired_p(worse, truth, truth, False) < 0.05
+    assert paired_p(truth, [*truth[:-1], worse[-1]], truth, False) > 0.05
