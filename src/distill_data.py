@@ -32,19 +32,19 @@ import logging  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
-from typing import Dict, Iterator, List, Optional  # noqa: E402
+from typing import Dict, List, Optional  # noqa: E402
 
 import torch  # noqa: E402
 from fairseq import utils  # noqa: E402
 from fairseq.data.indexed_dataset import make_builder  # noqa: E402
-from fairseq.logging import progress_bar  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from . import generate  # noqa: E402
 from .checkpoints.adapters import adapter_files  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
+from .decoding.translate import make_batches, make_generator  # noqa: E402
+from .decoding.translate import translate as translations  # noqa: E402
 from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .deployment.export import FILES  # noqa: E402
 from .errors import UserError  # noqa: E402
@@ -55,6 +55,8 @@ from .files import (  # noqa: E402
     refusing_failed_writes,
     sole_process,
 )
+from .translation import options  # noqa: E402
+from .translation.loading import load  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +71,8 @@ _DECIDING = (
 
 def get_parser() -> argparse.ArgumentParser:
     """generate.py's options and this tool's own."""
-    parser = generate.get_parser()
+    parser = options.get_parser(__doc__)
     parser.set_defaults(gen_subset="train", beam=5)
-    parser.description = __doc__
     parser.usage = "%(prog)s DATA --path CHECKPOINT --output DIR [options]"
     group = parser.add_argument_group("distilled data")
     group.add_argument(
@@ -192,28 +193,6 @@ def read_translations(path: str) -> Dict[int, List[int]]:
     return found
 
 
-def batches(cfg, loaded, done: Dict[int, List[int]]) -> Iterator[dict]:
-    """Batches of what is still to be translated, by length."""
-    dataset = loaded.task.dataset(cfg.dataset.gen_subset)
-    left_out = {*done, *loaded.skipped}
-    indices = [int(i) for i in dataset.ordered_indices() if int(i) not in left_out]
-    parts = dataset.batch_by_size(
-        torch.tensor(indices, dtype=torch.int64).numpy(),
-        max_tokens=cfg.dataset.max_tokens,
-        max_sentences=cfg.dataset.batch_size,
-        required_batch_size_multiple=1,
-    )
-    progress = progress_bar.progress_bar(
-        parts,
-        log_format=cfg.common.log_format,
-        log_interval=cfg.common.log_interval,
-        prefix="translating",
-        default_log_format="simple" if cfg.common.no_progress_bar else "tqdm",
-    )
-    for part in progress:
-        yield dataset.collater([dataset[i] for i in part])
-
-
 def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
     """Translate what ``path`` doesn't hold yet, adding to it batch by batch.
 
@@ -225,14 +204,8 @@ def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
         logger.info(f"{len(found):,} sentences were translated before, in {path}")
     task, models = loaded.task, loaded.models
     engine = ctranslate2_engine.prepare(args, cfg, task, models[0], loaded.skipped)
-    use_cuda = engine is None and torch.cuda.is_available() and not cfg.common.cpu
-    for model in models:
-        model.eval()
-        if use_cuda:
-            model.cuda()
-        if cfg.common.fp16:
-            model.half()
-        model.prepare_for_inference_(cfg)
+    generator = engine or make_generator(cfg, task, models)
+    left_out = {*found, *loaded.skipped}
     # what fairseq-generate prints lacks them as well
     no_words = task.target_dictionary.bos(), task.target_dictionary.pad()
     mode = "r+b" if os.path.isfile(path) else "wb"
@@ -240,18 +213,13 @@ def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
         content = stream.read() if found else b""
         stream.truncate(content.rfind(b"\n") + 1)  # a line that a kill has cut short
         stream.seek(0, os.SEEK_END)
-        with ctranslate2_engine.translating(type(task), engine, sys.stdout):
-            generator = task.build_generator(models, cfg.generation)
-            for sample in batches(cfg, loaded, found):
-                if use_cuda:
-                    sample = utils.move_to_cuda(sample)
-                hypotheses = task.inference_step(generator, models, sample)
-                for number, best in zip(sample["id"].tolist(), hypotheses):
-                    tokens = best[0]["tokens"].tolist()
-                    found[number] = [token for token in tokens if token not in no_words]
-                    line = " ".join(map(str, [number, *found[number]]))
-                    stream.write(f"{line}\n".encode("ascii"))
-                stream.flush()
+        batches = make_batches(cfg, task, models, left_out)
+        for number, _, _, hypotheses in translations(task, models, generator, batches):
+            tokens = hypotheses[0]["tokens"].tolist()
+            found[number] = [token for token in tokens if token not in no_words]
+            line = " ".join(map(str, [number, *found[number]]))
+            stream.write(f"{line}\n".encode("ascii"))
+            stream.flush()
     return found
 
 
@@ -297,7 +265,7 @@ def run(args, cfg) -> None:
         UserError: a mistake in an option or file, before any translation.
     """
     check(args, cfg)
-    loaded = generate.load(args, cfg)
+    loaded = load(args, cfg)
     for path, model in zip(utils.split_paths(cfg.common_eval.path), loaded.models):
         check_not_shrinking(model, f"--path {path}")
     dataset = loaded.task.dataset(cfg.dataset.gen_subset)
@@ -355,7 +323,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     """
     cli.set_up_logging(sys.stderr)
     args = cli.parse(get_parser(), arguments)
-    cfg = generate.configure(args)
+    cfg = options.configure(args)
     cli.log_to_file(args.log_file)
     with cli.ending_quietly("the same command goes on"):
         run(args, cfg)

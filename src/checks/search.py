@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import math
-from typing import Any, Dict, Set
+from typing import Any, Dict, Optional, Set
 
 from fairseq import scoring
 from fairseq.data.data_utils import post_process
@@ -224,22 +224,26 @@ def check_lengths(cfg, models) -> None:
         raise UserError(f"--min-len {cfg.generation.min_len}: the model can write {limit} tokens")
 
 
-def check_language_model(cfg, task, trust: bool) -> None:
-    """Refuse a ``--lm-path`` that is no language model of the target's dictionary.
+def read_language_model(cfg, task, trust: bool) -> Optional[Dict[str, Any]]:
+    """The checkpoint of ``--lm-path``: a language model of the target's dictionary.
+
+    Returns:
+        Its state; None without the option.
 
     Raises:
         UserError: names the file and what is wrong with it.
     """
     path = cfg.generation.lm_path
     if path is None:
-        return
-    weights = load_checkpoint(path, "--lm-path", trust)["model"]
-    if any(name.startswith("encoder.") for name in weights):
+        return None
+    state = load_checkpoint(path, "--lm-path", trust)
+    if any(name.startswith("encoder.") for name in state["model"]):
         raise UserError(f"--lm-path {path}: is a translation model; give a language model")
-    table = weights.get("decoder.embed_tokens.weight")
+    table = state["model"].get("decoder.embed_tokens.weight")
     types = len(task.target_dictionary)
     if table is not None and len(table) != types:
         raise UserError(
             f"--lm-path {path}: has {len(table)} types, the target dictionary {types}; "
             "train it with the data's"
         )
+    return state

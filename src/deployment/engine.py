@@ -1,13 +1,12 @@
-"""Translating a test set with CTranslate2 inside fairseq-generate.
+"""Translating a test set with CTranslate2.
 
 The engine stands in for fairseq's ``SequenceGenerator``: batches, output lines and
-BLEU stay fairseq's. Options that would not give fairseq's hypotheses are refused.
+BLEU stay as they are. Options that would not give fairseq's hypotheses are refused.
 """
 
 import logging
 import tempfile
-from contextlib import contextmanager
-from typing import Iterator, List, Optional, TextIO
+from typing import List, Optional
 
 import torch
 
@@ -123,39 +122,3 @@ def prepare(args, cfg, task, model, skipped: List[int]) -> Optional[CTranslate2G
             f"average, of {len(task.target_dictionary)} types; scores are among them"
         )
     return generator
-
-
-class _WithoutTokenScores:
-    """A stream without fairseq's P- lines, which CTranslate2 has no numbers for."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def write(self, line: str) -> int:
-        return len(line) if line.startswith("P-") else self.stream.write(line)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-
-@contextmanager
-def translating(
-    task_class: type, generator: Optional[CTranslate2Generator], stream: TextIO
-) -> Iterator[TextIO]:
-    """Let fairseq-generate's task use the generator; without one, change nothing.
-
-    Returns:
-        The stream for its lines.
-    """
-    if generator is None:
-        yield stream
-        return
-    own = vars(task_class).get("build_generator")
-    task_class.build_generator = lambda self, *args, **kwargs: generator
-    try:
-        yield _WithoutTokenScores(stream)
-    finally:
-        if own is None:
-            del task_class.build_generator
-        else:
-            task_class.build_generator = own

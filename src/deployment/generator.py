@@ -183,7 +183,7 @@ class CTranslate2Generator:
     ) -> List[List[Dict[str, Any]]]:
         """Hypotheses of each sentence, best first, as fairseq's generator gives them.
 
-        Token scores, alignment and attention are empty.
+        Alignment and attention are empty, and there are no scores of tokens.
         """
         tokens = sample["net_input"]["src_tokens"].cpu()
         names = self.names[0]
@@ -220,7 +220,7 @@ class CTranslate2Generator:
             "score": torch.tensor(score),
             "attention": None,
             "alignment": torch.empty(0),
-            "positional_scores": torch.empty(0),
+            "positional_scores": None,
         }
 
     def _end_at_limit(self, sources: List[List[str]], length: int):

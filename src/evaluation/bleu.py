@@ -1,10 +1,8 @@
 """BLEU of a translated test set, of detokenized text, with sacreBLEU's signature."""
 
 import hashlib
-import io
 import logging
-import re
-from typing import Any, Callable, Dict, List, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from sacrebleu.metrics import BLEU
 from sacremoses import MosesDetokenizer
@@ -12,44 +10,6 @@ from sacremoses import MosesDetokenizer
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
-
-_SENTENCE_LINE = re.compile(r"([STHDPAIE])-(\d+)[\t_]")
-
-
-class OutputLines(io.TextIOBase):
-    """Passes fairseq-generate's lines on and keeps each sentence's best hypothesis.
-
-    Args:
-        stream: where the lines go.
-        quiet: leave out the lines of sentences, as ``--quiet`` does.
-
-    Attributes:
-        hypotheses: sentence number to text, from the first ``D-`` line.
-    """
-
-    def __init__(self, stream: TextIO, quiet: bool = False):
-        self.stream = stream
-        self.quiet = quiet
-        self.hypotheses: Dict[int, str] = {}
-        self._line = ""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        self._line += text
-        if self._line.endswith("\n"):
-            line, self._line = self._line, ""
-            kind = _SENTENCE_LINE.match(line)
-            if kind and kind[1] == "D":
-                hypothesis = line[:-1].split("\t", 2)[2]
-                self.hypotheses.setdefault(int(kind[2]), hypothesis)
-            if not (kind and self.quiet):
-                self.stream.write(line)
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 def detokenizer(name: str, language: str) -> Callable[[str], str]:

@@ -3,9 +3,7 @@
 import io
 import os
 import platform
-import time
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -16,41 +14,9 @@ from ..adapters import report as adapter_report
 from ..connectivity.budget import ParameterCount
 from ..connectivity.groups import base_parameters
 from ..connectivity.layers import widths_in_uncut
+from ..decoding.translate import Step
 from ..errors import UserError
 from .flops import count_flops
-
-
-class Step(NamedTuple):
-    seconds: float
-    sentences: int
-    tokens: int  # of the best hypotheses, with end of sentence
-
-
-@contextmanager
-def timed_inference(task_class: type) -> Iterator[List[Step]]:
-    """Time every batch that a task of this class translates while inside."""
-    steps: List[Step] = []
-    original = task_class.inference_step
-
-    def inference_step(self, *args, **kwargs):
-        begin = time.perf_counter()
-        hypotheses = original(self, *args, **kwargs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - begin
-        tokens = sum(len(beams[0]["tokens"]) for beams in hypotheses)
-        steps.append(Step(seconds, len(hypotheses), tokens))
-        return hypotheses
-
-    inherited = "inference_step" not in vars(task_class)
-    task_class.inference_step = inference_step
-    try:
-        yield steps
-    finally:
-        if inherited:
-            del task_class.inference_step
-        else:
-            task_class.inference_step = original
 
 
 def speed(steps: Sequence[Step]) -> Dict[str, Any]:
@@ -154,31 +120,28 @@ def _pytorch(cfg) -> str:
     return " ".join(["pytorch", *(option for option, given in options.items() if given)])
 
 
-def report(
+def report_model(
     cfg,
     model: nn.Module,
     dataset,
-    steps: Sequence[Step],
     lengths: Tuple[Optional[int], Optional[int]],
-    engine=None,
     skipped: Sequence[int] = (),
 ) -> Dict[str, Any]:
-    """What ``--report`` writes beside BLEU.
+    """What ``--report`` writes of the model.
 
     Args:
         cfg: fairseq's configuration of the run.
-        dataset: the translated sentence pairs.
+        model: as it was read; what makes translation faster can change its weights.
+        dataset: the sentence pairs to translate.
         lengths: source and target tokens for FLOPs (default: the mean of
             those translated), which are of one sentence at beam 1, see ``flops_counter``.
-        engine: what translated instead of PyTorch, with ``facts()`` of its own.
-        skipped: numbers of the sentences that were left out.
+        skipped: numbers of the sentences that are left out.
     """
     sources, targets = dataset.src_sizes, dataset.tgt_sizes
     targets = sources if targets is None else targets
     means = [float(np.mean(np.delete(x, list(skipped)))) for x in (sources, targets)]
     source, target = (given or round(mean) for given, mean in zip(lengths, means))
     flops = count_flops(model, source, target)
-    has_gpu = torch.cuda.is_available() and not cfg.common.cpu
     return {
         "checkpoint": cfg.common_eval.path,
         **sizes(model, cfg.common_eval.path),
@@ -186,6 +149,19 @@ def report(
         "flops_parts": flops,
         "flops_source_length": source,
         "flops_target_length": target,
+    }
+
+
+def report_translation(cfg, steps: Sequence[Step], engine=None) -> Dict[str, Any]:
+    """What ``--report`` writes of the translation: speed, search, machine, engine.
+
+    Args:
+        cfg: fairseq's configuration of the run.
+        steps: the time of each batch.
+        engine: what translated instead of PyTorch, with ``facts()`` of its own.
+    """
+    has_gpu = torch.cuda.is_available() and not cfg.common.cpu
+    return {
         **speed(steps),
         "beam": cfg.generation.beam,
         "lenpen": cfg.generation.lenpen,
