@@ -43,8 +43,7 @@ from .checkpoints.adapters import adapter_files  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
-from .decoding.translate import make_batches, make_generator  # noqa: E402
-from .decoding.translate import translate as translations  # noqa: E402
+from .decoding.translate import make_batches, make_generator, translate  # noqa: E402
 from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .deployment.export import FILES  # noqa: E402
 from .errors import UserError  # noqa: E402
@@ -193,7 +192,7 @@ def read_translations(path: str) -> Dict[int, List[int]]:
     return found
 
 
-def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
+def translate_set(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
     """Translate what ``path`` doesn't hold yet, adding to it batch by batch.
 
     Returns:
@@ -214,7 +213,7 @@ def translate(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
         stream.truncate(content.rfind(b"\n") + 1)  # a line that a kill has cut short
         stream.seek(0, os.SEEK_END)
         batches = make_batches(cfg, task, models, left_out)
-        for number, _, _, hypotheses in translations(task, models, generator, batches):
+        for number, _, _, hypotheses in translate(task, models, generator, batches):
             tokens = hypotheses[0]["tokens"].tolist()
             found[number] = [token for token in tokens if token not in no_words]
             line = " ".join(map(str, [number, *found[number]]))
@@ -299,7 +298,7 @@ def make(args, cfg, loaded, folder: str) -> None:
     with atomic_write(mark) as stream:
         stream.write(key)
     begin = time.perf_counter()
-    found = translate(args, cfg, loaded, path)
+    found = translate_set(args, cfg, loaded, path)
     seconds = time.perf_counter() - begin
     output = args.output.rstrip("/")
     with refusing_failed_writes(output), new_folder(output) as part:

@@ -5,6 +5,7 @@ import argparse
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
+from hydra.errors import MissingConfigException
 
 from ..commandline import parsing as cli
 from ..deployment import engine as ctranslate2_engine
@@ -85,11 +86,18 @@ def configure(args):
     """fairseq's configuration of the parsed options.
 
     Raises:
-        UserError: the tokenizer's languages are missing, which it can't be made without.
+        UserError: the tokenizer's languages are missing, which it can't be made without,
+            or fairseq has no configuration of --bpe.
     """
     if args.tokenizer == "moses" and None in (args.source_lang, args.target_lang):
         raise UserError("--tokenizer moses: needs --source-lang and --target-lang")
-    cfg = convert_namespace_to_omegaconf(args)
+    try:
+        cfg = convert_namespace_to_omegaconf(args)
+    except MissingConfigException:  # a --bpe or --tokenizer that fairseq can't configure
+        raise UserError(
+            f"--bpe {args.bpe}: is not among those that fairseq-generate can set up; give "
+            "another, or leave it out"
+        ) from None
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         cfg.dataset.max_tokens = 12000  # as fairseq-generate does later
     return cfg

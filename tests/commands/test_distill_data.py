@@ -81,7 +81,7 @@ def test_without_the_original(data, checkpoints, tmp_path):
 def test_an_empty_translation_is_no_pair(data, checkpoints, tmp_path, monkeypatch):
     found = {number: [5, 6, 2] for number in range(PAIRS)}
     found[1] = [2]
-    monkeypatch.setattr(distill_data, "translate", lambda *args: found)
+    monkeypatch.setattr(distill_data, "translate_set", lambda *args: found)
     distill(data, checkpoints.dense, tmp_path / "new", "--without-original")
     assert read(tmp_path / "new", "train", "en") == [[5, 6, 2]] * (PAIRS - 1)
     sources = read(data, "train", "de")
@@ -90,7 +90,7 @@ def test_an_empty_translation_is_no_pair(data, checkpoints, tmp_path, monkeypatc
 
 def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, capsys):
     distill(data, checkpoints.dense, tmp_path / "whole")
-    original, calls = distill_data.batches, []
+    original, calls = distill_data.make_batches, []
 
     def stopping(*args):
         for number, sample in enumerate(original(*args)):
@@ -99,7 +99,7 @@ def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, ca
                 raise KeyboardInterrupt
             yield sample
 
-    monkeypatch.setattr(distill_data, "batches", stopping)
+    monkeypatch.setattr(distill_data, "make_batches", stopping)
     with pytest.raises(SystemExit) as stop, ending_program():
         distill(data, checkpoints.dense, tmp_path / "new")
     assert stop.value.code == 130 and not (tmp_path / "new").exists()

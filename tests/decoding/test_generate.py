@@ -2,7 +2,6 @@
 # ruff: noqa: F811  (fixtures are imported)
 
 import argparse
-import io
 import json
 import re
 import shutil
@@ -157,13 +156,6 @@ def test_tokenized_bleu_stands_beside(corpus, checkpoints, translated):
         expected = corpus_bleu(tokens, [targets], tokenize=tokenize, force=force)
         line = re.search(rf"^BLEU\|\S+tok:{tokenize}\S+ = ([\d.]+)", output, re.MULTILINE)
         assert float(line[1]) == pytest.approx(expected.score, abs=0.005)
-
-
-def test_bleu_is_of_the_first_of_several_hypotheses():
-    lines = bleu.OutputLines(io.StringIO())
-    for text in ("one", "two"):
-        print(f"D-3\t-0.5\t{text}", file=lines)
-    assert lines.hypotheses == {3: "one"}
 
 
 def test_words_outside_the_dictionary_match_nothing():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq_cli import generate as fairseq_generate
 
 from src import export_adapters, export_sparse, flops_counter, generate, train
 from src import sparsity_report as report_on_sparsity
@@ -199,6 +198,7 @@ for _options, _message in {
     "--bf16": "--bf16: is for training",
     "--sampling --nbest 2 --sampling-topk 22": "--sampling-topk 22: the target dictionary has 21",
     "--scoring bert_score": "--scoring bert_score: can't be set up",
+    "--bpe characters": "--bpe characters: is not among those that fairseq-generate can set up",
     "--model-overrides {{'encoder_embed_dim':64}}": "{cut}: its weights don't fit its options",
     "--model-overrides {{'max_target_position':9}}": "--model-overrides max_target_position: "
     "{cut} has no such option; similar names are max_target_positions, max_source_positions",
@@ -221,7 +221,7 @@ def test_refused_in_one_line_before_any_work(
     def no_work(*args, **kwargs):
         raise AssertionError("translation has begun")
 
-    monkeypatch.setattr(fairseq_generate, "_main", no_work)
+    monkeypatch.setattr(generate, "translate", no_work)
     given, expected = REFUSALS[case]
     places = {"corpus": corpus, "cut": checkpoints.cut, "folder": str(tmp_path)}
     for name, make in (
@@ -372,7 +372,8 @@ def test_an_interruption_ends_other_tools_quietly(tool, tmp_path, monkeypatch, c
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, "load_checkpoint", stop)
+    reader = "load_model" if tool is flops_counter else "load_checkpoint"
+    monkeypatch.setattr(tool, reader, stop)
     command = ["--path", "model.pt", "--output", str(tmp_path / "out")]
     command = ["model.pt"] if tool is flops_counter else command
     with pytest.raises(SystemExit) as stopped, ending_program(), quiet_logging():
