@@ -18,13 +18,15 @@ import zlib
 from contextlib import contextmanager
 from typing import Callable, Iterator, Optional
 
+from safetensors import SafetensorError
+
 from .errors import UserError
 
 # What readers raise at files that are damaged or hold something else.
 UNREADABLE = (
     *(pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError),
     *(LookupError, AttributeError, ImportError, AssertionError, MemoryError),
-    *(struct.error, zlib.error),
+    *(struct.error, zlib.error, SafetensorError),
 )
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
