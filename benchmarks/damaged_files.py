@@ -28,10 +28,10 @@ from typing import Dict, List, NamedTuple, Tuple
 
 import torch
 from common import arguments, check, report
-from damage import ANY, OUTCOMES, Kind, attempt, outcome
+from damage.kind import ANY, OUTCOMES, Kind, attempt, outcome
 
 # The files of a kind are made by function ``kind`` of the module, in a given folder.
-KINDS = {"sparse": "damaged_sparse"}
+KINDS = {"sparse": "damage.sparse"}
 
 
 class Failure(NamedTuple):

@@ -68,6 +68,8 @@ def test_names_of_checkpoints():
         ("compression_rates", "--rates 0.5,2", "--rates 2: must be between 0 and 1"),
         ("compression_speed", "--rates half", "--rates half: is no number"),
         ("compression_speed", "--batch-size 0", "--batch-size 0: must be at least 1"),
+        ("damaged_files", "sparce", "KIND sparce: must be one of"),
+        ("damaged_files", "--files 0", "--files 0: must be at least 1"),
         ("importance", "d --path p --rates 0.5", "--rates 0.5: must be STAGE:RATE"),
         ("importance", "d --path p --samples 3", "--samples 3: must be BATCHESxTOKENS"),
         ("importance", "d --path p", "--path p: no such checkpoint"),

@@ -9,7 +9,8 @@ from typing import Any, Dict, List
 
 import torch
 from common import ROOT, build_trainer, write_synthetic_data
-from damage import Damage, Kind
+
+from damage.kind import Damage, Kind
 
 SMALL = ["--task", "SRPtranslation", "--arch", "srp", "--criterion", "srp"]
 SMALL += ["--optimizer", "srp_adam", "--encoder-embed-dim", "32", "--encoder-layers", "1"]
