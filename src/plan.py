@@ -207,7 +207,7 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     task, dataset = set_up_task(args)
     dictionaries = task.source_dictionary, task.target_dictionary
-    check_dictionaries(state, *dictionaries, what)
+    check_dictionaries(state, task, what)
     check_finite(state["model"].items(), what)
     model = model_of(state, what).float()
     check_not_shrinking(model, what)

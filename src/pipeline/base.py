@@ -66,6 +66,11 @@ class Base:
         return sum(p.numel() for p in base_parameters(self.model))
 
     @property
+    def depths(self) -> Tuple[int, int]:
+        """Layers of encoder and decoder."""
+        return len(self.model.encoder.layers), len(self.model.decoder.layers)
+
+    @property
     def share(self) -> float:
         """Share of the uncut model's parameters that it has: 1 unless it was cut before."""
         return ParameterCount(self.model).share
@@ -124,7 +129,7 @@ def read_base(
     )
     task = set_up(lambda: SRPTranslationTask.setup_task(config), data)
     dictionaries = task.source_dictionary, task.target_dictionary
-    check_dictionaries(state, *dictionaries, what)
+    check_dictionaries(state, task, what)
     check_finite(state["model"].items(), what)
     model = model_of(state, what)
     check_not_shrinking(model, what)

@@ -6,151 +6,32 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import asdict
 from typing import List, Optional
 
 from fairseq import options
 
 from ..commandline.parsing import (
-    ArgumentParser,
-    add_trust,
     ending_quietly,
     fairseq_parser,
     set_up_logging,
 )
 from ..commandline.parsing import parse as parse_options
 from ..errors import UserError
-from ..files import atomic_write, check_output_folder, make_output_folder
+from ..files import atomic_write, make_output_folder
 from ..training.inherited_options import with_inherited
 from .base import CODES, PIECES, Base, read_base
+from .duration import in_words, training_seconds
+from .goal import PLAN, Goal, Plan, given_goal
 from .headline import Headline, read_headline
-from .recipe import EXPORT, Goal, Recipe, exports
+from .options import check, parse
+from .recipe import EXPORT, SPEED, Recipe, exports
 from .runner import Pipeline, StepFailed, typed
 from .steps import Step, content_digest
 
 MARK = "compress.json"  # in the pipeline's folder: what it is of
 HEADLINE = "headline.json"
-QUANTIZATIONS = ("int8", "int16", "bfloat16", "float16", "float32")
-
-
-def get_parser(description: Optional[str] = None) -> ArgumentParser:
-    """The options of compress.py."""
-    parser = ArgumentParser(
-        description=description,
-        usage="%(prog)s DATA --path CHECKPOINT --output DIR --compression-rate R | --megabytes M "
-        "[options] [-- options of fairseq's training]",
-    )
-    parser.add_argument("data", metavar="DATA", help="folder of binarized data")
-    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the trained model")
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder of all that is made, a step each"
-    )
-    for side in ("source", "target"):
-        parser.add_argument(
-            f"-{side[0]}", f"--{side}-lang", help=f"{side} language (default: as in DATA)"
-        )
-    group = parser.add_argument_group("how small, one of these")
-    group.add_argument(
-        "--compression-rate",
-        type=float,
-        metavar="R",
-        help="share of the uncut model's parameters to keep, as 0.2",
-    )
-    group = parser.add_argument_group("vocabulary and text")
-    group.add_argument(
-        "--max-types",
-        type=int,
-        metavar="N",
-        help="trim the vocabulary to so many types, see trim_vocabulary.py; text is split anew "
-        "with --bpe-codes or --sentencepiece-model",
-    )
-    group.add_argument("--bpe-codes", metavar="FILE", help="codes of subword-nmt of the data")
-    group.add_argument("--sentencepiece-model", metavar="FILE", help="SentencePiece's, likewise")
-    group.add_argument(
-        "--lowercase", action="store_true", help="the data are lower-cased; so is text for BLEU"
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="passes over the training data in all, a third of them while pruning (default: 30)",
-    )
-    group.add_argument(
-        "--quick", action="store_true", help="a smoke run: every step, hardly any training"
-    )
-    group = parser.add_argument_group("test and deployment")
-    group.add_argument(
-        "--gen-subset", default="test", metavar="SUBSET", help="set to test with (default: test)"
-    )
-    group.add_argument(
-        "--reference",
-        metavar="FILE",
-        help="its raw references, one a line (default: raw.SUBSET.LANG in DATA, else its target "
-        "side, detokenized)",
-    )
-    group.add_argument("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")
-    group.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        default="int8",
-        help="of the exported model (default: int8)",
-    )
-    group.add_argument(
-        "--no-vocabulary-map", action="store_true", help="export without a vocabulary map"
-    )
-    group = parser.add_argument_group("running")
-    group.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, and do nothing"
-    )
-    add_trust(group, "--path")
-    return parser
-
-
-def parse(arguments: List[str], description: Optional[str] = None) -> argparse.Namespace:
-    """Options of compress.py, those of trainings after ``--`` as ``training``."""
-    own, training = list(arguments), []
-    if "--" in own:
-        place = own.index("--")
-        own, training = own[:place], own[place + 1 :]
-    args = get_parser(description).parse_args(own)
-    args.training = training
-    return args
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuse what the command line alone rules out.
-
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    targets = {"--compression-rate": args.compression_rate}
-    given = [option for option, value in targets.items() if value is not None]
-    if len(given) != 1:
-        problem = f"{' '.join(given)}: exclude each other" if given else "no target"
-        raise UserError(f"{problem}; give one of {', '.join(targets)}, say how small")
-    for option, value, least in (
-        ("--max-types", args.max_types, 1),
-        ("--epochs", args.epochs, 2),
-        ("--beam", args.beam, 1),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{option} {value}: must be at least {least}")
-    if args.quick and args.epochs:
-        raise UserError(f"--epochs {args.epochs}: has no part in --quick; leave one of them out")
-    rate = args.compression_rate
-    if not 0 < rate < 1:
-        raise UserError(f"--compression-rate {rate:g}: must be in (0, 1), the share to keep")
-    if args.bpe_codes and args.sentencepiece_model:
-        raise UserError("--bpe-codes and --sentencepiece-model: exclude each other")
-    for option, path in (
-        ("--bpe-codes", args.bpe_codes),
-        ("--sentencepiece-model", args.sentencepiece_model),
-        ("--reference", args.reference),
-    ):
-        if path is not None and not os.path.isfile(path):
-            raise UserError(f"{option} {path}: no such file")
-    check_output_folder(args.output, "--output")
 
 
 def check_base(args, base: Base) -> None:
@@ -244,17 +125,20 @@ def mark_ours(args) -> None:
         stream.write("\n")
 
 
-def describe(args, base: Base, goal: Goal, steps: List[Step]) -> List[str]:
-    """What will be done, in words and commands."""
-    layers = len(base.model.encoder.layers), len(base.model.decoder.layers)
+def describe(args, base: Base, goal: Goal, plan: Plan, recipe: Recipe) -> List[str]:
+    """What will be done and what to expect, in words."""
+    layers = "{}+{}".format(*base.depths)
     lines = [
-        f"{args.path}: {base.parameters:,} parameters, {layers[0]}+{layers[1]} layers, "
+        f"{args.path}: {base.parameters:,} parameters, {layers} layers, "
         f"{base.languages[0]} to {base.languages[1]}; {base.pairs['train']:,} training pairs",
-        f"to keep: {goal.rate:.1%} of the uncut model's parameters",
+        f"to keep: {goal.rate:.1%} of the uncut model's parameters, {goal.depths(base)} layers",
+        *plan.expected(goal, base),
     ]
     if not exports():
         lines.append("ctranslate2 is not installed: no export, the result runs in PyTorch")
-    return lines + [f"{step.name}: {typed(step.command)}" for step in steps]
+    seconds = training_seconds(base, recipe.batch(), recipe.epochs)
+    lines.append(f"its trainings take {in_words(seconds)} on this machine, at most")
+    return lines
 
 
 def compress(args: argparse.Namespace) -> Optional[Headline]:
@@ -273,25 +157,57 @@ def compress(args: argparse.Namespace) -> Optional[Headline]:
     check_base(args, base)
     check_ours(args)
     check_disk(args, base)
-    goal = Goal(args.compression_rate)
-    goal.check(base)
-    steps = Recipe(args, base).build(goal)
-    check_trainings(args, base, steps)
-    for line in describe(args, base, goal, steps) if args.dry_run else ():
-        print(line)
+    goal = given_goal(args)
+    if goal is not None:
+        goal.check(base)
+    recipe = Recipe(args, base)
+    check_trainings(args, base, recipe.build(goal or Goal(0.5)))
     if args.dry_run:
-        return None
-    for line in describe(args, base, goal, []):
-        print(line)
+        return dry_run(args, base)
     mark_ours(args)
-    pipeline = Pipeline(args.output, steps)
-    pipeline.run()
-    headline = _headline(args, base, steps)
+    found: List[Step] = []
+
+    def rest() -> List[Step]:
+        found.extend(plan_steps(args, args, base, recipe))
+        return found[1:]
+
+    Pipeline(args.output, [recipe.plan(goal)], rest).run()
+    headline = _headline(args, base, found)
     with atomic_write(os.path.join(args.output, HEADLINE), encoding="utf-8") as stream:
         json.dump(asdict(headline), stream, indent=1)
         stream.write("\n")
     print("\n".join(headline.lines()))
     return headline
+
+
+def plan_steps(args, planned, base: Base, recipe: Recipe) -> List[Step]:
+    """All steps, when the first has measured; says what will be done.
+
+    Args:
+        planned: the options of the run whose first step has measured.
+    """
+    first = Recipe(planned, base).plan(given_goal(args))
+    plan = Plan(os.path.join(planned.output, first.name, PLAN), recipe.engine)
+    goal = given_goal(args) or plan.goal(args, base)
+    goal.check(base)
+    steps = recipe.build(goal)
+    for line in describe(args, base, goal, plan, recipe):
+        print(line)
+    return steps
+
+
+def dry_run(args, base: Base) -> None:
+    """Print what would be done; only measuring is done, in a folder that goes again."""
+    with tempfile.TemporaryDirectory(prefix="srp-compress-") as folder:
+        elsewhere = argparse.Namespace(**{**vars(args), "output": folder})
+        planned, steps = args, [Recipe(args, base).plan(given_goal(args))]
+        pipeline = Pipeline(args.output, steps)
+        if not pipeline.is_done(steps[0], pipeline.due(steps[0])):
+            planned, steps = elsewhere, [Recipe(elsewhere, base).plan(given_goal(args))]
+            Pipeline(folder, steps).run()
+        steps = plan_steps(args, planned, base, Recipe(args, base))
+    for step in steps:
+        print(f"{step.name}: {typed(step.command)}")
 
 
 def _headline(args, base: Base, steps: List[Step]) -> Headline:
@@ -300,6 +216,7 @@ def _headline(args, base: Base, steps: List[Step]) -> Headline:
     return read_headline(
         (folders["test-base"], folders["test"]),
         export and os.path.join(export, EXPORT),
+        os.path.join(folders["speed"], SPEED),
         "none" if base.splitting == PIECES else "moses",
         base.languages[1],
         args.lowercase,

@@ -25,8 +25,8 @@ class Headline:
         p: of the paired bootstrap test for the difference, one-sided.
         bytes: weights in float32 before, what is deployed after.
         parameters: before and after.
-        speed: tokens per second in the test's own translations.
-        engines: what translated them.
+        faster: for each engine times as fast as stock fairseq with the uncut model, and as the
+            uncut model in the same engine; medians of rounds side by side.
         conditions: of speed.
         signature: of BLEU.
     """
@@ -35,8 +35,7 @@ class Headline:
     p: Optional[float]
     bytes: Tuple[int, int]
     parameters: Tuple[int, int]
-    speed: Tuple[Optional[float], Optional[float]]
-    engines: Tuple[str, str]
+    faster: Dict[str, Tuple[float, float]]
     conditions: str
     signature: Optional[str]
 
@@ -45,11 +44,10 @@ class Headline:
         smaller = self.bytes[0] / self.bytes[1]
         share = self.parameters[1] / self.parameters[0]
         found = []
-        if None not in self.speed:
-            faster = self.speed[1] / self.speed[0]
+        for engine, (stock, uncut) in self.faster.items():
             found.append(
-                f"{faster:.2f} times as fast as the model as it was ({self.engines[1]} against "
-                f"{self.engines[0]}; {self.conditions})"
+                f"{engine}: {stock:.1f} times as fast as stock fairseq with the uncut model, "
+                f"{uncut:.1f} times as fast as the uncut model there"
             )
         found.append(
             f"{smaller:.1f} times smaller: {self.bytes[1] / 1e6:.2f} MB instead of "
@@ -59,6 +57,7 @@ class Headline:
             p = "" if self.p is None else f", p = {self.p:.3f} (paired bootstrap, one-sided)"
             found.append(f"BLEU {self.bleu[1]:.2f}, before {self.bleu[0]:.2f}{p}")
             found.append(f"BLEU: {self.signature}")
+        found.append(f"speed: {self.conditions}")
         return found
 
 
@@ -106,6 +105,7 @@ def folder_bytes(path: str) -> int:
 def read_headline(
     folders: Tuple[str, str],
     deployed: Optional[str],
+    speed: str,
     detok: str,
     language: str,
     lowercase: bool,
@@ -115,17 +115,23 @@ def read_headline(
     Args:
         folders: of the steps that translated the test set before and after.
         deployed: folder of the exported model, None if there is none.
+        speed: what plan.py wrote of the compressed model.
         detok: how output becomes text, see generate.py.
     """
     before, after = (_report(folder) for folder in folders)
     texts = [read_translations(os.path.join(f, "generate.txt"), detok, language) for f in folders]
     references = texts[0][1]
+    with open(speed, encoding="utf-8") as stream:
+        measured = json.load(stream)
+    how, faster = measured["conditions"], {}
+    for row in measured["rows"]:
+        if row["share"] < 1:
+            faster[row["engine"]] = row["times_fairseq"], row["speed_up"]
     p = None
     if after["reference"]:
         references = read_references(after["reference"], len(texts[0][0]))
     if len(references) == len(texts[0][0]) == len(texts[1][0]):
         p = paired_p(texts[0][0], texts[1][0], references, lowercase)
-    conditions = f"{after['machine']}, {after['threads']} threads, beam {after['beam']}"
     return Headline(
         bleu=(before["bleu"], after["bleu"]),
         p=p,
@@ -134,10 +140,8 @@ def read_headline(
             folder_bytes(deployed) if deployed else after["model_bytes"],
         ),
         parameters=(before["uncut_parameters"], after["parameters"]),
-        speed=(before["tokens_per_second"], after["tokens_per_second"]),
-        engines=tuple(
-            " ".join(filter(None, (r["engine"], r.get("quantization")))) for r in (before, after)
-        ),
-        conditions=conditions,
+        faster=faster,
+        conditions=f"{how['machine']}, {how['threads']} threads, {how['sentences']} sentences of "
+        f"set {how['gen_subset']}, beam {how['beam']}, {how['rounds']} rounds",
         signature=after.get("bleu_signature"),
     )

@@ -4,14 +4,14 @@ import os
 from argparse import Namespace
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 
-from ..connectivity.stage import PruningStage, StagePlan
+from ..checks.speed import QUANTIZATIONS
 from ..errors import UserError
-from ..training.explained_errors import naming_options
 from .base import CODES, PIECES, Base
+from .goal import PLAN, Goal, given_goal
 from .steps import Step
 
 COMMANDS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -22,38 +22,8 @@ LARGE, SMALL = 0.35, 0.15
 ITERATIONS, QUICK_ITERATIONS = 4, 2
 WARM_UP = 100
 DATA, MODEL, EXPORT, TEXT, REPORT = "data", "model.pt", "ctranslate2", "generate.txt", "report.json"
+SPEED = "speed.json"
 BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
-
-
-class Goal(NamedTuple):
-    """What the compressed model is to be.
-
-    Attributes:
-        rate: share of the uncut model's parameters; 1 cuts nothing but layers.
-        encoder_layers, decoder_layers: None keeps those that there are.
-    """
-
-    rate: float
-    encoder_layers: Optional[int] = None
-    decoder_layers: Optional[int] = None
-
-    @property
-    def cuts_layers(self) -> bool:
-        return self.encoder_layers is not None or self.decoder_layers is not None
-
-    def check(self, base: Base) -> None:
-        """Refuse what the model can't be cut to.
-
-        Raises:
-            UserError: says what can be reached.
-        """
-        plan = StagePlan(
-            self.rate,
-            keep_encoder_layers=self.encoder_layers,
-            keep_decoder_layers=self.decoder_layers,
-        )
-        with naming_options():
-            PruningStage(plan, base.model).check()
 
 
 class Pruning(NamedTuple):
@@ -123,7 +93,11 @@ class Recipe:
 
     def __post_init__(self):
         self.exports = exports()
+        self.engine = self.args.speed_engine or usual_engine(self.args.quantization)
+        self.maps = self.engine != "pytorch" and not self.args.no_vocabulary_map
+        self._quick_timing = ("--rounds", "2", "--sentences", "16") if self.args.quick else ()
         self.steps: List[Step] = []
+        self.epochs: List[float] = []  # of each training, of the data as they are given
 
     # -- pieces ------------------------------------------------------------------------
 
@@ -212,10 +186,32 @@ class Recipe:
 
     # -- the whole ---------------------------------------------------------------------
 
-    def build(self, goal: Goal, planned: Sequence[Step] = ()) -> List[Step]:
-        """All steps, in order, ``planned`` first."""
+    def plan(self, goal: Optional[Goal]) -> Step:
+        """The first step: what sizes and layers bring on this machine.
+
+        Args:
+            goal: None to choose one by what is measured.
+        """
+        args, self.steps = self.args, []
+        options = ["--engines", self.engine, "--beam", str(args.beam)]
+        if self.maps:
+            options += ["--vocabulary-map"]
+        if args.speed_up is not None:
+            options += ["--speed-up", f"{args.speed_up:g}"]
+        else:
+            depths = (goal or Goal(1.0)).depths(self.base)
+            options += ["--depths", depths]
+        if goal is not None:
+            options += ["--rates", f"{goal.rate:g}"]
+        self._add("plan", "plan.py", self.base.data, "--path", self.base.path, *self._languages,
+            *options, *self._quick_timing, "--json", f"{{here}}/{PLAN}",
+            results=(PLAN,), output="plan.txt")  # fmt: skip
+        return self.steps[0]
+
+    def build(self, goal: Goal) -> List[Step]:
+        """All steps, in order, that of the plan first."""
         args, base = self.args, self.base
-        self.steps = list(planned)
+        self.steps = [self.plan(given_goal(args))]
         epochs = args.epochs or (QUICK_EPOCHS if args.quick else EPOCHS)
         pruning_epochs = max(2, round(epochs / 3))
         finetuning_epochs = max(1, epochs - pruning_epochs)
@@ -233,12 +229,14 @@ class Recipe:
             translated = data = os.path.join(here, DATA)
             start = os.path.join(here, MODEL)
             pruning_epochs = max(2, round(pruning_epochs / 2))
+        self.epochs = [2.0 * finetuning_epochs]
         for part in schedule(goal, base.dropout, pruning_epochs, args.quick):
             here = self._add(part.name, "pruning.py", data, "--pretrained-model", start,
                 *self._training(part.dropout, part.epochs), "--srp", "--weighted-layernorm",
                 *part.options, "--validate-interval", str(part.epochs), *args.training,
                 results=(LAST, BEST), resumes=True)  # fmt: skip
             start = os.path.join(here, LAST)
+            self.epochs.append(part.epochs * (1 if args.max_types is None else 2))
         dropout = base.dropout if goal.rate >= LARGE else base.dropout / 3
         here = self._add("finetune", "finetuning.py", translated, "--pretrained-model", start,
             *self._training(dropout, finetuning_epochs),
@@ -256,6 +254,7 @@ class Recipe:
         self._test("test-base", base.data, base.path)
         self._test("test", translated, model, *engine)
         folders = [os.path.join(args.output, step.name) for step in self.steps[-2:]]
+        self._speed(goal, translated, model)
         self._add("report", "report.py", *(os.path.join(f, "") for f in folders),
             "--output", "{here}", results=("report.md",))  # fmt: skip
         return self.steps
@@ -286,6 +285,17 @@ class Recipe:
             *candidates, results=(EXPORT,), whole=True)  # fmt: skip
         return "--engine", "ctranslate2", "--ctranslate2-model", os.path.join(here, EXPORT)
 
+    def _speed(self, goal: Goal, data: str, model: str) -> None:
+        """Time the compressed model beside the uncut one and stock fairseq."""
+        engines = ["pytorch"] + ([self.engine] if self.engine != "pytorch" else [])
+        candidates = ("--vocabulary-map",) if self.maps else ()
+        args = self.args
+        self._add("speed", "plan.py", data, "--path", model, *self._languages,
+            "--engines", ",".join(engines), *candidates, "--depths", goal.depths(self.base),
+            "--rates", "1", "--gen-subset", args.gen_subset, "--beam", str(args.beam),
+            *self._quick_timing, "--json", f"{{here}}/{SPEED}",
+            results=(SPEED,), output="speed.txt")  # fmt: skip
+
     def _test(self, name: str, data: str, model: str, *engine: str) -> None:
         args = self.args
         reference = ("--reference", self._reference) if self._reference else ()
@@ -295,6 +305,12 @@ class Recipe:
             "--gen-subset", args.gen_subset, "--beam", str(args.beam), "--batch-size", "128",
             *self._remove_bpe, *detok, *lowercase, *reference, *engine,
             "--report", f"{{here}}/{REPORT}", results=(TEXT, REPORT), output=TEXT)  # fmt: skip
+
+
+def usual_engine(quantization: str) -> str:
+    """What the compressed model will run in, as far as it can be timed."""
+    names = {kind: name for name, kind in QUANTIZATIONS.items()}
+    return names.get(quantization, "pytorch") if exports() else "pytorch"
 
 
 def exports() -> bool:

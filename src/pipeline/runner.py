@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from ..errors import STATUS, UserError
 from ..files import atomic_write, make_output_folder, refusing_failed_writes, sole_process
@@ -48,19 +48,23 @@ class Pipeline:
     Args:
         folder: of everything that they make.
         steps: in order, each after those that it reads from.
-        quiet: print nothing.
+        rest: makes the steps that follow, from what those have made.
     """
 
-    def __init__(self, folder: str, steps: Sequence[Step], quiet: bool = False):
-        self.folder, self.steps, self.quiet = folder, list(steps), quiet
+    def __init__(
+        self,
+        folder: str,
+        steps: Sequence[Step],
+        rest: Callable[[], Sequence[Step]] = lambda: (),
+    ):
+        self.folder, self.steps, self.rest = folder, list(steps), rest
         self._began = time.monotonic()
         self._files: Dict[str, str] = {}
         self._digests: Dict[str, str] = {}
 
     def say(self, text: str) -> None:
-        if not self.quiet:
-            minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-            print(f"[{minutes}m{seconds:02d}s] {text}", flush=True)
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        print(f"[{minutes}m{seconds:02d}s] {text}", flush=True)
 
     def path(self, step: Step, name: str) -> str:
         return os.path.join(self.folder, step.name, name)
@@ -140,8 +144,12 @@ class Pipeline:
             )
 
         with sole_process(self.folder, occupied), refusing_failed_writes(self.folder):
-            self._forget_others()
             for step in self.steps:
+                self._do(step)
+            rest = list(self.rest())
+            self.steps += rest
+            self._forget_others()
+            for step in rest:
                 self._do(step)
 
     def _do(self, step: Step) -> None:

@@ -14,8 +14,9 @@ from src.connectivity.budget import ParameterCount
 from src.errors import UserError
 from src.pipeline import command
 from src.pipeline.base import CODES, PIECES, WORDS, splitting
+from src.pipeline.goal import Goal
 from src.pipeline.headline import paired_p, read_translations
-from src.pipeline.recipe import Goal, schedule
+from src.pipeline.recipe import schedule
 from src.pipeline.runner import Pipeline
 from tests.support.training import make_dictionary
 from tests.support.translation import run_tool
@@ -52,15 +53,15 @@ def test_the_whole_way(data, base, tmp_path, in_process, capsys):
     compress(data, base, out, *options)
     said = capsys.readouterr().out
     assert in_process == [
-        *("1-translate", "2-prune-embeddings", "3-prune-rest", "4-finetune", "5-model"),
-        *("6-export", "7-test-base", "8-test", "9-report"),
+        *("1-plan", "2-translate", "3-prune-embeddings", "4-prune-rest", "5-finetune"),
+        *("6-model", "7-export", "8-test-base", "9-test", "10-speed", "11-report"),
     ]
     assert "BLEU" in said and "times smaller" in said
-    count = ParameterCount(load_model(str(out / "5-model/model.pt")))
+    count = ParameterCount(load_model(str(out / "6-model/model.pt")))
     assert count.share == pytest.approx(0.4, abs=0.01)
     headline = json.loads((out / "headline.json").read_text())
     assert headline["parameters"] == [count.uncut, count(count.current)]
-    assert headline["bleu"][1] == json.loads((out / "8-test/report.json").read_text())["bleu"]
+    assert headline["bleu"][1] == json.loads((out / "9-test/report.json").read_text())["bleu"]
 
     in_process.clear()
     compress(data, base, out, *options)
@@ -68,7 +69,7 @@ def test_the_whole_way(data, base, tmp_path, in_process, capsys):
     assert capsys.readouterr().out.splitlines()[-3:] == said.splitlines()[-3:]
 
     compress(data, base, out, "--quantization", "float32", *options)
-    assert in_process == ["6-export", "8-test", "9-report"]
+    assert in_process == ["1-plan", "7-export", "9-test", "10-speed", "11-report"]
 
     other = str(shutil.copy(base, tmp_path / "other.pt"))
     state = torch.load(other)
@@ -78,12 +79,12 @@ def test_the_whole_way(data, base, tmp_path, in_process, capsys):
         compress(data, other, out, "--compression-rate", "0.4")
 
 
-def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys):
+def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys, in_process):
     out = tmp_path / "out"
     assert compress(data, base, out, "--compression-rate", "0.1", "--dry-run") is None
     said = capsys.readouterr().out
-    assert "2-prune: python src/pruning.py" in said and "--pruning-iter 4" in said
-    assert "--max-epoch 10" in said.partition("3-finetune")[2]  # each sentence twice: 20 of 30
+    assert "3-prune: python src/pruning.py" in said and "--pruning-iter 4" in said
+    assert "--max-epoch 10" in said.partition("4-finetune")[2]  # each sentence twice: 20 of 30
     assert not out.exists()
 
 

@@ -1,0 +1,177 @@
+"""compress.py's options, and what is refused of them alone."""
+
+import argparse
+import os
+from typing import List, Optional
+
+from ..checks.speed import ENGINES, check_engine, check_speed_up
+from ..commandline.parsing import ArgumentParser, add_trust
+from ..deployment.model import QUANTIZATIONS
+from ..errors import UserError
+from ..files import check_output_folder
+
+
+def get_parser(description: Optional[str] = None) -> ArgumentParser:
+    """The options of compress.py."""
+    parser = ArgumentParser(
+        description=description,
+        usage="%(prog)s DATA --path CHECKPOINT --output DIR --speed-up S | --compression-rate R | "
+        "--megabytes M [options] [-- options of fairseq's training]",
+    )
+    parser.add_argument("data", metavar="DATA", help="folder of binarized data")
+    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the trained model")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder of all that is made, a step each"
+    )
+    for side in ("source", "target"):
+        parser.add_argument(
+            f"-{side[0]}", f"--{side}-lang", help=f"{side} language (default: as in DATA)"
+        )
+    group = parser.add_argument_group("how fast or small, one of these")
+    group.add_argument(
+        "--speed-up",
+        type=float,
+        metavar="S",
+        help="times as fast as the uncut model in the same engine, measured on this machine: "
+        "layers and widths that keep most parameters are chosen, see plan.py",
+    )
+    group.add_argument(
+        "--compression-rate",
+        type=float,
+        metavar="R",
+        help="share of the uncut model's parameters to keep, as 0.2",
+    )
+    group.add_argument(
+        "--megabytes",
+        type=float,
+        metavar="M",
+        help="size of the exported model's folder (of the weights in float32 without an export)",
+    )
+    group = parser.add_argument_group("and how")
+    for side in ("encoder", "decoder"):
+        group.add_argument(
+            f"--keep-{side}-layers",
+            type=int,
+            metavar="N",
+            help=f"layers of the {side} to keep, with --compression-rate or alone (default: all)",
+        )
+    group.add_argument(
+        "--speed-engine",
+        choices=ENGINES,
+        metavar="ENGINE",
+        help=f"the engine that speed and size are of: {', '.join(ENGINES)} (default: that of "
+        "--quantization, where it is installed)",
+    )
+    group = parser.add_argument_group("vocabulary and text")
+    group.add_argument(
+        "--max-types",
+        type=int,
+        metavar="N",
+        help="trim the vocabulary to so many types, see trim_vocabulary.py; text is split anew "
+        "with --bpe-codes or --sentencepiece-model",
+    )
+    group.add_argument("--bpe-codes", metavar="FILE", help="codes of subword-nmt of the data")
+    group.add_argument("--sentencepiece-model", metavar="FILE", help="SentencePiece's, likewise")
+    group.add_argument(
+        "--lowercase", action="store_true", help="the data are lower-cased; so is text for BLEU"
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the training data in all, a third of them while pruning (default: 30)",
+    )
+    group.add_argument(
+        "--quick", action="store_true", help="a smoke run: every step, hardly any training"
+    )
+    group = parser.add_argument_group("test and deployment")
+    group.add_argument(
+        "--gen-subset", default="test", metavar="SUBSET", help="set to test with (default: test)"
+    )
+    group.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="its raw references, one a line (default: raw.SUBSET.LANG in DATA, else its target "
+        "side, detokenized)",
+    )
+    group.add_argument("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="int8",
+        help="of the exported model (default: int8)",
+    )
+    group.add_argument(
+        "--no-vocabulary-map", action="store_true", help="export without a vocabulary map"
+    )
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and do nothing"
+    )
+    add_trust(group, "--path")
+    return parser
+
+
+def parse(arguments: List[str], description: Optional[str] = None) -> argparse.Namespace:
+    """Options of compress.py, those of trainings after ``--`` as ``training``."""
+    own, training = list(arguments), []
+    if "--" in own:
+        place = own.index("--")
+        own, training = own[:place], own[place + 1 :]
+    args = get_parser(description).parse_args(own)
+    args.training = training
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what the command line alone rules out.
+
+    Raises:
+        UserError: names the option, its value and what is valid.
+    """
+    targets = {
+        "--speed-up": args.speed_up,
+        "--compression-rate": args.compression_rate,
+        "--megabytes": args.megabytes,
+    }
+    given = [option for option, value in targets.items() if value is not None]
+    layers = [f"--keep-{s}-layers" for s in ("encoder", "decoder")]
+    layers = [o for o, n in zip(layers, (args.keep_encoder_layers, args.keep_decoder_layers)) if n]
+    if len(given) > 1:
+        raise UserError(f"{' '.join(given)}: exclude each other; give one of them")
+    if not given and not layers:
+        raise UserError(f"no target; give one of {', '.join(targets)}: how fast or how small")
+    if layers and given and given != ["--compression-rate"]:
+        raise UserError(
+            f"{layers[0]}: {given[0]} chooses layers by itself; leave it out, or give "
+            "--compression-rate instead"
+        )
+    if args.speed_up is not None:
+        check_speed_up(args.speed_up)
+    if args.megabytes is not None and not 0 < args.megabytes < 1e6:
+        raise UserError(f"--megabytes {args.megabytes:g}: must be above 0")
+    if args.speed_engine is not None:
+        check_engine(args.speed_engine, "--speed-engine")
+    for option, value, least in (
+        ("--max-types", args.max_types, 1),
+        ("--epochs", args.epochs, 2),
+        ("--beam", args.beam, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{option} {value}: must be at least {least}")
+    if args.quick and args.epochs:
+        raise UserError(f"--epochs {args.epochs}: has no part in --quick; leave one of them out")
+    rate = args.compression_rate
+    if rate is not None and not 0 < rate < 1:
+        raise UserError(f"--compression-rate {rate:g}: must be in (0, 1), the share to keep")
+    if args.bpe_codes and args.sentencepiece_model:
+        raise UserError("--bpe-codes and --sentencepiece-model: exclude each other")
+    for option, path in (
+        ("--bpe-codes", args.bpe_codes),
+        ("--sentencepiece-model", args.sentencepiece_model),
+        ("--reference", args.reference),
+    ):
+        if path is not None and not os.path.isfile(path):
+            raise UserError(f"{option} {path}: no such file")
+    check_output_folder(args.output, "--output")
