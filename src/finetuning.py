@@ -27,10 +27,11 @@ def check(args) -> None:
             "--pretrained-model: missing; finetuning.py needs the checkpoint to start from"
         )
     layers = [getattr(args, f"keep_{side}_layers", None) for side in ("encoder", "decoder")]
-    if getattr(args, "srp", False) or getattr(args, "compression_rate", 1) != 1 or any(layers):
+    budget = getattr(args, "compression_rate", 1) != 1 or getattr(args, "speed_up", None)
+    if getattr(args, "srp", False) or budget or any(layers):
         raise UserError(
-            "--srp/--compression-rate/--keep-...-layers: finetuning.py does not prune; use "
-            "pruning.py"
+            "--srp/--compression-rate/--speed-up/--keep-...-layers: finetuning.py does not prune; "
+            "use pruning.py"
         )
 
 

@@ -41,6 +41,24 @@ class SRPTranslationConfig(TranslationConfig):
             "in (0, 1]; below 1 this run prunes"
         },
     )
+    speed_up: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "in place of --compression-rate: prune to the largest model that translates "
+            "so many times as fast as the uncut one in --speed-engine. Rates and numbers of "
+            "decoder layers are timed on this machine, with this process's threads, when the run "
+            "begins (plan.py shows what there is); the layers that --keep-...-layers gives stay "
+            "so many"
+        },
+    )
+    speed_engine: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "what --speed-up is measured in: pytorch (generate.py's search, on this "
+            "training's device), ctranslate2-float32 or ctranslate2-int8, on the CPU; both with "
+            "-vmap at the end score a vocabulary map's types alone"
+        },
+    )
     srp: bool = field(
         default=False,
         metadata={
@@ -237,7 +255,17 @@ def kept_layers(cfg) -> Dict[str, int]:
 
 def prunes_channels(cfg) -> bool:
     """Whether a run has a pruning stage."""
-    return cfg.compression_rate < 1 or bool(kept_layers(cfg))
+    return cuts_widths(cfg) or cuts_layers(cfg)
+
+
+def cuts_widths(cfg) -> bool:
+    """Whether a run may cut channels within layers."""
+    return cfg.compression_rate < 1 or cfg.speed_up is not None
+
+
+def cuts_layers(cfg) -> bool:
+    """Whether a run may cut whole layers."""
+    return bool(kept_layers(cfg)) or (cfg.speed_up is not None and cfg.pruning_stage != 1)
 
 
 def importance_of_widths(cfg) -> str:

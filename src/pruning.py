@@ -6,9 +6,10 @@
 
 With --srp the selected channels shrink during --pruning-period epochs and are
 then cut; without, they are cut right away. Whole layers go with --keep-encoder-layers and
---keep-decoder-layers, with a rate or alone. Training goes on until --max-epoch, by
-default the epoch of the (last) cut. What --save-dir holds in the end is the cut
-model.
+--keep-decoder-layers, with a rate or alone. With --speed-up in place of the rate the largest
+model is looked for that is so many times as fast on this machine (see plan.py). Training
+goes on until --max-epoch, by default the epoch of the (last) cut. What --save-dir holds in
+the end is the cut model.
 """
 
 import importlib
@@ -30,10 +31,11 @@ def check(args) -> None:
     if not getattr(args, "pretrained_model", None):
         raise UserError("--pretrained-model: missing; pruning.py needs the trained model to prune")
     depth = args.keep_encoder_layers, args.keep_decoder_layers
-    if args.compression_rate == 1 and depth == (None, None):
+    if args.compression_rate == 1 and depth == (None, None) and args.speed_up is None:
         raise UserError(
             "--compression-rate: missing or 1; pruning.py needs the share of parameters "
-            "to keep, as 0.2, or numbers of layers: --keep-decoder-layers 1"
+            "to keep, as 0.2, or numbers of layers: --keep-decoder-layers 1, or a speed: "
+            "--speed-up 4 --speed-engine ctranslate2-int8"
         )
 
 

@@ -13,9 +13,10 @@ from ..connectivity.shrink import SCHEDULES
 from ..connectivity.stage import StagePlan
 from ..errors import UserError
 from ..modules.torch_private import has_avx512_bf16
-from ..options import SRPTranslationConfig, kept_layers, prunes_channels
+from ..options import SRPTranslationConfig, cuts_layers, cuts_widths, kept_layers, prunes_channels
 from .data import check_subsets
 from .fairseq_options import check_not_overwritten, check_parts, check_start
+from .speed import check_speed_options
 from .validation import check_validation
 from .values import model_overrides
 
@@ -64,19 +65,19 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             )
     if cfg.srp and not prunes_channels(cfg):
         raise UserError(
-            "--srp: needs a --compression-rate below 1, --keep-encoder-layers or "
+            "--srp: needs a --compression-rate below 1, --speed-up, --keep-encoder-layers or "
             "--keep-decoder-layers"
         )
-    if cfg.prune_heads and (rate == 1 or cfg.pruning_stage == 1):
-        problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 2"
+    if cfg.prune_heads and (not cuts_widths(cfg) or cfg.pruning_stage == 1):
+        problem = "--compression-rate below 1" if not cuts_widths(cfg) else "--pruning-stage 0 or 2"
         raise UserError(f"--prune-heads: needs {problem}; only such a stage cuts attention")
     ratio = cfg.embedding_ratio
     if not 1e-3 <= ratio <= 1e3:
         raise UserError(
             f"--embedding-ratio {ratio:g}: must be above 0, from 0.001 to 1000; 1 is no preference"
         )
-    if ratio != 1 and (rate == 1 or cfg.pruning_stage == 2):
-        problem = "--compression-rate below 1" if rate == 1 else "--pruning-stage 0 or 1"
+    if ratio != 1 and (not cuts_widths(cfg) or cfg.pruning_stage == 2):
+        problem = "--compression-rate below 1" if not cuts_widths(cfg) else "--pruning-stage 0 or 1"
         raise UserError(
             f"--embedding-ratio {ratio:g}: needs {problem}; only such a stage cuts embeddings"
         )
@@ -85,6 +86,7 @@ def check_options(cfg: SRPTranslationConfig) -> None:
             f"--compression-rate {rate:g}: pruning needs --pretrained-model, the "
             "checkpoint of the trained model to prune"
         )
+    check_speed_options(cfg)
     check_importance_options(cfg)
     check_unused(cfg)
     check_adapter_options(cfg)
@@ -165,7 +167,7 @@ def check_importance_options(cfg: SRPTranslationConfig) -> None:
     ):
         if value not in valid:
             raise UserError(f"{option} {value}: must be one of {', '.join(sorted(valid))}")
-    if IMPORTANCE[name].of_layers and not kept_layers(cfg):
+    if IMPORTANCE[name].of_layers and not cuts_layers(cfg):
         raise UserError(
             f"--importance {name}: ranks whole layers; give --keep-encoder-layers or "
             "--keep-decoder-layers, or another criterion"

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..evaluation.results import append_result, validation_row
 from ..models.srp_base import SRPModel
 from ..options import FOR_TRANSLATION, SRPTranslationConfig, kept_layers
+from ..planning.in_training import measure_for
 from ..sequence_generator import FastSequenceGenerator
 from ..training.build_pruning import build_pruning
 from ..training.channel_pruning import stage_plan
@@ -102,7 +103,8 @@ class SRPTranslationTask(TranslationTask):
                 check_attention(teacher, model, self.cfg, attn_kd)
         if self.cfg.adapter:
             adaptation.insert(model, self.cfg)
-        self.pruning_runs = build_pruning(self.cfg, model, getattr(cfg, "seed", 1))
+        seed = getattr(cfg, "seed", 1)
+        self.pruning_runs = build_pruning(self.cfg, model, seed, measure_for)
         return model
 
     def set_run_options(self, run) -> None:
@@ -134,6 +136,7 @@ class SRPTranslationTask(TranslationTask):
         for option, given in (
             ("--pretrained-model", self.cfg.pretrained_model),
             ("--compression-rate", self.cfg.compression_rate < 1),
+            ("--speed-up", self.cfg.speed_up is not None),
             *((option, given) for option, given in kept_layers(self.cfg).items()),
             ("--attn-kd", getattr(cfg, "attn_kd", 0)),
         ):

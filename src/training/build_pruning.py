@@ -9,21 +9,26 @@ from ..errors import UserError
 from ..options import SRPTranslationConfig, prunes_channels
 from .channel_pruning import ChannelPruning, stage_plan
 from .pruning_run import PruningRun
+from .speed_budget import MeasureFor, SpeedBudget
 from .weight_pruning import WeightPruning
 
 
-def build_pruning(cfg: SRPTranslationConfig, model: nn.Module, seed: int) -> List[PruningRun]:
+def build_pruning(
+    cfg: SRPTranslationConfig, model: nn.Module, seed: int, measure_for: MeasureFor
+) -> List[PruningRun]:
     """The pruning that the task's options ask for, over a model with its weights.
 
     Args:
         seed: of random scores.
+        measure_for: times candidates for ``--speed-up``.
 
     Raises:
         UserError: the options do not fit the model.
     """
     runs: List[PruningRun] = []
     if prunes_channels(cfg):
-        runs.append(ChannelPruning(stage_plan(cfg), model))
+        budget = None if cfg.speed_up is None else SpeedBudget(cfg, measure_for)
+        runs.append(ChannelPruning(stage_plan(cfg), model, budget))
     if cfg.sparsity_config:
         runs.append(WeightPruning(cfg.sparsity_config, model, seed))
     return runs

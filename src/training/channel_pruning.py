@@ -20,6 +20,7 @@ from . import run_length
 from .channel_scores import score_model
 from .explained_errors import naming_options
 from .pruning_run import PruningRun
+from .speed_budget import SpeedBudget
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class ChannelPruning(PruningRun):
     Args:
         plan: what the options ask for.
         model: with the weights to prune.
+        budget: chooses the plan's rate and numbers of layers when the first epoch begins.
 
     Raises:
         UserError: the model can't be pruned so.
@@ -78,14 +80,19 @@ class ChannelPruning(PruningRun):
 
     name = "stage"
 
-    def __init__(self, plan: StagePlan, model: nn.Module):
+    def __init__(self, plan: StagePlan, model: nn.Module, budget: Optional[SpeedBudget] = None):
         check_stage_fits(plan, model)
+        self.budget = budget
         self.stage = PruningStage(plan, model)
-        with naming_options():
-            self.stage.check()
+        if budget is None:
+            self._check()
         # without a limit of its own, a pruning run ends with the last cut
         self._ends_with_cut = False
         self._validate_interval = 1
+
+    def _check(self) -> None:
+        with naming_options():
+            self.stage.check()
 
     @property
     def unfinished(self) -> bool:
@@ -102,15 +109,19 @@ class ChannelPruning(PruningRun):
     def resume(self, trainer: Trainer, saved: Optional[Dict[str, Any]], path: str) -> None:
         # with --reset-dataloader the stage begins with the weights that were loaded
         if saved is None and not trainer.cfg.checkpoint.reset_dataloader:
+            asked = self.budget or f"--compression-rate {self.stage.plan.compression_rate:g}"
             raise UserError(
-                f"checkpoint {path}: its run prunes no channels, --compression-rate "
-                f"{self.stage.plan.compression_rate:g} can't go on with it; give another "
-                "--save-dir, and the model to prune as --pretrained-model"
+                f"checkpoint {path}: its run prunes no channels, {asked} can't go on with it; "
+                "give another --save-dir, and the model to prune as --pretrained-model"
             )
 
     # -- epochs ---------------------------------------------------------------------
 
     def begin_epoch(self, trainer: Trainer, epoch: int) -> None:
+        if self.budget is not None and self.budget.choice is None:
+            plan = self.budget.choose(trainer, self.stage.plan)
+            self.stage = PruningStage(plan, trainer.get_model())
+            self._check()
         stage = self.stage
         with open_dict(trainer.cfg):
             trainer.cfg.dataset.validate_interval = self._validate_interval
@@ -224,9 +235,27 @@ class ChannelPruning(PruningRun):
 
     # -- state ----------------------------------------------------------------------
 
+    def results(self) -> Dict[str, Any]:
+        return self.budget.results() if self.budget else {}
+
     def state_dict(self) -> Dict[str, Any]:
-        return self.stage.state_dict()
+        speed = {"speed": self.budget.state_dict()} if self.budget else {}
+        return {**self.stage.state_dict(), **speed}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
+        if self.budget is not None:
+            self._load_choice(state)
         with naming_options():
             self.stage.load_state_dict(state)
+
+    def _load_choice(self, state: Dict[str, Any]) -> None:
+        if "speed" not in state:
+            rate = state["plan"]["compression_rate"]
+            raise UserError(
+                f"{self.budget}: the stage to go on with in this folder has --compression-rate "
+                f"{rate:g}; give that, or another --save-dir"
+            )
+        self.budget.load_state_dict(state["speed"])
+        if self.budget.choice is not None:
+            model = self.stage.model
+            self.stage = PruningStage(self.budget.applied(self.stage.plan, model), model)
