@@ -60,7 +60,7 @@ from .files import atomic_write  # noqa: E402
 from .options import SRPTranslationConfig  # noqa: E402
 from .planning.candidates import RATES, candidates, depths_of, is_uncut, usual_depths  # noqa: E402
 from .planning.choice import Choice, choose  # noqa: E402
-from .planning.engines import SENTENCES, make_work  # noqa: E402
+from .planning.engines import SENTENCES, make_work, translation  # noqa: E402
 from .planning.measure import ROUNDS, Planner  # noqa: E402
 from .planning.options import check, parse_depths, parse_engines, parse_rates  # noqa: E402
 from .planning.picture import draw  # noqa: E402
@@ -229,7 +229,8 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
     work = make_work(
         model, dataset, dictionaries, args.sentences, vocabulary_map=found, option=option, **search
     )
-    planner = Planner(model, plan, work, names, args.rounds, what=what)
+    make = partial(translation, work=work, what=what)
+    planner = Planner(model, plan, work, make, names, args.rounds)
     rows, choice = planner(candidates(depths, rates)), None
     if args.speed_up is not None:
         first = [row for row in rows if row.engine == names[0]]

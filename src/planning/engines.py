@@ -3,8 +3,7 @@
 import copy
 import os
 import tempfile
-from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -18,47 +17,12 @@ from ..deployment.vocabulary_map import VocabularyMap
 from ..deployment.vocabulary_map import write as write_map
 from ..errors import UserError
 from ..sequence_generator import FastSequenceGenerator
-from .sentences import Batch, Sentence, choose, in_batches
+from .sentences import STOCK, Batch, Sentence, Translation, Work, choose, in_batches
 
-STOCK = "fairseq-search"  # fairseq's own search
 SENTENCES = 128  # that a model translates in a round
 CTRANSLATE2_BATCH = 16  # as generate.py has it
 # A model that finds no end would keep the timing waiting.
 MOST_STEPS = {"max_len_a": 2, "max_len_b": 10}
-
-
-class Translation(NamedTuple):
-    """Something to time.
-
-    Attributes:
-        run: translates everything once.
-        tokens: target tokens of it, with ends of sentence.
-        export_bytes: size of the engine's own file, None where it has none.
-    """
-
-    run: Callable[[], object]
-    tokens: int
-    export_bytes: Optional[int] = None
-
-
-@dataclass
-class Work:
-    """What every model translates.
-
-    Attributes:
-        sentences: in the order of their lengths.
-        dictionaries: of source and target.
-        beam, batch_size: of the search; CTranslate2 divides batches further.
-        device: of engines that run in PyTorch.
-        vocabulary_map: for the engines whose names end with ``MAP``.
-    """
-
-    sentences: Sequence[Sentence]
-    dictionaries: Tuple[Dictionary, Dictionary]
-    beam: int = 5
-    batch_size: int = 64
-    device: str = "cpu"
-    vocabulary_map: Optional[VocabularyMap] = None
 
 
 def with_steps(

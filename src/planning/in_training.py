@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 from typing import List, Tuple
 
 from fairseq.trainer import Trainer
@@ -12,7 +13,7 @@ from ..connectivity.stage import StagePlan
 from ..deployment.ibm_model1 import read_pairs
 from ..deployment.vocabulary_map import CANDIDATES, build_map, check_names
 from .candidates import candidates, usual_depths
-from .engines import make_work
+from .engines import make_work, translation
 from .measure import Planner
 from .rows import Measure, Row
 
@@ -53,7 +54,8 @@ def measure_for(trainer: Trainer, plan: StagePlan, engine: str) -> Tuple[List[Ro
         vocabulary_map=found,
         option=f"--valid-subset {subset}",
     )
-    planner = Planner(model, plan, work, [engine], stock=False, what="--pretrained-model")
+    make = partial(translation, work=work, what="--pretrained-model")
+    planner = Planner(model, plan, work, make, [engine], stock=False)
     depths = usual_depths(model, plan)
     logger.info(f"measuring what is fast enough in {engine} on this machine")
     return planner(candidates(depths)), planner

@@ -1,7 +1,7 @@
 """Sizes and measured speed of candidates, beside the uncut model and fairseq's own search."""
 
 import logging
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from torch import nn
 
@@ -10,13 +10,16 @@ from ..connectivity.stage import StagePlan
 from ..evaluation.flops import count_flops
 from ..evaluation.measures import serialized_bytes
 from .candidates import cut_to, depths_of, is_uncut, rebuilt
-from .engines import STOCK, Translation, Work, translation
 from .rows import Candidate, Row
+from .sentences import STOCK, Translation, Work
 from .timing import Ratio, interleave, ratio
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 5
+
+
+Make = Callable[[str, nn.Module], Translation]
 
 
 class Planner:
@@ -26,10 +29,10 @@ class Planner:
         model: to be pruned, in evaluation mode on the CPU; not changed.
         plan: how it would be, see ``candidates.cut_to``.
         work: what is translated.
-        engines: see ``engines.ENGINES``.
+        make: a model in an engine, see ``engines.translation``.
+        engines: their names.
         rounds: how often everything is timed.
         stock: time fairseq's own search with the uncut model, too.
-        what: option and file of the model, for messages.
     """
 
     def __init__(
@@ -37,16 +40,16 @@ class Planner:
         model: nn.Module,
         plan: StagePlan,
         work: Work,
+        make: Make,
         engines: Sequence[str],
         rounds: int = ROUNDS,
         stock: bool = True,
-        what: str = "--path",
     ):
         self.model, self.plan, self.work = model, plan, work
-        self.engines, self.rounds, self.what = list(engines), rounds, what
+        self._make, self.engines, self.rounds = make, list(engines), rounds
         uncut = model if is_uncut(model) else rebuilt("srp", model, work.dictionaries)
         self._base: Dict[str, Translation] = {
-            engine: translation(engine, uncut, work, what) for engine in self.engines
+            engine: make(engine, uncut) for engine in self.engines
         }
         self._uncut = Candidate(*depths_of(uncut), 1.0)
         self._given = self._uncut
@@ -54,7 +57,7 @@ class Planner:
             self._given = Candidate(*depths_of(model), round(ParameterCount(model).share, 4))
         self._sizes = {self._uncut: self._size(uncut)}
         if stock:
-            self._base[STOCK] = translation(STOCK, self._stock(uncut), work, what)
+            self._base[STOCK] = make(STOCK, self._stock(uncut))
 
     def _stock(self, uncut: nn.Module) -> nn.Module:
         """fairseq's own model with the same weights."""
@@ -95,7 +98,7 @@ class Planner:
                 continue
             self._sizes[candidate] = self._size(model)
             for engine in engines:
-                timed[engine, candidate] = translation(engine, model, self.work, self.what)
+                timed[engine, candidate] = self._make(engine, model)
         runs = {name: found.run for name, found in timed.items()}
         if STOCK in self._base:
             runs[STOCK, None] = self._base[STOCK].run

@@ -5,11 +5,16 @@ each batch takes as many steps as the model's own translations of it take, and h
 sentences as its steps have on average: finished sentences leave a search.
 """
 
-from typing import List, NamedTuple, Sequence
+from dataclasses import dataclass
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from fairseq.data import Dictionary, FairseqDataset, data_utils
 from torch import Tensor
+
+from ..deployment.vocabulary_map import VocabularyMap
+
+STOCK = "fairseq-search"  # fairseq's own search
 
 
 class Sentence(NamedTuple):
@@ -69,3 +74,37 @@ def in_batches(sentences: Sequence[Sentence], size: int) -> List[Batch]:
         chosen = [some[i * len(some) // number].source for i in range(number)]
         batches.append(Batch(chosen, steps))
     return batches
+
+
+@dataclass
+class Work:
+    """What every model translates.
+
+    Attributes:
+        sentences: in the order of their lengths.
+        dictionaries: of source and target.
+        beam, batch_size: of the search; CTranslate2 divides batches further.
+        device: of engines that run in PyTorch.
+        vocabulary_map: for the engines whose names end with ``MAP``.
+    """
+
+    sentences: Sequence[Sentence]
+    dictionaries: Tuple[Dictionary, Dictionary]
+    beam: int = 5
+    batch_size: int = 64
+    device: str = "cpu"
+    vocabulary_map: Optional[VocabularyMap] = None
+
+
+class Translation(NamedTuple):
+    """Something to time.
+
+    Attributes:
+        run: translates everything once.
+        tokens: target tokens of it, with ends of sentence.
+        export_bytes: size of the engine's own file, None where it has none.
+    """
+
+    run: Callable[[], object]
+    tokens: int
+    export_bytes: Optional[int] = None
