@@ -28,12 +28,15 @@ def users_mistake(error: BaseException) -> Optional[str]:
     """The line to say about a user's mistake.
 
     That is an error of any class that a module called ``errors`` of this package defines:
-    :class:`UserError` and the ValueErrors of its libraries. Worker processes send it as the
-    text of a traceback (``torch.multiprocessing.spawn``, those that load data).
+    :class:`UserError` and the ValueErrors of its libraries; and a lack of memory. Worker
+    processes send it as the text of a traceback (``torch.multiprocessing.spawn``, those that
+    load data).
 
     Returns:
         None if it is a fault of the program, which needs its traceback.
     """
+    if isinstance(error, MemoryError):
+        return " ".join(f"out of memory: {error}".splitlines()).rstrip(": ")
     modules = [kind.__module__ for kind in type(error).__mro__]
     ours = any(m.startswith(f"{_PACKAGE}.") and m.endswith(".errors") for m in modules)
     if not ours and type(error).__name__ != "ProcessRaisedException":

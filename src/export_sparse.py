@@ -25,6 +25,7 @@ import os  # noqa: E402
 from typing import List, Optional  # noqa: E402
 
 from .checkpoint_utils import check_equal, load_checkpoint, write_sparse  # noqa: E402
+from .checkpoints.pretrained import check_finite  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .files import (
     check_output_file,  # noqa: E402
@@ -50,6 +51,7 @@ def run(args) -> None:
     """
     check_output_file(args.output, args.path)
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
+    check_finite(state["model"].items(), f"--path {args.path}")
     with new_file(args.output) as temporary:
         write_sparse(state, temporary, f"--path {args.path}")
         check_equal(temporary, state["model"], args.output)

@@ -25,7 +25,7 @@ from .errors import UserError
 # What readers raise at files that are damaged or hold something else.
 UNREADABLE = (
     *(pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError),
-    *(LookupError, AttributeError, ImportError, AssertionError, MemoryError),
+    *(LookupError, AttributeError, ImportError, AssertionError),
     *(struct.error, zlib.error, SafetensorError),
 )
 
@@ -34,6 +34,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 def reason(error: Exception) -> str:
     """An error in one line."""
+    if "can't allocate memory" in str(error):  # which torch raises as a RuntimeError
+        return "out of memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = str(error).partition("\n")[0].rstrip(".")

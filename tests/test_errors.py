@@ -16,12 +16,22 @@ from torch.utils.data import DataLoader
 import src
 from src.adapters.errors import AdapterError
 from src.connectivity.errors import PruningError
-from src.errors import UserError, end_program, ending_program
+from src.errors import UserError, end_program, ending_program, users_mistake
+from src.files import UNREADABLE, reason
 from src.sparsity.errors import SparsityError
 from tests.support.training import ROOT
 
 MISTAKES = (UserError, AdapterError, PruningError, SparsityError)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_a_lack_of_memory_is_said_in_one_line():
+    assert users_mistake(MemoryError()) == "out of memory"
+    line = users_mistake(MemoryError("Unable to allocate\n8.00 GiB"))
+    assert line == "out of memory: Unable to allocate 8.00 GiB"
+    torch_says = "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 8"
+    assert reason(RuntimeError(torch_says)) == "out of memory"
+    assert not issubclass(MemoryError, UNREADABLE)
 
 
 @pytest.mark.parametrize("kind", MISTAKES)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from typing import Any, Dict
 
 import torch
@@ -16,6 +17,9 @@ DICTIONARIES = "dictionaries"  # in extra_state: which ones, see dictionary_reco
 # What a checkpoint says beside its weights; the optimizer's state is left out.
 _KEPT = ("cfg", "criterion", "optimizer_history", "task_state", "averaged")
 _KEPT += (VOCABULARY,)
+# Bytes that the weights of a file may take: so many, and so many times its size, as those
+# of a model take that has one weight in a thousand.
+_FREE, _UNFOLDED = 2**28, 1000
 # What JSON has no form for; a mapping with this one key stands for it.
 _NAMESPACE, _TUPLE = "argparse.Namespace", "tuple"
 
@@ -84,7 +88,9 @@ def read_sparse(path: str) -> Dict[str, Any]:
         head = json.loads(about["checkpoint"], object_hook=_from_json)
     except (KeyError, ValueError, TypeError) as error:
         raise SparsityError(f"{path}: its description is damaged ({error})") from None
-    return {"args": None, "criterion": None, **head, "model": load_sparse(path)}
+    limit = _FREE + _UNFOLDED * os.path.getsize(path)
+    weights = load_sparse(path, limit=limit)
+    return {"args": None, "criterion": None, **head, "model": weights}
 
 
 def check_equal(path: str, weights: Dict[str, torch.Tensor], output: str) -> None:

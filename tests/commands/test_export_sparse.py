@@ -169,6 +169,16 @@ def test_damage_is_refused_in_one_line(corpus, sparse, tmp_path, capsys):
         assert "\n" not in str(refusal.value)
 
 
+def test_weights_that_are_no_numbers_are_refused(sparse, tmp_path):
+    state = torch.load(sparse[0])
+    state["model"]["encoder.layers.0.fc1.weight"][3, 4] = float("nan")
+    torch.save(state, tmp_path / "diverged.pt")
+    output = tmp_path / "sparse.safetensors"
+    with pytest.raises(UserError, match="encoder.layers.0.fc1.weight holds NaN"):
+        export_sparse.main(["--path", str(tmp_path / "diverged.pt"), "--output", str(output)])
+    assert not output.exists()
+
+
 def test_a_sparse_file_of_something_else_is_refused(corpus, tmp_path):
     from src.sparsity import save_sparse
 

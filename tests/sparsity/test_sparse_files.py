@@ -710,7 +710,7 @@ def test_wrong_content_with_right_checksums_is_an_error_of_the_file(
     monkeypatch,
 ):
     """Whoever makes a file can make its checksums, but no other exception."""
-    monkeypatch.setattr(storage, "_machine_memory", lambda: 10**6)
+    monkeypatch.setattr(storage, "_available_memory", lambda: 10**6)
     data = to_bytes(small_state(), {"note": ""})
     header, buffers = opened(data)
     assert_same(load_bytes(sealed(header, buffers)), small_state())
@@ -769,6 +769,26 @@ def test_contradictions_are_named(case):
     with pytest.raises(SparsityError, match=message) as caught:
         load_bytes(forged_tensor(**changes))
     assert "tensor 'w'" in str(caught.value) or "memory" in str(caught.value)
+
+
+def test_a_small_file_of_much_is_refused_by_its_header(tmp_path):
+    """275 kB of a file can stand for gigabytes."""
+    data = forged_tensor(shape=[2**31], positions=None, values={"constant": "00000001"})
+    path = tmp_path / "bomb"
+    path.write_bytes(data)
+    with pytest.raises(SparsityError, match="would take 8,589,934,592 bytes, which is more than"):
+        load_sparse(path, limit=2**30)
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    save_sparse(tmp_path / "x", {"x": masked(0.1, 50)})
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(encodings, "decode", fail)
+    with pytest.raises(SparsityError, match="x: out of memory$"):
+        load_sparse(tmp_path / "x")
 
 
 BIT, GAP = {"planes": [[0, 1, 2]]}, {"planes": [[0, 1, 1]]}

@@ -279,7 +279,7 @@ def sparse_size(state_dict: Mapping[str, Tensor], compression: str = "full") -> 
     return len(serialize(content.specs, content.metadata))
 
 
-def load_sparse(path: str, device: Any = "cpu") -> Dict[str, Tensor]:
+def load_sparse(path: str, device: Any = "cpu", limit: Optional[int] = None) -> Dict[str, Tensor]:
     """The tensors of a file, in the order, dtypes and shapes that were saved.
 
     Tensors that were stored as sparse ones come back dense; tied ones tied.
@@ -287,9 +287,11 @@ def load_sparse(path: str, device: Any = "cpu") -> Dict[str, Tensor]:
     Args:
         path: a file of :func:`save_sparse`.
         device: where the tensors go.
+        limit: bytes that they may take; by default, the memory that is available. A file
+            of zeros unfolds to any size.
 
     Raises:
-        SparsityError: missing, no sparse file, damaged, larger than the memory, or no
+        SparsityError: missing, no sparse file, damaged, larger than the limit, or no
             such device.
     """
     try:
@@ -299,7 +301,7 @@ def load_sparse(path: str, device: Any = "cpu") -> Dict[str, Tensor]:
         raise SparsityError(f"device {device!r}: can't be used: {reason}") from None
     with _naming(path):
         header, reader = open_checked(os.fspath(path))
-        return _load(header, reader, device)
+        return _load(header, reader, device, limit)
 
 
 def read_metadata(path: str) -> Dict[str, str]:
@@ -335,14 +337,27 @@ def _naming(path: str) -> Iterator[None]:
         raise SparsityError(f"{path}: out of memory") from None
 
 
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _available_memory() -> int:
+    """Bytes that can be had without ending other processes, as far as the system tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            facts = dict(line.split(":") for line in stream)
+        return 1024 * sum(int(facts[n].split()[0]) for n in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _load(header: Header, reader: Any, device: torch.device) -> Dict[str, Tensor]:
+def _load(
+    header: Header, reader: Any, device: torch.device, limit: Optional[int]
+) -> Dict[str, Tensor]:
     needed = sum(place.nbytes for place in header.tensors if isinstance(place, Buffer))
-    if needed > _machine_memory():
-        raise SparsityError(f"its tensors take {needed} bytes, more than the memory")
+    if limit is not None and needed > limit:
+        raise SparsityError(
+            f"its tensors would take {needed:,} bytes, which is more than {limit:,}: it is "
+            "damaged, or made to fill the memory"
+        )
+    if needed > _available_memory():
+        raise SparsityError(f"its tensors take {needed:,} bytes, more than the memory")
     buffers = read_buffers(header, reader)  # all are checked before any unfolds
     tensors: List[Tensor] = []
     for place in header.tensors:
