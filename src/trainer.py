@@ -68,13 +68,16 @@ class SRPTrainer(Trainer):
         """What prunes during this training, see :mod:`.training.pruning_run`."""
         return getattr(self.task, "pruning_runs", [])
 
+    def _half_pruned(self) -> bool:
+        return any(run.unfinished for run in self.pruning_runs)
+
     def _defer(self) -> None:
         """Let options wait for the pruning's end that are about what is left in the end.
 
         fairseq would keep half-pruned models for good, and a low rate would end the
         training with one.
         """
-        half = any(run.unfinished for run in self.pruning_runs)
+        half = self._half_pruned()
         with open_dict(self.cfg):
             self.cfg.checkpoint.keep_best_checkpoints = 0 if half else self._keep_best
             self.cfg.optimization.stop_min_lr = -1 if half else self._stop_min_lr
@@ -93,6 +96,8 @@ class SRPTrainer(Trainer):
         super().begin_epoch(epoch)
         if not self.epoch_itr.iterations_in_epoch:
             run_length.check_has_updates(self.cfg, self.epoch_itr, epoch)
+        if self._half_pruned():
+            run_length.check_time(self.cfg, self._previous_training_time)
         for run in self.pruning_runs:
             run.begin_epoch(self, epoch)
 
@@ -237,6 +242,12 @@ class SRPTrainer(Trainer):
                 run.resume_optimizer(saved[run.name])
 
     def save_checkpoint(self, filename, extra_state):
+        limit = self.cfg.optimization.stop_time_hours
+        if 0 < limit < self.cumulative_training_time() / 3600 and self._half_pruned():
+            logger.warning(
+                f"--stop-time-hours {limit:g}: ends the run before its pruning is done; the same "
+                "command with a higher one goes on"
+            )
         extra_state = {**extra_state, **patience_state()}
         extra_state.update(dictionary_record.describe_task(self.task))
         return super().save_checkpoint(filename, extra_state)

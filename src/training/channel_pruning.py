@@ -133,13 +133,10 @@ class ChannelPruning(PruningRun):
             self._end_after_shot(trainer, validate=due)
 
     def _check_limits(self, trainer: Trainer, epoch: int) -> None:
-        iterator = trainer.epoch_itr
-        if iterator.iterations_in_epoch:
-            return  # resumed within an epoch, at whose start this was asked
         # with shards later epochs have other numbers of updates
         if self.unfinished and not trainer.task.has_sharded_data("train"):
-            done = trainer.get_num_updates()
-            run_length.check_last_cut(self.stage.plan, trainer.cfg, iterator, epoch, done)
+            plan, done = self.stage.plan, trainer.get_num_updates()
+            run_length.check_last_cut(plan, trainer.cfg, trainer.epoch_itr, epoch, done)
 
     def _begin_iteration(self, trainer: Trainer, epoch: int) -> None:
         stage, cfg = self.stage, trainer.cfg

@@ -12,14 +12,16 @@ def updates_in_epochs(cfg, iterator, first: int, last: int) -> int:
 
     Args:
         cfg: all options of the run.
-        iterator: fairseq's, over the batches of one epoch, as many as any other has.
+        iterator: fairseq's, over the batches of one epoch, as many as any other has; of its
+            own epoch those count that are still to come.
     """
     batches = _batches_in_epoch(cfg, iterator)
     frequencies = cfg.optimization.update_freq
     total = 0
     for epoch in range(first, last + 1):
         frequency = frequencies[min(epoch, len(frequencies)) - 1]
-        share = batches / frequency
+        gone = iterator.iterations_in_epoch if epoch == iterator.epoch else 0
+        share = (batches - gone) / frequency
         skip = cfg.optimization.skip_remainder_batch
         total += math.floor(share) if skip else math.ceil(share)
     return total
@@ -53,7 +55,7 @@ def check_last_cut(plan: StagePlan, cfg, iterator, epoch: int, done: int) -> Non
     """Refuse a limit of updates that ends the training ahead of the last cut.
 
     Args:
-        epoch: the one that begins.
+        epoch: the one that begins or, after a resumption, goes on.
         done: updates so far.
 
     Raises:
@@ -73,11 +75,28 @@ def check_last_cut(plan: StagePlan, cfg, iterator, epoch: int, done: int) -> Non
         )
 
 
+def check_time(cfg, seconds: float) -> None:
+    """Refuse a limit of time that has passed before the pruning is done.
+
+    Args:
+        seconds: that the run has taken before it was interrupted.
+
+    Raises:
+        UserError: names the limit and the hours so far.
+    """
+    limit = cfg.optimization.stop_time_hours
+    if 0 < limit < seconds / 3600:
+        raise UserError(
+            f"--stop-time-hours {limit:g}: the run has taken {seconds / 3600:.3g} hours and its "
+            "pruning is not done; raise it, or leave it out"
+        )
+
+
 def updates_left(cfg, iterator, epoch: int, done: int) -> Tuple[float, str]:
     """Updates to come by the limit that ends the training first, and that limit.
 
     Args:
-        epoch: the one that begins.
+        epoch: the one that begins or, after a resumption, goes on.
         done: updates so far.
     """
     options = cfg.optimization

@@ -71,8 +71,6 @@ class WeightPruning(PruningRun):
         return self.unfinished or not validated
 
     def begin_epoch(self, trainer: Trainer, epoch: int) -> None:
-        if trainer.epoch_itr.iterations_in_epoch:
-            return  # resumed within an epoch, at whose start this was asked
         done = trainer.get_num_updates()
         left, option = run_length.updates_left(trainer.cfg, trainer.epoch_itr, epoch, done)
         self.check_end(left, option)

@@ -49,6 +49,56 @@ def test_updates_that_are_just_enough_are_so_within_an_epoch(data, base, tmp_pat
     assert stage_of(trainer).done and trainer.get_num_updates() == 4
 
 
+WEIGHTS = """
+pruning: {approach: {weight_compression_pytorch: {pruners: [
+  {start_step: 2, end_step: 12, update_frequency_on_step: 2, target_sparsity: 0.5, pattern: 4x1}
+]}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "first, pruning",
+    [
+        (["--srp", "--compression-rate", "0.4", "--pruning-period", "4"],) * 2,
+        (["--srp", "--keep-decoder-layers", "1", "--pruning-period", "4"],) * 2,
+        (["--sparsity-config", "CONFIG"],) * 2,
+        ([], ["--sparsity-config", "CONFIG"]),
+    ],
+    ids=["widths", "layers", "weights", "weights from here"],
+)
+def test_limits_that_end_a_run_before_its_pruning_are_refused_within_an_epoch(
+    data, base, tmp_path, monkeypatch, first, pruning
+):
+    config = tmp_path / "weights.yaml"
+    config.write_text(WEIGHTS)
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path]
+    command += ["--save-interval-updates", "2", "--max-epoch", "4"]
+    first, pruning = ([config if o == "CONFIG" else o for o in part] for part in (first, pruning))
+    stop_at(3, [*command, *first], monkeypatch)
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    for limit in (["--max-update", "8"], ["--stop-time-hours", "1e-07"]):
+        with pytest.raises(UserError, match=f"{limit[0]} {limit[1]}"):
+            run_training([*command, *pruning, *limit])
+        assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+    limit = ["--max-update", "14" if "--sparsity-config" in pruning else "16"]
+    trainer = run_training([*command, *pruning, *limit])
+    assert not any(run.unfinished for run in trainer.pruning_runs)
+
+
+def test_a_limit_of_time_says_what_it_leaves_unfinished(data, base, tmp_path, caplog, monkeypatch):
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path]
+    command += ["--srp", "--compression-rate", "0.4", "--stop-time-hours", "1"]
+
+    class Slow(SRPTrainer):
+        def cumulative_training_time(self):
+            return 3599 + 2 * self.get_num_updates()
+
+    monkeypatch.setattr("src.trainer.SRPTrainer", Slow)
+    trainer = run_training(command)
+    assert trainer.get_num_updates() == 1 and not stage_of(trainer).done
+    assert "--stop-time-hours 1: ends the run before its pruning is done" in caplog.text
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
 def test_stopped_run_resumes_bit_identically(
     data, base, tmp_path, uninterrupted, monkeypatch, share

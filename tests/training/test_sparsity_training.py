@@ -11,9 +11,8 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer
 
 from src.checkpoints.averaging import average_checkpoints
 from src.errors import UserError
-from src.trainer import SRPTrainer
 from src.training.weight_pruning import WeightPruning
-from tests.support.runs import SCRIPT, assert_identical, final_state, in_precision
+from tests.support.runs import SCRIPT, assert_identical, final_state, in_precision, stop_at
 from tests.support.training import ROOT, RUN, TINY, run_training, weights_of
 
 LSTM = [
@@ -81,48 +80,25 @@ def test_any_model_reaches_its_target_and_keeps_its_zeros(data, tmp_path, arch):
     assert all((mean[n][~m] == 0).all() for n, m in pruning.masks.items())
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.fixture
-def run_until(monkeypatch):
-    """Runs a training that ends before a given update, as if it was killed."""
-
-    def run(arguments, stop):
-        class Stopping(SRPTrainer):
-            def train_step(self, samples, raise_oom=False):
-                if self.get_num_updates() == stop:
-                    raise Stop
-                return super().train_step(samples, raise_oom)
-
-        with monkeypatch.context() as patched:
-            patched.setattr("src.trainer.SRPTrainer", Stopping)
-            with pytest.raises(Stop):
-                run_training(arguments)
-
-    return run
-
-
 @pytest.mark.parametrize("kind, stop", [("snip_momentum", 2), ("random", 9)])
-def test_stopped_run_resumes_bit_identically(data, tmp_path, run_until, kind, stop):
+def test_stopped_run_resumes_bit_identically(data, tmp_path, monkeypatch, kind, stop):
     config = write_config(tmp_path, kind=kind)
     options = {"save-interval-updates": 2, "keep-interval-updates": 1, "clip-norm": 1.0}
     run_training(command(data, tmp_path / "whole", config, **options))
     again = command(data, tmp_path / "parts", config, **options)
-    run_until(again, stop)
+    stop_at(stop, again, monkeypatch)
     run_training(again)
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
 
 
 @pytest.mark.parametrize("stop", [None, 14, 22])
-def test_best_is_of_a_model_that_is_pruned_to_the_end(data, tmp_path, run_until, stop):
+def test_best_is_of_a_model_that_is_pruned_to_the_end(data, tmp_path, monkeypatch, stop):
     """Also where the unpruned one was better, and the run was stopped on the way."""
     text = CONFIG.replace("start_step: 3", "start_step: 13").replace("0.6", "0.95")
     config = write_config(tmp_path, 13, kind="random", text=text)
     arguments = command(data, tmp_path, config, **{"max-epoch": 7, "lr": 0.05})
     if stop is not None:
-        run_until(arguments, stop)
+        stop_at(stop, arguments, monkeypatch)
     run_training(arguments)
     rows = pd.read_csv(tmp_path / "results.csv").set_index("num_updates")
     losses = rows["valid_loss"].groupby(level=0).last()
@@ -161,11 +137,11 @@ def test_masks_go_on_with_the_optimizer(data, tmp_path):
     assert weights_of(run_training(arguments)).steps == 16
 
 
-def test_accumulated_batches_are_one_step(data, tmp_path):
+def test_accumulated_batches_are_one_step(data, tmp_path, monkeypatch):
     config = write_config(tmp_path, end=6)
     options = {"update-freq": 2, "save-interval-updates": 1, "keep-interval-updates": 1}
     arguments = command(data, tmp_path, config, **options)
-    run_training([*arguments, "--stop-time-hours", "1e-9"])  # within the first epoch
+    stop_at(1, arguments, monkeypatch)  # within the first epoch
     trainer = run_training(arguments)
     assert weights_of(trainer).steps == trainer.get_num_updates() == 8
 

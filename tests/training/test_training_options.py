@@ -290,7 +290,9 @@ def test_an_epoch_without_updates_names_the_option(skip, option):
         dataset=SimpleNamespace(grouped_shuffling=not skip),
     )
     with pytest.raises(UserError, match=f"^{option}.*: epoch 1 has 1 batches, too few"):
-        check_has_updates(cfg, Iterator(frozen_batches=[[0]], num_shards=2), 1)
+        check_has_updates(
+            cfg, Iterator(frozen_batches=[[0]], num_shards=2, epoch=1, iterations_in_epoch=0), 1
+        )
 
 
 @pytest.mark.parametrize(
