@@ -4,15 +4,22 @@ What this plug-in adds is read from fairseq's registries, filled when a parser i
 """
 
 import argparse
-from typing import Optional
+from typing import Optional, Set
 
-from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, CRITERION_REGISTRY
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
-from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
 
 TASK = "SRPtranslation"
 ARCHITECTURES = "srp, srp_iwslt_de_en, srp_multi30k_de_en"
+
+
+def _options(part: type) -> Set[str]:
+    """The options of a task, model or criterion."""
+    parser = argparse.ArgumentParser(add_help=False)
+    part.add_args(parser)
+    return set(parser._option_string_actions)
 
 
 def missing_part(message: str) -> Optional[str]:
@@ -20,15 +27,14 @@ def missing_part(message: str) -> Optional[str]:
 
     None if they are no options of this plug-in.
     """
-    for choice, config in (
-        (f"--task {TASK}", TASK_DATACLASS_REGISTRY[TASK]),
-        (f"an --arch of this plug-in: {ARCHITECTURES}", MODEL_REGISTRY["srp"].config_class),
-        ("--criterion srp", CRITERION_DATACLASS_REGISTRY["srp"]),
+    for choice, part in (
+        (f"--task {TASK}", TASK_REGISTRY[TASK]),
+        (f"an --arch of this plug-in: {ARCHITECTURES}", MODEL_REGISTRY["srp"]),
+        ("--criterion srp", CRITERION_REGISTRY["srp"]),
     ):
-        of_fairseq = config.__mro__[1].__dataclass_fields__
-        for name in config.__dataclass_fields__:
-            option = f"--{name.replace('_', '-')}"
-            if name not in of_fairseq and option in message.replace("=", " ").split():
+        ours = _options(part) - _options(part.__mro__[1])  # what fairseq's class has not
+        for option in message.replace("=", " ").split():
+            if option in ours:
                 return f"{option} needs {choice}"
     return None
 
