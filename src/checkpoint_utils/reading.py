@@ -12,23 +12,40 @@ import pickle
 import zipfile
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Callable, Dict, Iterator, Optional
+from numbers import Integral, Real
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.file_io import PathManager
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
 from ..files import UNREADABLE, reason
 from ..sparsity import SparsityError, is_sparse_file
 from . import safe_pickle
 from .safe_pickle import TRUST, refused, trusted_pickle
-from .sparse_checkpoint import read_sparse
+from .sparse_checkpoint import DICTIONARIES, read_sparse
 
 logger = logging.getLogger(__name__)
 
+_PRUNING = "extra_state.SRPTranslationTask"
+# Parts of a checkpoint that readers use without a question, and what they are.
+_TYPES = {
+    "cfg": DictConfig,
+    "model": dict,
+    "extra_state": dict,
+    "extra_state.train_iterator": dict,
+    "extra_state.train_iterator.epoch": Integral,
+    "extra_state.train_iterator.iterations_in_epoch": Integral,
+    "extra_state.best": (Real, torch.Tensor),
+    "extra_state.previous_training_time": Real,
+    "extra_state.patience": dict,
+    f"extra_state.{DICTIONARIES}": dict,
+    f"extra_state.{DICTIONARIES}.languages": list,
+    _PRUNING: dict,
+}
 # What to do with the checkpoints that fairseq's reader reads, by state and file.
 _compare: ContextVar[Optional[Callable[[Dict[str, Any], str], None]]] = ContextVar(
     "compare", default=None
@@ -120,27 +137,30 @@ def _as_options(state: Dict[str, Any]) -> None:
         state["cfg"] = cfg
 
 
+def _parts(state: Dict[str, Any]) -> Iterator[Tuple[str, Tuple[Any, Any]]]:
+    """Name, value and type of the parts of a state; None for what isn't there."""
+    for path, kind in _TYPES.items():
+        value: Any = state
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        yield path, (value, kind)
+        if path == _PRUNING and isinstance(value, dict):
+            yield from ((f"{path}.{name}", (run, dict)) for name, run in value.items())
+
+
 def _check_parts(state: Dict[str, Any]) -> None:
     """Refuse a state whose parts have not the types that every reader takes for granted.
 
     Raises:
         TypeError: names the part and its type.
     """
-    extra, history = state.get("extra_state", {}), state.get("optimizer_history", [])
-    parts = [("model", state.get("model", {}), dict), ("extra_state", extra, dict)]
-    parts += [("optimizer_history", history, list)]
-    parts += [("optimizer_history", entry, dict) for entry in history[-1:]]
-    iterator = extra.get("train_iterator")
-    parts += [("extra_state.train_iterator", iterator, (dict, type(None)))]
-    if iterator:
-        numbers = ("epoch", "iterations_in_epoch")
-        parts += [(f"train_iterator.{n}", iterator.get(n, 0), int) for n in numbers]
-    task = extra.get("SRPTranslationTask", {})
-    parts += [("extra_state.SRPTranslationTask", task, dict)]
-    for name, value, kind in parts:
-        if not isinstance(value, kind):
+    parts = dict(_parts(state))
+    history = state.get("optimizer_history")
+    parts["optimizer_history"] = history[-1] if isinstance(history, list) and history else {}, dict
+    for name, (value, kind) in parts.items():
+        if value is not None and not isinstance(value, kind):
             raise TypeError(f"its {name} is of type {type(value).__name__}")
-    for name, value in state.get("model", {}).items():
+    for name, value in (state.get("model") or {}).items():
         if not torch.is_tensor(value):
             raise TypeError(f"its weight {name} is of type {type(value).__name__}")
 
@@ -235,7 +255,7 @@ def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, An
         raise UserError(f"{option} {path}: no such file; give a checkpoint (.pt)")
     with trusted_pickle(trust):
         state = _read(path, f"{option} {path}", "add --trust-checkpoint")
-    if "model" not in state or not state.get("cfg"):
+    if not state.get("model") or "model" not in (state.get("cfg") or {}):
         raise UserError(f"{option} {path}: is no fairseq checkpoint (it needs 'model' and 'cfg')")
     return state
 

@@ -140,7 +140,28 @@ def read_adapters(path: str, option: str) -> Dict[str, Any]:
         raise UserError(
             f"{option} {path}: holds no adapters; make the file with export_adapters.py"
         )
+    wrong = _wrong_part(content)
+    if wrong:
+        raise UserError(
+            f"{option} {path}: its {wrong} is not what export_adapters.py writes; make it anew"
+        )
     return content
+
+
+def _wrong_part(content: Dict[str, Any]) -> Optional[str]:
+    """The part of a file of adapters that has another form, None without one."""
+    kinds = {"base": str, "weighted_layernorm": bool, "channels": dict, "adapters": dict}
+    for name, kind in kinds.items():
+        if type(content.get(name)) is not kind:
+            return name
+    for channels in content["channels"].values():
+        if not (isinstance(channels, (list, tuple)) and len(channels) == 2):
+            return "channels"
+        size, bits = channels
+        packed = torch.is_tensor(bits) and bits.dtype == torch.uint8 and bits.dim() == 1
+        if type(size) is not int or not packed or 8 * len(bits) < size:
+            return "channels"
+    return None if all(map(torch.is_tensor, content["adapters"].values())) else "adapters"
 
 
 def adapter_files(text: str) -> List[Tuple[str, float]]:

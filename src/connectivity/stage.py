@@ -318,8 +318,9 @@ class PruningStage:
         """Go on where a stage was.
 
         Raises:
-            PruningError: it is that of another plan.
+            PruningError: it is that of another plan, or damaged.
         """
+        self._check_state(state)
         asked = asdict(self.plan)
         for name, its in state.get("plan", asked).items():  # older states have no plan
             if asked.get(name) != its:
@@ -333,3 +334,24 @@ class PruningStage:
         self.start_share = state["start_share"]
         self.start_layers = state.get("start_layers", {})
         self._freezer, self._shrinking_groups = None, []
+
+    def _check_state(self, state: Dict[str, Any]) -> None:
+        """Refuse a state that :meth:`state_dict` can't have given.
+
+        Raises:
+            PruningError: names the part.
+        """
+        kinds = {"finished_iterations": int, "step": int, "steps": int, "removed": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+        wrong += [n for n in ("plan", "start_layers") if not isinstance(state.get(n, {}), dict)]
+        if not isinstance(state.get("start_share"), (int, float)):
+            wrong.append("start_share")
+        groups = channel_groups(self.model)
+        for name, positions in {} if wrong else state["removed"].items():
+            valid = (
+                name in groups and torch.is_tensor(positions) and not positions.is_floating_point()
+            )
+            if not (valid and ((0 <= positions) & (positions < groups[name].width)).all()):
+                wrong.append("removed")
+        if wrong:
+            raise PruningError(f"$stage_place is damaged: its {wrong[0]} is none of a stage")

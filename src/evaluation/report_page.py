@@ -1,6 +1,5 @@
 """The report as one page for a browser, which needs nothing but itself."""
 
-import csv
 import importlib.resources
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -10,6 +9,7 @@ import pandas as pd
 from .charts import Series, chart, short
 from .report_picture import layer_rows
 from .report_table import RESULTS, SPEED_CONDITIONS, Run
+from .results import read_results
 from .samples import Difference, compare, marked, read_translations, spread, test_description
 
 SAMPLES = 8
@@ -22,11 +22,9 @@ def _curves(runs: Sequence[Run]) -> Dict[str, List[Series]]:
     curves: Dict[str, List[Series]] = {title: [] for title in names.values()}
     before = 0
     for run in runs:
-        path = run["folder"] / RESULTS
-        if not path.is_file():
+        rows = read_results(str(run["folder"] / RESULTS))
+        if not rows:
             continue
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
         for column, title in names.items():
             known = [row for row in rows if row.get(column)]
             points = [(before + int(r["num_updates"]), float(r[column])) for r in known]

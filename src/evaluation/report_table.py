@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional
 import pandas as pd
 
 from ..errors import UserError
+from .results import read_results
 
 REPORT, RESULTS = "report.json", "results.csv"
 NEEDED = ("bleu", "parameters", "uncut_parameters", "flops", "checkpoint_bytes")
@@ -59,24 +60,34 @@ def read_report(folder: Path) -> Run:
     missing = [n for n in NEEDED if not isinstance(report, dict) or n not in report]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; write it anew")
+    wrong = [name for name in NEEDED if not _is_measured(name, report[name])]
+    if wrong:
+        found = json.dumps(report[wrong[0]])[:40]
+        raise UserError(f"{path}: its {wrong[0]} is {found}, which nothing measured; write it anew")
     return report
+
+
+def _is_measured(name: str, value: Any) -> bool:
+    """Whether ``generate.py --report`` writes such a value."""
+    if name == "widths":
+        return isinstance(value, dict) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
+            for pair in value.values()
+        )
+    if value is None:  # without references, or without a translation
+        return name in ("bleu", "tokens_per_second")
+    return type(value) in (int, float) and (name != "uncut_parameters" or value > 0)
 
 
 def valid_loss(folder: Path, num_updates: Optional[int]) -> Optional[float]:
     """Validation loss of the tested checkpoint, from results.csv where there is one.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file was changed to something else.
     """
-    path = folder / RESULTS
-    if not path.is_file():
-        return None
-    try:
-        results = pd.read_csv(path)
-        losses = results.loc[results["num_updates"] == num_updates, "valid_loss"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: can't be read ({error})") from None
-    return float(losses.iloc[-1]) if len(losses) else None
+    rows = read_results(str(folder / RESULTS))
+    losses = [row.get("valid_loss") for row in rows if int(row["num_updates"]) == num_updates]
+    return float(losses[-1]) if losses and losses[-1] else None
 
 
 def names(folders: List[Path]) -> List[str]:

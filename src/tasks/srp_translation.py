@@ -21,7 +21,7 @@ from ..checkpoints.pretrained import (
 from ..checks.data import check_buckets, check_data
 from ..checks.training import EMBEDDING_FILES, check_options, check_run
 from ..errors import UserError
-from ..evaluation.results import append_result, validation_row
+from ..evaluation.results import append_result, read_results, validation_row
 from ..models.srp_base import SRPModel
 from ..options import FOR_TRANSLATION, SRPTranslationConfig, kept_layers
 from ..planning.in_training import measure_for
@@ -115,6 +115,12 @@ class SRPTranslationTask(TranslationTask):
         """
         check_run(self.cfg, run, stage_plan(self.cfg))
         self.save_dir = getattr(run, "save_dir", None)
+        if self.save_dir is not None:
+            read_results(self._results)  # which every validation adds to
+
+    @property
+    def _results(self) -> str:
+        return os.path.join(self.save_dir, "results.csv")
 
     def _rebuild_model(self, cfg):
         """The model of a checkpoint, for a tool that only reads it.
@@ -255,4 +261,4 @@ class SRPTranslationTask(TranslationTask):
         self._validated = True
         pruning = {k: v for run in self.pruning_runs for k, v in run.results().items()}
         row = validation_row(model, stats, pruning)
-        append_result(os.path.join(self.save_dir, "results.csv"), row)
+        append_result(self._results, row)

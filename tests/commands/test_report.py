@@ -1,5 +1,6 @@
 """The table and the picture of several runs."""
 
+import json
 import os
 import re
 import subprocess
@@ -279,6 +280,11 @@ def test_labels_do_not_overlap():
     assert heights[3] == 0.5
 
 
+def edit_report(run, **values):
+    path = run / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 @pytest.mark.parametrize(
     "break_it, parts",
     [
@@ -287,6 +293,9 @@ def test_labels_do_not_overlap():
         (lambda run: (run / "report.json").write_text("{"), ["report.json", "JSON"]),
         (lambda run: (run / "report.json").write_text("{}"), ["lacks", "parameters"]),
         (lambda run: (run / "results.csv").write_text("a\n1\n"), ["results.csv"]),
+        (lambda run: edit_report(run, bleu="high"), ["report.json", 'its bleu is "high"']),
+        (lambda run: edit_report(run, uncut_parameters=0), ["its uncut_parameters is 0"]),
+        (lambda run: edit_report(run, widths={"encoder.embedding": 3}), ["its widths is"]),
     ],
 )
 def test_refused_in_one_line(tmp_path, capsys, break_it, parts):

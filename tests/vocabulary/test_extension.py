@@ -8,6 +8,8 @@ import torch
 from fairseq.data import data_utils
 from subword_nmt.learn_bpe import learn_bpe
 
+from src.checkpoint_utils import load_checkpoint
+from src.checkpoints import dictionary_record
 from src.errors import UserError
 from tests.support.training import RUN, TINY, run_training
 from tests.support.translation import hypotheses, translate
@@ -86,6 +88,9 @@ def test_a_tag_is_added_without_splitting_text(model, tmp_path):
     for lang in LANGUAGES:
         assert dictionary(data, lang).symbols[-1] == "__fr__"
         assert decoded(data, "train", lang) == corpus.text["train", lang]
+    noted = dictionary_record.kept(load_checkpoint(extended, "--path"))
+    new = [dictionary(data, lang) for lang in LANGUAGES]
+    assert noted == dictionary_record.describe(new, LANGUAGES)
     # the old types' logits are bit for bit the same, so are the translations' words
     assert len(hypotheses(translate(data, extended))) == 9
     # and what was added is trimmed away again

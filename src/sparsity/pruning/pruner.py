@@ -23,6 +23,20 @@ def check_keys(state: Mapping[str, Any], keys: Sequence[str]) -> None:
             raise SparsityError(f"the checkpoint's state of pruning has no {key!r}: it is damaged")
 
 
+def _check_types(state: Mapping[str, Any]) -> None:
+    """Refuse a pruner's state with anything but what :meth:`Pruner.state_dict` puts there."""
+    kinds = {"seed": int, "layers": Mapping, "masks": Mapping, "scores": Mapping}
+    wrong = [key for key, kind in kinds.items() if not isinstance(state[key], kind)]
+    for key, kind in (("pruned_at", int), ("reached", (int, float))):
+        if not isinstance(state.get(key), (kind, type(None))):
+            wrong.append(key)
+    for key in () if wrong else ("masks", "scores"):
+        if not all(map(torch.is_tensor, state[key].values())):
+            wrong.append(key)
+    if wrong:
+        raise SparsityError(f"the checkpoint's state of pruning is damaged: its {wrong[0]}")
+
+
 class Layer(NamedTuple):
     """A layer that a pruner owns.
 
@@ -279,6 +293,7 @@ class Pruner:
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse a state of another criterion, pattern or model, or a damaged one."""
         check_keys(state, STATE)
+        _check_types(state)
         for key in ("prune_type", "pattern"):
             if state[key] != getattr(self.settings, key):
                 raise SparsityError(
