@@ -1,5 +1,6 @@
 """fairseq's trainer with pruning in its loop."""
 
+import logging
 from contextlib import contextmanager
 from typing import Any, Dict
 
@@ -34,6 +35,8 @@ from .training.explained_errors import (
     warn_of_new_optimizer,
 )
 from .training.kept_zeros import keep_zeros
+
+logger = logging.getLogger(__name__)
 
 
 class SRPTrainer(Trainer):
