@@ -9,7 +9,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
@@ -118,17 +117,9 @@ def interleave(
     variants: Dict[str, Callable[[], None]], rounds: int, warmup: int = 2
 ) -> Dict[str, List[float]]:
     """Seconds per call, every variant once a round, in a new random order each time."""
-    times: Dict[str, List[float]] = {name: [] for name in variants}
-    order = list(variants)
-    generator = random.Random(1)
-    for number in range(warmup + rounds):
-        generator.shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            variants[name]()
-            if number >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return times
+    from src.planning.timing import interleave as side_by_side
+
+    return side_by_side(variants, rounds, warmup)
 
 
 def ratios(times: Dict[str, List[float]], base: str) -> List[Dict]:

@@ -2,15 +2,17 @@
 
     python benchmarks/compression_speed.py --output speed
     python benchmarks/compression_speed.py --engines pytorch,ctranslate2-int8 --rounds 8
+    python benchmarks/compression_speed.py --depths 3+3,3+2,3+1 --rates 0.35,0.2
     python benchmarks/compression_speed.py --data data-bin/multi30k.de-en \\
         --engines ctranslate2-int8,ctranslate2-int8-vmap --sentences 64
 
-Nothing is trained: models with random weights are cut to each rate, all widths at
-once, and translate the same random sentences. Every model generates the same number
-of tokens, --length for each sentence, whatever its weights. All of them run once a
-round, in a new random order each round; figures are medians of ratios within a round.
-Compared with fairseq's transformer and its beam search, and each engine's cut models
-with its own uncut one. "realised" is (speed-up - 1) / (FLOPs reduction - 1).
+Nothing is trained: models with random weights are cut to each number of layers and rate,
+all widths at once, and translate the same random sentences (plan.py does so with a trained
+model and its data). Every model generates the same number of tokens, --length for each
+sentence, whatever its weights. All of them run once a round, in a new random order each
+round; figures are medians of ratios within a round. Compared with fairseq's transformer and
+its beam search, and each engine's cut models with its own uncut one. "realised" is
+(speed-up - 1) / (FLOPs reduction - 1).
 
 With --data the dictionaries are that folder's, and the sentences those of its test set
 that have --length tokens. The engine that ends in -vmap needs it: its vocabulary map is of
@@ -21,33 +23,26 @@ On a GPU (--device cuda) the engines are PyTorch's, in float32 and with --fp16.
 """
 
 import argparse
-import copy
 import os
-import statistics
 import sys
-import tempfile
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
-from common import arguments, check, interleave, moved, numbers, report
-from compression_rates import SHAPES, Task, prune
+from common import arguments, check, interleave, numbers, report
+from compression_rates import SHAPES, Task
 
 STOCK = "fairseq transformer"
 WITH_MAP = "ctranslate2-int8-vmap"
-QUANTIZATIONS = {
-    "ctranslate2-float32": "float32",
-    "ctranslate2-int8": "int8",
-    WITH_MAP: "int8",
-}
 ENGINES = {
-    "cpu": ("pytorch", "fairseq-search", *QUANTIZATIONS),
+    "cpu": ("pytorch", "fairseq-search", "ctranslate2-float32", "ctranslate2-int8", WITH_MAP),
     "cuda": ("pytorch", "pytorch-fp16", "fairseq-search"),
 }
 EVERY_ENGINE = list(dict.fromkeys(name for names in ENGINES.values() for name in names))
 SENTENCES = {"multi30k": 256, "iwslt": 64}
 
-Variant = Tuple[str, float]  # engine, rate
-Translate = Callable[[], int]  # returns the number of tokens
+Depths = Tuple[int, int]  # layers of encoder and decoder
+Model = Tuple[Depths, float]  # and rate
+Variant = Tuple[str, Optional[Model]]  # engine; None is fairseq's transformer
 
 
 def dimensions(arch: str) -> dict:
@@ -110,210 +105,136 @@ def sentences_of_length(task, number: int, length: int) -> torch.Tensor:
     return torch.stack([dataset.src[i].long() for i in chosen])
 
 
-def in_pytorch(args, model, dictionaries: Task, own_search: bool, half: bool = False) -> Translate:
-    """Translation in PyTorch, with generate.py's search or with fairseq's."""
-    from fairseq.dataclass.configs import GenerationConfig
-    from fairseq.tasks.translation import TranslationConfig, TranslationTask
-
-    from src.tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
-
-    both = dictionaries.source_dictionary, dictionaries.target_dictionary
-    task = TranslationTask(TranslationConfig(), *both)
-    if own_search:
-        task = SRPTranslationTask(SRPTranslationConfig(), *both)
-    model = copy.deepcopy(model).to(args.device)
-    if half:
-        model.half()
-    model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
-    # one token is the end of the sentence, which fairseq does not count
-    length = args.length - 1
-    search = GenerationConfig(beam=args.beam, min_len=length, max_len_a=0, max_len_b=length)
-    generator = task.build_generator([model], search)
-    batches = [
-        {"net_input": {"src_tokens": b, "src_lengths": torch.full((len(b),), b.shape[1])}}
-        for b in args.batches
-    ]
-    batches = [moved(batch, args.device) for batch in batches]
-
-    def translate() -> int:
-        return sum(
-            len(hypotheses[0]["tokens"])
-            for batch in batches
-            for hypotheses in task.inference_step(generator, [model], batch)
-        )
-
-    return translate
-
-
-def in_ctranslate2(
-    args, model, dictionaries: Task, quantization: str, vocabulary_map=None
-) -> Translate:
-    """Translation with the exported model, which is compared with PyTorch's first."""
-    from src.deployment.comparison import load_translator
-    from src.deployment.export import export
-    from src.deployment.model import vocabulary
-
-    both = dictionaries.source_dictionary, dictionaries.target_dictionary
-    with tempfile.TemporaryDirectory() as folder:
-        export(model, both, folder, quantization, "the model", candidates=vocabulary_map)
-        translator = load_translator(folder, "the model")
-    symbols = vocabulary(both[0])
-    batches = [
-        [[symbols[word] for word in sentence[:-1]] for sentence in batch.tolist()]
-        for batch in args.batches
-    ]
-    search = {
-        "beam_size": args.beam,
-        "min_decoding_length": args.length,  # a step each: no end of sentence among them
-        "max_decoding_length": args.length,
-        "suppress_sequences": [[dictionaries.target_dictionary.pad_word]],
-        "max_input_length": 0,
-        "max_batch_size": 16,  # as generate.py has it
-        "use_vmap": vocabulary_map is not None,
-    }
-
-    def translate() -> int:
-        return sum(
-            len(result.hypotheses[0])
-            for batch in batches
-            for result in translator.translate_batch(batch, **search)
-        )
-
-    return translate
-
-
-def variants_of(args, rates: List[float], engines: List[str]):
-    """What is timed, by engine and rate.
+def variants_of(args):
+    """What is timed, by engine and model.
 
     Returns:
-        Its translations, and for each rate the parameters and FLOPs of a sentence.
+        Its translations, and for each model the parameters and FLOPs of a sentence.
     """
+    from src.connectivity.stage import StagePlan
     from src.deployment.vocabulary_map import CANDIDATES, learn
     from src.evaluation.flops import count_flops
+    from src.planning.candidates import cut_to
+    from src.planning.engines import translation
+    from src.planning.rows import Candidate
+    from src.planning.sentences import Sentence, Work
 
     arch = f"srp_{args.arch}_de_en"
-    dictionaries = real_task(args) if args.data else Task(*SHAPES[arch][4:])
+    task = real_task(args) if args.data else Task(*SHAPES[arch][4:])
+    dictionaries = task.source_dictionary, task.target_dictionary
     if args.data:
-        sentences = sentences_of_length(dictionaries, args.sentences, args.length)
+        sources = sentences_of_length(task, args.sentences, args.length)
     else:
-        source = dictionaries.source_dictionary
-        sentences = random_sentences(args.sentences, args.length, source)
-    args.batches = list(sentences.split(args.batch_size))
-    vocabulary_map = None
-    if WITH_MAP in engines:
-        vocabulary_map = learn(dictionaries, CANDIDATES)
-    timed: Dict[Variant, Translate] = {}
-    sizes: Dict[float, Tuple[int, int]] = {}
-    for rate in rates:
-        model = build("srp", arch, dictionaries)
-        if rate == 1:
-            stock = build("transformer", arch, dictionaries)
-            weights = model.state_dict()
-            stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
-            timed[STOCK, 1] = in_pytorch(args, stock, dictionaries, own_search=False)
-        else:
-            prune(model, rate, stage=0)
+        sources = random_sentences(args.sentences, args.length, dictionaries[0])
+    sentences = [Sentence(source, args.length) for source in sources]
+    work = Work(sentences, dictionaries, args.beam, args.batch_size, args.device)
+    if WITH_MAP in args.engines:
+        work.vocabulary_map = learn(task, CANDIDATES)
+    uncut = build("srp", arch, task)
+    stock = build("transformer", arch, task)
+    weights = uncut.state_dict()
+    stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
+    what = f"--arch {args.arch}"
+    timed = {(STOCK, None): translation("fairseq-search", stock, work, what)}
+    sizes: Dict[Model, Tuple[int, int]] = {}
+    for depths, rate in models_of(args):
+        model = uncut
+        if (depths, rate) != args.uncut:
+            model = cut_to(Candidate(*depths, rate), uncut, StagePlan(1.0, decreasing=None))
+        if model is None:
+            print(f"{depths[0]}+{depths[1]} layers can't have rate {rate:g}", file=sys.stderr)
+            continue
         flops = count_flops(model, args.length, args.length, beam=args.beam)["total"]
-        sizes[rate] = sum(p.numel() for p in model.parameters()), flops
-        for engine in engines:
-            if engine in QUANTIZATIONS:
-                how = QUANTIZATIONS[engine]
-                found = vocabulary_map if engine == WITH_MAP else None
-                timed[engine, rate] = in_ctranslate2(args, model, dictionaries, how, found)
-            else:
-                own, half = engine != "fairseq-search", engine.endswith("-fp16")
-                timed[engine, rate] = in_pytorch(args, model, dictionaries, own, half)
+        sizes[depths, rate] = sum(p.numel() for p in model.parameters()), flops
+        for engine in args.engines:
+            timed[engine, (depths, rate)] = translation(engine, model, work, what)
     return timed, sizes
 
 
-def checked(name: Variant, translate: Translate, expected: int) -> Callable[[], None]:
-    """A translation that fails where it generates another number of tokens."""
-
-    def run() -> None:
-        tokens = translate()
-        if tokens != expected:
-            raise RuntimeError(f"{name}: {tokens} tokens instead of {expected}")
-
-    return run
+def models_of(args) -> List[Model]:
+    """The uncut model, and every depth at every rate and with nothing but layers cut."""
+    models = [(depths, rate) for depths in args.depths for rate in (1, *args.rates)]
+    return list(dict.fromkeys([args.uncut, *models]))
 
 
-def ratio(base: List[float], times: List[float]) -> Tuple[float, List[float]]:
-    """Median and quartiles of ``base / times``, round by round."""
-    quotients = [b / t for b, t in zip(base, times)]
-    quartiles = statistics.quantiles(quotients, n=4, method="inclusive")
-    return statistics.median(quotients), quartiles
+def table(args, times: Dict[Variant, List[float]], sizes, tokens: int) -> List[dict]:
+    import statistics
 
+    from src.planning.timing import ratio
 
-def table(times: Dict[Variant, List[float]], sizes, tokens: int) -> List[dict]:
     rows = []
-    for (engine, rate), seconds in times.items():
-        parameters, flops = sizes[rate]
+    for (engine, model), seconds in times.items():
+        (layers, rate), (parameters, flops) = model or args.uncut, sizes[model or args.uncut]
+        reduction = sizes[args.uncut][1] / flops
         row = {
             "engine": engine,
+            "layers": "{}+{}".format(*layers),
             "rate": rate,
             "parameters": parameters,
             "MFLOPs": round(flops / 1e6, 1),
-            "FLOPs reduction": round(sizes[1][1] / flops, 2),
+            "FLOPs reduction": round(reduction, 2),
             "tokens/s": round(tokens / statistics.median(seconds)),
-            "times fairseq": round(ratio(times[STOCK, 1], seconds)[0], 2),
+            "times fairseq": round(ratio(times[STOCK, None], seconds).median, 2),
         }
-        if rate != 1:
-            speed_up, quartiles = ratio(times[engine, 1], seconds)
-            reduction = sizes[1][1] / flops
-            row["speed-up"] = round(speed_up, 2)
-            row["quartiles"] = f"{quartiles[0]:.2f}-{quartiles[2]:.2f}"
-            row["realised"] = f"{(speed_up - 1) / (reduction - 1):.0%}"
+        if model not in (None, args.uncut):
+            found = ratio(times[engine, args.uncut], seconds)
+            row["speed-up"] = round(found.median, 2)
+            row["quartiles"] = f"{found.low:.2f}-{found.high:.2f}"
+            row["realised"] = f"{(found.median - 1) / (reduction - 1):.0%}"
         rows.append(row)
     return rows
 
 
-def draw(times: Dict[Variant, List[float]], sizes, path: str) -> None:
+def draw(args, times: Dict[Variant, List[float]], sizes, path: str) -> None:
     """The picture: speed-up against FLOPs reduction, and speed against fairseq's."""
     from matplotlib.figure import Figure
 
     from src.evaluation.report_picture import FAINT, INK
 
-    reductions = [sizes[1][1] / flops for _, flops in sizes.values()]
+    reductions = {model: sizes[args.uncut][1] / flops for model, (_, flops) in sizes.items()}
     figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.set_title("Speed-up over the uncut model", loc="left", color=INK)
-    ends = [1, max(reductions)]
+    ends = [1, max(reductions.values())]
     left.plot(ends, ends, linestyle="--", color=FAINT, label="all of the FLOPs' gain")
-    _draw_engines(left, times, sizes, lambda engine: times[engine, 1])
+    _draw_lines(left, times, reductions, lambda engine: times[engine, args.uncut])
     left.legend(frameon=False, fontsize=9, labelcolor=INK)
     right.set_title("Speed against fairseq's transformer", loc="left", color=INK)
     right.axhline(1, linestyle="--", color=FAINT)
-    _draw_engines(right, times, sizes, lambda engine: times[STOCK, 1])
+    _draw_lines(right, times, reductions, lambda engine: times[STOCK, None])
     for axes in (left, right):
-        _dress(axes, reductions, list(sizes))
+        _dress(axes, reductions)
     figure.savefig(path, format="png", facecolor="white")
 
 
-def _draw_engines(axes, times, sizes, base: Callable[[str], List[float]]) -> None:
-    """A line with quartiles for each engine; side by side, so that bars don't hide."""
+def _draw_lines(axes, times, reductions, base: Callable[[str], List[float]]) -> None:
+    """A line with quartiles for each engine and depth; side by side, so that bars don't hide."""
     from src.evaluation.report_picture import ACCENT, INK
+    from src.planning.timing import ratio
 
     colours = dict(zip(EVERY_ENGINE, (ACCENT, INK, "#1f5f93", "#3a9a78", "#8a5fa8", "#b0662a")))
-    engines = list(dict.fromkeys(engine for engine, _ in times if engine != STOCK))
-    for place, engine in enumerate(engines):
-        aside = 1.02 ** (place - (len(engines) - 1) / 2)
-        found = [ratio(base(engine), times[engine, rate]) for rate in sizes]
+    depths = list(dict.fromkeys(layers for layers, _ in reductions))
+    engines = list(dict.fromkeys(engine for engine, model in times if model))
+    lines = [(engine, layers) for engine in engines for layers in depths]
+    for place, (engine, layers) in enumerate(lines):
+        aside = 1.02 ** (place - (len(lines) - 1) / 2)
+        models = [model for model in reductions if model[0] == layers]
+        found = [ratio(base(engine), times[engine, model]) for model in models]
+        several = "" if len(depths) == 1 else ", {}+{} layers".format(*layers)
         axes.errorbar(
-            [sizes[1][1] / flops * aside for _, flops in sizes.values()],
-            [median for median, _ in found],
-            yerr=[
-                [median - quartiles[0] for median, quartiles in found],
-                [quartiles[2] - median for median, quartiles in found],
-            ],
-            label=engine,
+            [reductions[model] * aside for model in models],
+            [x.median for x in found],
+            yerr=[[x.median - x.low for x in found], [x.high - x.median for x in found]],
+            label=f"{engine}{several}",
             color=colours[engine],
+            linestyle=("-", "--", ":", "-.")[depths.index(layers) % 4],
             marker="o",
             markersize=5,
             capsize=3,
         )
 
 
-def _dress(axes, reductions: List[float], rates: List[float]) -> None:
+def _dress(axes, reductions: Dict[Model, float]) -> None:
     """Logarithmic axes with the numbers of the table."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
@@ -321,8 +242,9 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
 
     axes.set_xscale("log")
     axes.set_yscale("log")
-    labels = [f"{x:.3g}\nrate {r:g}" for x, r in zip(reductions, rates)]
-    axes.set_xticks(reductions, labels)
+    uncut = next(iter(reductions))
+    ticks = {x: f"{x:.3g}\nrate {r:g}" for (d, r), x in reductions.items() if d == uncut[0]}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xticks([], minor=True)
     axes.set_xlabel("FLOPs reduction", color=INK)
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -335,10 +257,24 @@ def _dress(axes, reductions: List[float], rates: List[float]) -> None:
         axes.spines[edge].set_visible(False)
 
 
+def depths_from(parser, text: Optional[str], layers: int) -> List[Depths]:
+    """The depths of --depths, of a model that has so many layers on each side."""
+    found = []
+    for part in (text or f"{layers}+{layers}").split(","):
+        sides = part.split("+")
+        if len(sides) != 2 or not all(x.isdecimal() and 0 < int(x) <= layers for x in sides):
+            parser.error(f"--depths {part}: must be as {layers}+1, at most {layers}+{layers}")
+        found.append((int(sides[0]), int(sides[1])))
+    return found
+
+
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__, gpu=True)
     parser.add_argument("--arch", choices=SENTENCES, default="multi30k", help="shape of the model")
     parser.add_argument("--rates", default="0.5,0.2,0.1,0.05", help="compression rates")
+    parser.add_argument(
+        "--depths", help="layers of encoder and decoder, as 3+3,3+1 (default: those of --arch)"
+    )
     parser.add_argument("--engines", default="pytorch", help=", ".join(EVERY_ENGINE))
     parser.add_argument("--beam", type=int, default=5, help="beam size")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences a batch")
@@ -351,6 +287,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.rates = numbers(parser, "--rates", args.rates)
     args.engines = args.engines.split(",")
+    layers = SHAPES[f"srp_{args.arch}_de_en"][3]
+    args.uncut, args.depths = ((layers, layers), 1), depths_from(parser, args.depths, layers)
     for engine in args.engines:
         if engine not in ENGINES[args.device]:
             parser.error(
@@ -369,15 +307,14 @@ def parse() -> argparse.Namespace:
 def main():
     args = parse()
     torch.set_num_threads(args.threads)
-    timed, sizes = variants_of(args, [1, *args.rates], args.engines)
-    tokens = args.sentences * args.length
-    timed = {name: checked(name, run, tokens) for name, run in timed.items()}
-    times = interleave(timed, args.rounds, warmup=1)
+    timed, sizes = variants_of(args)
+    runs = {name: found.run for name, found in timed.items()}
+    times = interleave(runs, args.rounds, warmup=1)
     order = [STOCK, *args.engines]
     times = dict(sorted(times.items(), key=lambda item: order.index(item[0][0])))
     report(
         f"Speed-up against FLOPs reduction, {args.arch}",
-        table(times, sizes, tokens),
+        table(args, times, sizes, args.sentences * args.length),
         args.output,
         realised="(speed-up - 1) / (FLOPs reduction - 1)",
         sentences=args.sentences,
@@ -388,7 +325,7 @@ def main():
         data=args.data and os.path.basename(os.path.normpath(args.data)),
     )
     if args.output:
-        draw(times, sizes, f"{os.path.abspath(args.output)}.png")
+        draw(args, times, sizes, f"{os.path.abspath(args.output)}.png")
 
 
 if __name__ == "__main__":

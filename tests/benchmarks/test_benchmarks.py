@@ -67,6 +67,8 @@ def test_names_of_checkpoints():
         ("adapters", "--shapes 64", "--shapes 64: must be INPUTSxOUTPUTS, as 512x2048"),
         ("compression_rates", "--rates 0.5,2", "--rates 2: must be between 0 and 1"),
         ("compression_speed", "--rates half", "--rates half: is no number"),
+        ("compression_speed", "--depths 3+4", "--depths 3+4: must be as 3+1, at most 3+3"),
+        ("compression_speed", "--depths 3", "--depths 3: must be as 3+1, at most 3+3"),
         ("compression_speed", "--batch-size 0", "--batch-size 0: must be at least 1"),
         ("damaged_files", "sparce", "KIND sparce: must be one of"),
         ("damaged_files", "--files 0", "--files 0: must be at least 1"),
@@ -151,12 +153,27 @@ def test_translation_on_a_gpu(data, base, monkeypatch, capsys):
     assert exact == ["100.0%"] * 3
 
     compression_speed = importlib.import_module("compression_speed")
-    monkeypatch.setitem(compression_speed.SHAPES, "srp_multi30k_de_en", (16, 24, 2, 1, 60, 60))
-    options = ["--rates", "0.5", "--sentences", "4", "--length", "5", *engines]
+    monkeypatch.setitem(compression_speed.SHAPES, "srp_multi30k_de_en", (16, 24, 2, 2, 60, 60))
+    options = [
+        "--rates",
+        "0.5",
+        "--depths",
+        "2+2,2+1",
+        "--sentences",
+        "4",
+        "--length",
+        "5",
+        *engines,
+    ]
     rows = run_on_gpu("compression_speed", options, monkeypatch, capsys)
-    assert [row[:2] for row in rows] == [
-        ["fairseq transformer", "1"],
-        *([name, rate] for name in names[2:] for rate in ("1", "0.5")),
+    assert [row[:3] for row in rows] == [
+        ["fairseq transformer", "2+2", "1"],
+        *(
+            [name, layers, rate]
+            for name in names[2:]
+            for layers in ("2+2", "2+1")
+            for rate in ("1", "0.5")
+        ),
     ]
 
 
