@@ -146,7 +146,7 @@ class Prunable:
     pruning_masks = masks
     apply_pruning_masks = apply_masks
 
-    def to_sparse(self, **options) -> nn.Module:
+    def to_sparse(self: Any, **options) -> nn.Module:
         """The model with layers that compute with the stored weights only.
 
         Args:
@@ -200,28 +200,28 @@ def _generator(seed: Union[None, int, torch.Generator]) -> Optional[torch.Genera
 
 def _per_layer(values: PerLayer, layers: Layers, option: str, read: Callable) -> List[Any]:
     """One value that was read and checked for each layer; None where it stays."""
-    several = isinstance(values, (list, tuple))
-    if several and len(values) != len(layers):
+    several = values if isinstance(values, (list, tuple)) else None
+    if several is not None and len(several) != len(layers):
         names = list(layers)
         if len(names) > 8:
             names[5:-2] = ["..."]
         raise SparsityError(
-            f"{option}: {len(values)} values for {len(layers)} prunable layers "
+            f"{option}: {len(several)} values for {len(layers)} prunable layers "
             f"({', '.join(names)}); give one number for all of them, or a list with one "
             "for each in this order, None to leave a layer as it is"
         )
-    found = []
+    checked: List[Any] = []
     for position, name in enumerate(layers):
-        value = values[position] if several else values
-        if several and value is None:
-            found.append(None)
+        value = values if several is None else several[position]
+        if several is not None and value is None:
+            checked.append(None)
             continue
         try:
-            found.append(read(value))
+            checked.append(read(value))
         except ValueError as error:
-            where = f"{option}[{position}] for layer {name}" if several else option
+            where = option if several is None else f"{option}[{position}] for layer {name}"
             raise SparsityError(f"{where} = {value!r}: {error}") from None
-    return found
+    return checked
 
 
 def _prune(
@@ -245,7 +245,7 @@ def _prune(
     for (name, layer), value in zip(layers.items(), _per_layer(values, layers, option, read)):
         if value is None:
             continue
-        weight = layer.weight.detach()
+        weight = layer.get_parameter("weight").detach()
         where = f"layer {name or type(layer).__name__}"
         if weight.isnan().any():
             raise SparsityError(

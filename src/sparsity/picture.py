@@ -4,7 +4,9 @@ import re
 from typing import BinaryIO, Dict, List, NamedTuple, Tuple
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -141,9 +143,8 @@ def draw_density(report: pd.DataFrame, stream: BinaryIO) -> None:
     figure = Figure(
         figsize=(1.2 + 4.6 * len(parts), max(INCHES * tallest, 0.8) + 1.5),
         dpi=150,
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.08),
     )
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.08)
     figure.suptitle(
         f"Density: {percent(total)} of the prunable weights, {percent(whole)} of all",
         color=INK,
@@ -153,7 +154,7 @@ def draw_density(report: pd.DataFrame, stream: BinaryIO) -> None:
         _draw_column(axes, part, colours, total)
         axes.set_ylim(tallest, 0)  # one scale, so that bars are equally thick
     named = kinds[: len(KINDS)]
-    entries = [Patch(color=colours[kind], label=kind) for kind in named]
+    entries: List[Artist] = [Patch(color=colours[kind], label=kind) for kind in named]
     if len(kinds) > len(named):
         entries.append(Patch(color=OTHER_KINDS, label="others"))
     entries.append(Line2D([], [], color=ACCENT, linestyle="--", label="all prunable"))

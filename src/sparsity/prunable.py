@@ -117,7 +117,7 @@ def masks(model: nn.Module) -> Dict[str, Tensor]:
         shape: True where it is not zero.
     """
     return {
-        _parameter_name(name): layer.weight.detach() != 0
+        _parameter_name(name): layer.get_parameter("weight").detach() != 0
         for name, layer in prunable_layers(model).items()
     }
 

@@ -1,7 +1,7 @@
 """How sparse a model is, layer by layer, as a table."""
 
 import re
-from typing import Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import pandas as pd
 import torch
@@ -82,23 +82,23 @@ def sparsity_report(
 
     rows = []
     in_zero_blocks = 0.0
+    weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
     for name, layer in layers.items():
-        weight = layer.weight.detach()
+        weight = weights[name]
         row = {
             "layer": name,
             "type": type(layer).__name__,
             "shape": "x".join(map(str, weight.shape)),
-            **_elements([layer.weight], sizes),
+            **_elements([weight], sizes),
         }
         if name in patterns:
             row["pattern"] = patterns[name].text
-            row["block_sparsity"] = block_sparsity(weight, patterns[name])
-            in_zero_blocks += (row["block_sparsity"] or 0) * weight.numel()
+            row["block_sparsity"] = blocks = block_sparsity(weight.detach(), patterns[name])
+            in_zero_blocks += (blocks or 0) * weight.numel()
         rows.append(row)
-    weights = [layer.weight for layer in layers.values()]
     used = {found.text for found in patterns.values()}
     common = used.pop() if len(used) == 1 else None
-    for title, tensors in ((OVER_PRUNABLE, weights), (OVER_ALL, parameters)):
+    for title, tensors in ((OVER_PRUNABLE, list(weights.values())), (OVER_ALL, parameters)):
         row = {"layer": title, **_elements(tensors, sizes)}
         if patterns and row["parameters"]:
             row["pattern"] = common
@@ -116,7 +116,7 @@ def block_sparsity(weight: Tensor, pattern: Pattern) -> Optional[float]:
     if not weight.numel():
         return None
     matrix = pattern.matrix(weight.abs())
-    counted = pattern.block_sizes(tuple(matrix.shape)) > 0
+    counted = pattern.block_sizes(matrix.shape) > 0
     # of N:M the block is the N lowest, so their largest tells whether all of them are 0
     largest = pattern.block_scores(matrix, reduce="max").cpu()
     number = int(counted.sum())
@@ -138,10 +138,10 @@ def sparse_bytes(tensor: Tensor) -> int:
     return sum(part.nbytes for part in parts)
 
 
-def _elements(tensors: Sequence[Tensor], sizes: Mapping[int, int]) -> Dict[str, object]:
+def _elements(tensors: Sequence[Tensor], sizes: Mapping[int, int]) -> Dict[str, Any]:
     number = sum(tensor.numel() for tensor in tensors)
     remaining = sum(int(tensor.count_nonzero()) for tensor in tensors)
-    row = {
+    row: Dict[str, Any] = {
         "parameters": number,
         "remaining": remaining,
         "sparsity": (number - remaining) / number if number else 0.0,

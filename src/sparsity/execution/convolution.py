@@ -1,6 +1,6 @@
 """A two-dimensional convolution that stores only the weights that are not zero."""
 
-from typing import Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +178,7 @@ class SparseConv2d(StoredWeight):
         dilation=1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Any = "zeros",
         device=None,
         dtype=None,
     ):
@@ -190,7 +190,7 @@ class SparseConv2d(StoredWeight):
         self.dilation, self.groups = conv.dilation, conv.groups
         self.padding_mode = padding_mode
         self._geometry = _Geometry(conv)
-        self._candidates = CONVOLUTIONS
+        self._candidates: Sequence[str] = CONVOLUTIONS
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d) -> "SparseConv2d":
@@ -226,9 +226,8 @@ class SparseConv2d(StoredWeight):
 
     def _make(self) -> _Products:
         with torch.no_grad():
-            weight, bias = self.weight, self.bias
-            bias = None if bias is None else bias.detach()
-            return _Products(self._geometry, weight, bias, self._candidates, self._names)
+            bias = None if self.bias is None else self.bias.detach()
+            return _Products(self._geometry, self.weight, bias, self._candidates, self._names)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[B, C, H, W]`` or ``[C, H, W]``, as of ``nn.Conv2d``."""
@@ -242,7 +241,7 @@ class SparseConv2d(StoredWeight):
         return product(input) if input.dim() == 4 else product(input.unsqueeze(0))[0]
 
     def extra_repr(self) -> str:
-        text = nn.Conv2d.extra_repr(self)
+        text = nn.Conv2d.extra_repr(self)  # type: ignore[arg-type]  # it has what that asks for
         return text if self.bias is None else f"{text}, bias=True"
 
     @property

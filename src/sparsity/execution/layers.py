@@ -10,7 +10,7 @@ import logging
 import math
 from collections import defaultdict
 from numbers import Integral
-from typing import Dict, Iterable, Mapping, Optional, Sequence, Type, Union
+from typing import Dict, Iterable, Mapping, Optional, Sequence, Set, Type, Union
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,11 @@ from .timing import choose_among
 logger = logging.getLogger(__name__)
 
 
-class _Prunable:
+class _Prunable(nn.Module):
     """A dense layer that can hold its zeros at zero; pruned is what is exactly zero."""
+
+    weight: Tensor
+    mask: Optional[Tensor]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -198,7 +201,7 @@ class SparseLinear(StoredWeight):
         return y.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return nn.Linear.extra_repr(self)
+        return nn.Linear.extra_repr(self)  # type: ignore[arg-type]  # it has what that asks for
 
 
 # What replaces a layer of which class. A subclass may compute anything: name it.
@@ -262,22 +265,23 @@ def to_sparse(
                 'torch.nn.utils.prune.remove(layer, "weight")'
             )
     model = model if inplace else copy.deepcopy(model)
-    owners = defaultdict(set)
+    owners: Dict[int, Set[str]] = defaultdict(set)
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners[id(parameter)].add(name)
-    replaced, kept = {}, []
+    replaced: Dict[int, nn.Module] = {}
+    kept = []
     if not trainable:
         model.eval()
     for name, module in model.named_modules():
-        if not isinstance(module, tuple(classes)):
+        if not issubclass(type(module), tuple(classes)):
             continue
         reason = _reason_to_keep(module, classes, owners)
         if reason is not None:
             kept.append(f"{name or 'the model'} ({reason})")
             continue
-        if module.weight.is_meta:
+        if module.get_parameter("weight").is_meta:
             raise SparsityError(
                 f"layer {name or type(module).__name__}: its weight has no values yet; load "
                 "them first"
@@ -365,11 +369,12 @@ def _stays_dense(old: nn.Module, new: StoredWeight, rows, dense, image: Optional
     """Whether a layer is not faster sparse with any of the inputs to be timed."""
     if isinstance(new, SparseConv2d):
         return image is not None and new.optimize(image) == "dense"
+    assert isinstance(new, SparseLinear)
     generator = torch.Generator().manual_seed(1)
     for number in rows:
         if set(new.optimize(number, dense).values()) <= {"dense"}:
             continue
-        x = torch.randn(number, old.in_features, generator=generator).to(old.weight)
+        x = torch.randn(number, new.in_features, generator=generator).to(new.values)
         # small products lose more by the layer's own time than they gain
         if choose_among({"dense": old, "sparse": new}, x, 0.01).name == "sparse":
             return False

@@ -1,7 +1,7 @@
 """Stochastic gradient descent that updates stored weights only."""
 
 from numbers import Real
-from typing import Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, Optional
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class SGD(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
     @torch.no_grad()
-    def step(self, closure: Optional[Callable[[], Tensor]] = None) -> Optional[Tensor]:
+    def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """One update of all parameters that have a gradient.
 
         Args:
@@ -82,11 +82,10 @@ class SGD(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict) -> None:
-        gradient = parameter.grad
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict) -> None:
         if gradient.is_sparse:
             raise SparsityError("a gradient is a sparse tensor; make its layer with sparse=False")
         pruned = None

@@ -1,6 +1,6 @@
 """A weight of which only the values that are not zero are stored, and its product."""
 
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Self, Tuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +147,10 @@ def zero_held(layer: nn.Module) -> None:
         settle()
 
 
+Dense = TypeVar("Dense", bound=nn.Module)
+Product = TypeVar("Product", bound=Callable)
+
+
 class StoredWeight(nn.Module):
     """A layer whose weight is stored as values and indices, with what all such share.
 
@@ -168,8 +172,10 @@ class StoredWeight(nn.Module):
             raise SparsityError(f"weight of shape {self.weight_shape}: is too large")
         given = {"device": device, "dtype": dtype}
         self.values = nn.Parameter(torch.empty(0, **given))
-        bias = nn.Parameter(torch.zeros(outputs, **given)) if bias else None
-        self.register_parameter("bias", bias)
+        self.bias: Optional[nn.Parameter]
+        self.register_parameter(
+            "bias", nn.Parameter(torch.zeros(outputs, **given)) if bias else None
+        )
         crow = torch.zeros(outputs + 1, dtype=torch.int32, device=device)
         self.register_buffer("crow_indices", crow)
         self.register_buffer("col_indices", crow[:0].clone())
@@ -196,20 +202,34 @@ class StoredWeight(nn.Module):
             self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
         self.forget()
 
-    def give(self, layer: nn.Module) -> nn.Module:
+    @classmethod
+    def from_dense(cls, layer: Any) -> Self:
+        """Of the weights of a dense layer that are not zero; that stays as it is."""
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """A dense layer with exactly these weights."""
+        raise NotImplementedError
+
+    def give(self, layer: Dense) -> Dense:
         """Set a dense layer's weight and bias to what is stored."""
+        weight = layer.get_parameter("weight")
         with torch.no_grad():
-            layer.weight.copy_(self.weight)
+            weight.copy_(self.weight)
             if self.bias is not None:
-                layer.bias.copy_(self.bias)
-                layer.bias.requires_grad_(self.bias.requires_grad)
-        layer.weight.requires_grad_(self.values.requires_grad)
+                bias = layer.get_parameter("bias")
+                bias.copy_(self.bias)
+                bias.requires_grad_(self.bias.requires_grad)
+        weight.requires_grad_(self.values.requires_grad)
         return layer.train(self.training)
 
     def forget(self) -> None:
         """Forget what was derived from the values and from where they stand."""
-        self._pattern = self._transposed = None
-        self._product, self._made_of, self._names = None, None, {}
+        self._pattern: Optional[Pattern] = None
+        self._transposed: Optional[Tuple[Pattern, Tensor]] = None
+        self._product: Any = None
+        self._made_of: Optional[tuple] = None
+        self._names: Dict = {}
 
     @property
     def pattern(self) -> Pattern:
@@ -257,7 +277,7 @@ class StoredWeight(nn.Module):
             return False
         return True
 
-    def constant_product(self, make: Callable[[], Callable]) -> Callable:
+    def constant_product(self, make: Callable[[], Product]) -> Product:
         """What was prepared for the values as they are, made where there is none."""
         parameters = self._parameters  # a third of the time of self.values
         stamp = _stamp(parameters["values"]), _stamp(parameters["bias"])

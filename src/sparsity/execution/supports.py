@@ -5,7 +5,7 @@ multiplied densely with these. Groups pay where outputs share inputs: with patte
 many outputs by one input, with removed channels, with rows that are alike.
 """
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ def plan_groups(weight: Tensor) -> Tuple[Plan, Plan]:
         inputs, and the plan for one product per group.
     """
     used = weight != 0
-    best = {}
+    best: Dict[bool, Plan] = {}
     for order in (None, order_by_support(used)):
         unions = used if order is None else used.index_select(0, order)
         # reordering the outputs must buy something

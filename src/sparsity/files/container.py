@@ -36,10 +36,12 @@ _HEADER_LIMIT = 100_000_000  # safetensors' own
 START_LENGTH = 8 + len(_START_1)
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
-_NAMES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz")
-_NAMES += ("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
-_NAMES += ("complex32", "complex64", "complex128", "int64", "int32", "int16", "int8")
-_NAMES += ("uint64", "uint32", "uint16", "uint8", "bool")
+_NAMES = (
+    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz"),
+    *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
+    *("complex32", "complex64", "complex128", "int64", "int32", "int16", "int8"),
+    *("uint64", "uint32", "uint16", "uint8", "bool"),
+)
 DTYPES = {name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)}
 # what safetensors has no such dtype for
 ONLY_BYTES = ("float4_e2m1fn_x2", "complex32", "complex128")

@@ -27,7 +27,7 @@ _CODES = (1, 1)  # hardly any: Huffman codes alone, smallest and fastest for ran
 # by how often a sample has a byte: c * log2(c), which its entropy lacks, less what a
 # sample shows too little for every byte it has (correction of Miller and Madow)
 _TERMS = np.arange(_SAMPLE + 1) * np.log2(np.maximum(np.arange(_SAMPLE + 1), 1))
-_TERMS[1:] -= 0.5 / math.log(2)
+_TERMS[1:] = _TERMS[1:] - 0.5 / math.log(2)
 _FIRST_COUNTS = np.arange(8) * 256  # where the counts of each plane begin
 
 Parts = List[np.ndarray]  # the bytes of an encoded tensor, one after another
@@ -74,7 +74,7 @@ def _inflate(data: np.ndarray, size: int) -> np.ndarray:
         plane = stream.decompress(data, size)
         # asking for one byte more lets the stream see its end
         more = stream.decompress(stream.unconsumed_tail, 1)
-    except isal_zlib.error:
+    except isal_zlib.error:  # type: ignore[misc]  # its stub gives it no base
         raise SparsityError("its compressed data are damaged") from None
     if len(plane) != size or more or not stream.eof or stream.unused_data:
         raise SparsityError("its compressed data have the wrong length")
@@ -182,7 +182,7 @@ def field(description: Any, name: str, kind: type) -> Any:
     return description[name]
 
 
-def unpack(description: Description, n: int, width: int, data: Bytes) -> np.ndarray:
+def unpack(description: Any, n: int, width: int, data: Bytes) -> np.ndarray:
     """Words ``[n]`` of ``width`` bytes that :func:`pack` described.
 
     Raises:

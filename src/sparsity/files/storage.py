@@ -127,11 +127,11 @@ def _memory(tensor: Tensor) -> Tuple:
         return (id(tensor),)
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return (id(tensor),)
-    same = (tensor.device, tensor.dtype, tensor.data_ptr())
-    same += (tensor.is_conj(), tensor.is_neg())
+    form = tensor.is_conj(), tensor.is_neg()
+    same = (tensor.device, tensor.dtype, tensor.data_ptr(), *form)
     if tensor.is_contiguous():
-        return same + (tensor.numel(),)  # in whatever shape
-    return same + (tuple(tensor.shape), tensor.stride())
+        return (*same, tensor.numel())  # in whatever shape
+    return (*same, tuple(tensor.shape), tensor.stride())
 
 
 def _as_is(description: Description) -> bool:

@@ -279,7 +279,7 @@ def check_reachable(
         SparsityError: with the largest sparsity that is possible.
     """
     cap = min(max_sparsity, pattern.limit)
-    groups = isinstance(pattern, GroupPattern)
+    groups = pattern if isinstance(pattern, GroupPattern) else None
     full = groups and abs(target - pattern.limit) < 1e-9 and max_sparsity >= target
     layers = []
     for rows, columns in shapes:
@@ -293,11 +293,11 @@ def check_reachable(
         layers = [(sum(elements), sum(possible), max(blocks))]
     for elements, possible, block in layers:
         short = target * elements - possible >= block
-        if full and short and possible:
+        if groups and full and short and possible:
             logger.warning(
                 f"target_sparsity: {target}: pattern {pattern.text} removes no more than "
                 f"{possible / elements:.6g} of {elements:,} weights, since inputs are no "
-                f"multiple of {pattern.width}"
+                f"multiple of {groups.width}"
             )
         elif target > cap + 1e-9 or short:
             raise SparsityError(

@@ -56,8 +56,8 @@ class Pruning:
         self.config = load_config(config)
         if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
             raise SparsityError(f"seed: {seed!r} is not valid; give an int")
-        self.seed = int(seed)
-        self.step = 0
+        self.seed: int = int(seed)
+        self.step: int = 0
         self.pruners: List[Pruner] = []
         self._model: Optional[nn.Module] = None
 

@@ -40,7 +40,7 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
     owners: Dict[int, Tuple[int, str]] = {}
     found = []
     for number, settings in enumerate(config.pruners, start=1):
-        layers = []
+        layers: List[Layer] = []
         for name, module in modules:
             if not _matches(settings, name, module):
                 continue
@@ -75,11 +75,11 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
                 "not_to_prune_names or prune_layer_type"
             )
         found.append(layers)
-        _tell_idle(settings, config.label(number), modules)
+        _warn_of_unmatched(settings, config.label(number), modules)
     return found
 
 
-def _tell_idle(
+def _warn_of_unmatched(
     settings: PrunerSettings, label: str, modules: Iterable[Tuple[str, nn.Module]]
 ) -> None:
     """Warn of expressions that decide nothing, as mistyped ones do."""
@@ -92,7 +92,7 @@ def _tell_idle(
 def _named_modules(model: nn.Module) -> List[Tuple[str, nn.Module]]:
     """All modules under the names that they have without what is wrapped around."""
     while not model._parameters and [*model._modules] in [[name] for name in WRAPPERS]:
-        (model,) = model._modules.values()
+        (model,) = model.children()
     return [
         (".".join(part for part in name.split(".") if part != "_orig_mod"), module)
         for name, module in model.named_modules(remove_duplicate=False)

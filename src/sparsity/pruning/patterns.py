@@ -7,7 +7,7 @@ are channels of one position of the kernel.
 
 import re
 from abc import ABC, abstractmethod
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class Pattern(ABC):
         """
 
     @abstractmethod
-    def block_sizes(self, shape: Tuple[int, int]) -> Tensor:
+    def block_sizes(self, shape: Sequence[int]) -> Tensor:
         """Number of elements that removing each block removes [blocks], int64."""
 
     @abstractmethod

@@ -51,8 +51,8 @@ class Layer(NamedTuple):
     module: nn.Module
 
     @property
-    def weight(self) -> Tensor:
-        return self.module.weight
+    def weight(self) -> nn.Parameter:
+        return self.module.get_parameter("weight")
 
 
 class Pruner:

@@ -6,7 +6,7 @@ or in the weight's float64.
 """
 
 import hashlib
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Criterion(NamedTuple):
         keeps: whether the state outlives the optimizer step.
     """
 
-    accumulate: Optional[Callable[[Tensor, Tensor], None]] = None
+    accumulate: Optional[Callable[[Tensor, Tensor], Any]] = None
     score: Optional[Callable[[Tensor], Tensor]] = None
     needs: str = "product"
     keeps: bool = True
@@ -123,7 +123,8 @@ class Scores:
             _multiply(weight, gradient, term)
         if scale != 1:
             term.mul_(scale)
-        self.criterion.accumulate(state, term)
+        if self.criterion.accumulate is not None:
+            self.criterion.accumulate(state, term)
 
     def _term(self, like: Tensor) -> Tensor:
         """Memory for one step's term: kept, as allocating costs more than computing."""
