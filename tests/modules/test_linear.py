@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.modules.linear import Linear, accelerate, linear
+from src.modules.linear import Linear, accelerate, linear, plain
 from tests.support.onednn import needs_onednn, record_onednn
 from tests.support.training import batch, build
 
@@ -135,3 +135,18 @@ def test_accelerate_changes_plain_layers_only():
     assert network.state_dict().keys() == before.keys()
     x = torch.randn(2, 3)
     assert torch.equal(network[0](x), F.linear(x, network[0].weight, network[0].bias))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, that torchao takes over
+def test_dynamic_quantization_finds_plain_layers():
+    quantize = torch.ao.quantization.quantize_dynamic
+    model = build().float()
+    tokens = batch()
+    with torch.no_grad():
+        exact, _ = model(*tokens)
+        number = sum(type(module) is Linear for module in model.modules())
+        quantized = quantize(plain(model), {nn.Linear})
+        rounded, _ = quantized(*tokens)
+    found = [m for m in quantized.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
+    assert len(found) == number > 30
+    assert 0 < (exact - rounded).abs().max() < 0.05 * exact.abs().max()
