@@ -3,16 +3,25 @@
     python scripts/cpu_distributed.py --processes 2 src/pruning.py data-bin/... [options]
 
 On GPUs fairseq starts its processes itself; on a CPU neither it nor torchrun
-does. When one process fails or the command is interrupted, all are stopped.
+does. When one process fails or the command is interrupted or killed, all are stopped.
+What is wrong with the options is said once.
 """
 
 import argparse
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import List, Optional
+
+_PR_SET_PDEATHSIG = 1
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux
+# how a line begins from which on a process says why it ends
+_LAST_WORDS = ("error: ", "interrupted", "Traceback (most recent call last)")
 
 
 def free_port() -> int:
@@ -35,6 +44,77 @@ def commands(command: list, processes: int, port: int) -> list:
     ]
 
 
+class Rank:
+    """A process, whose words on standard error are passed on up to an error.
+
+    Args:
+        line: its command line.
+        number: its rank.
+    """
+
+    def __init__(self, line: list, number: int, environment: dict):
+        self.number = number
+        self.last_words: List[str] = []
+        launcher = os.getpid()
+
+        def end_with_launcher() -> None:
+            if _prctl is not None:
+                _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != launcher:  # killed before that
+                os._exit(1)
+
+        self.process = subprocess.Popen(
+            line,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            preexec_fn=end_with_launcher,
+        )
+        self._reader = threading.Thread(target=self._read)
+
+    def listen(self) -> None:
+        """Due when all processes are started: none is forked beside a thread."""
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            if self.last_words or line.startswith(_LAST_WORDS):
+                self.last_words.append(line)
+            else:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+
+    @property
+    def status(self) -> Optional[int]:
+        """As a shell has it: 128 + its number for a signal; None while it runs."""
+        code = self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def stop(self) -> None:
+        if self.status is None:
+            self.process.terminate()
+
+    def wait(self) -> None:
+        self.process.wait()
+        self._reader.join()
+
+
+def failed(ranks: List[Rank]) -> List[Rank]:
+    """Those that have failed; first any that was killed, which is why others did."""
+    return sorted((rank for rank in ranks if rank.status), key=lambda rank: rank.status <= 128)
+
+
+def say(ranks: List[Rank], killed: List[Rank]) -> None:
+    """Every reason once; tracebacks only where no process says in one line what is wrong."""
+    lines = [line for rank in ranks for line in rank.last_words]
+    for rank in killed:
+        name = signal.Signals(rank.status - 128).name
+        lines.append(f"error: rank {rank.number} was killed ({name})\n")
+    reasons = [line for line in lines if line.startswith(_LAST_WORDS[:2])]
+    sys.stderr.write("".join(dict.fromkeys(reasons)) or "".join(lines))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,25 +128,26 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    running = [
-        subprocess.Popen(line, env=environment)
-        for line in commands(args.command, args.processes, free_port())
-    ]
+    lines = commands(args.command, args.processes, free_port())
+    ranks = [Rank(line, number, environment) for number, line in enumerate(lines)]
+    for rank in ranks:
+        rank.listen()
+    gone: List[Rank] = []
     try:
-        while None in [p.poll() for p in running]:
-            failed = [p.returncode for p in running if p.returncode]
-            if failed:
-                return failed[0]
+        while not gone and None in [rank.status for rank in ranks]:
             time.sleep(0.2)
-        return max((p.returncode for p in running), key=abs)
+            gone = failed(ranks)
+        gone = gone or failed(ranks)
+        return gone[0].status if gone else 0
     except KeyboardInterrupt:
         return 130
     finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-        for process in running:
-            process.wait()
+        killed = [rank for rank in gone if rank.status > 128]
+        for rank in ranks:
+            rank.stop()
+        for rank in ranks:
+            rank.wait()
+        say(ranks, killed)
 
 
 if __name__ == "__main__":

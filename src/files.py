@@ -14,6 +14,7 @@ import pickle
 import shutil
 import struct
 import tempfile
+import weakref
 import zlib
 from contextlib import contextmanager
 from typing import Callable, Iterator, Optional
@@ -252,6 +253,55 @@ def sole_process(folder: str, occupied: Callable[[], BaseException]) -> Iterator
         except BlockingIOError:
             raise occupied() from None
         yield
+
+
+class FolderLock:
+    """Keeps other processes out of a folder until it is let go of, or this process ends.
+
+    Unlike :func:`sole_process` it leaves no file, and processes that are started meanwhile
+    don't hold it.
+    """
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor >= 0
+
+    def release(self) -> None:
+        if self.held:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = release
+
+
+_folder_locks: "weakref.WeakValueDictionary[str, FolderLock]" = weakref.WeakValueDictionary()
+
+
+def lock_folder(folder: str, occupied: Callable[[], BaseException]) -> FolderLock:
+    """Lock a folder for this process, which may ask for it several times.
+
+    Args:
+        occupied: makes the exception to raise if another process has locked it.
+    """
+    folder = os.path.realpath(folder)
+    lock = _folder_locks.get(folder)
+    if lock is None or not lock.held:
+        descriptor = _lock(folder)
+        if descriptor is None:
+            raise occupied()
+        lock = _folder_locks[folder] = FolderLock(descriptor)
+    return lock
+
+
+def _leave_locks_to_parent() -> None:
+    for lock in list(_folder_locks.values()):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 # -- checks of outputs ---------------------------------------------------------------------

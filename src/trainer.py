@@ -35,6 +35,7 @@ from .training.explained_errors import (
     warn_of_new_optimizer,
 )
 from .training.kept_zeros import keep_zeros
+from .training.processes import claim_folder, end_with_launcher, is_first
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class SRPTrainer(Trainer):
         if any(getattr(cfg.model, f"{side}_layerdrop", 0) for side in ("encoder", "decoder")):
             with open_dict(cfg):  # layers that one process drops have no gradient there
                 cfg.distributed_training.find_unused_parameters = True
+        end_with_launcher()
+        self._folder = claim_folder(cfg.checkpoint.save_dir) if is_first() else None
         super().__init__(cfg, task, model, criterion, quantizer)
         if getattr(task, "save_dir", "") is None:
             task.set_run_options(flat(cfg))

@@ -28,6 +28,24 @@ def start(code: str) -> subprocess.Popen:
     return process
 
 
+def test_a_folder_is_locked_until_its_process_ends_whatever_that_has_started(tmp_path):
+    """As workers that load data, which outlive a process that is killed for a while."""
+    process = start(
+        "import os\n"
+        f"lock = files.lock_folder({str(tmp_path)!r}, RuntimeError)\n"
+        f"assert lock is files.lock_folder({str(tmp_path)!r}, RuntimeError)\n"
+        "if not os.fork():\n    print('ready', flush=True)\ntime.sleep(20)\n"
+    )
+    with pytest.raises(KeyError):
+        files.lock_folder(str(tmp_path), KeyError)
+    process.kill()
+    process.wait()
+    files.lock_folder(str(tmp_path), KeyError).release()
+    lock = files.lock_folder(str(tmp_path), KeyError)
+    assert os.listdir(tmp_path) == []
+    lock.release()
+
+
 def test_two_writers_of_one_file_never_tear_it(tmp_path):
     path = tmp_path / "file"
     with files.atomic_write(str(path)) as one, files.atomic_write(str(path)) as other:

@@ -99,6 +99,20 @@ def test_a_limit_of_time_says_what_it_leaves_unfinished(data, base, tmp_path, ca
     assert "--stop-time-hours 1: ends the run before its pruning is done" in caplog.text
 
 
+def test_a_second_training_in_a_folder_is_refused_until_the_first_ends(data, tmp_path):
+    code = f"import fcntl, os\nfcntl.flock(os.open({str(tmp_path)!r}, 0), fcntl.LOCK_EX)\n"
+    command = [sys.executable, "-c", code + "print(flush=True)\ninput()"]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    first.stdout.readline()
+    command = [data, *TINY, *RUN, "--max-epoch", "1", "--save-dir", tmp_path]
+    with pytest.raises(UserError, match=f"--save-dir {tmp_path}: another process trains there"):
+        run_training(command)
+    assert os.listdir(tmp_path) == []
+    first.kill()
+    first.wait()
+    run_training(command)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
 def test_stopped_run_resumes_bit_identically(
     data, base, tmp_path, uninterrupted, monkeypatch, share
