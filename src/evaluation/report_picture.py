@@ -65,6 +65,25 @@ def _cell(axes, left: float, top: float, span: float, pair, small: bool) -> None
     axes.text(middle, top + 0.74, f"{width}/{original}", va="center", fontsize=6 + small, **style)
 
 
+def _removed_layer(axes, left: int, top: float, rows: int) -> None:
+    """One empty cell in the place of all those of a layer that is gone."""
+    gap = 0.04
+    axes.add_patch(
+        FancyBboxPatch(
+            (left + gap, top + gap),
+            1 - 2 * gap,
+            rows - 2 * gap,
+            boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor="none",
+            edgecolor="#c9d6e2",
+            linewidth=0.8,
+            linestyle="--",
+        )
+    )
+    style = {"ha": "center", "va": "center", "color": FAINT, "fontsize": 9}
+    axes.text(left + 0.5, top + rows / 2, "removed", rotation=90, **style)
+
+
 def draw_widths(axes, run: Run) -> None:
     """A cell for each layer and kind of channel: share that remains, and widths."""
     axes.set_title(f"Widths that remain in {run['name']}", loc="left", color=INK)
@@ -78,7 +97,10 @@ def draw_widths(axes, run: Run) -> None:
     for side, rows in sides:
         layers = max((len(cells) for _, cells in rows), default=0)
         heading = {"va": "bottom", "color": FAINT, "fontsize": 8}
-        axes.text(-0.1, top + 0.9, side.upper(), ha="right", weight="bold", **heading)
+        within = [cells for _, cells in rows if len(cells) == layers]
+        gone = [n for n in range(layers) if not any(cells[n][0] for cells in within)]
+        left = f", {layers - len(gone)} OF {layers} LAYERS" if gone else ""
+        axes.text(-0.1, top + 0.9, side.upper() + left, ha="right", weight="bold", **heading)
         for layer in range(layers):
             axes.text(layer + 0.5, top + 0.9, f"layer {layer + 1}", ha="center", **heading)
         top += 1
@@ -86,8 +108,11 @@ def draw_widths(axes, run: Run) -> None:
             axes.text(-0.1, top + 0.5, label, ha="right", va="center", fontsize=9, color=INK)
             span = layers / len(cells) if len(cells) == 1 else 1
             for number, pair in enumerate(cells):
-                _cell(axes, number * span, top, span, pair, columns <= 6)
+                if pair[0]:
+                    _cell(axes, number * span, top, span, pair, columns <= 6)
             top += 1
+        for number in gone:
+            _removed_layer(axes, number, top - len(within), len(within))
         top += 0.15
     axes.set_xlim(-0.1, columns)
     axes.set_ylim(top, 0)

@@ -21,7 +21,8 @@ def draw(rows: Sequence[Row], stream: BinaryIO, chosen: Optional[Row] = None) ->
     engines = list(dict.fromkeys(row.engine for row in rows))
     size = 1.6 + 3.9 * len(engines), 4.4
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    for axes, engine in zip(figure.subplots(1, len(engines), squeeze=False)[0], engines):
+    several = figure.subplots(1, len(engines), squeeze=False, sharey=True)[0]
+    for axes, engine in zip(several, engines):
         _draw_engine(axes, [row for row in rows if row.engine == engine], chosen)
         axes.set_title(engine, loc="left", color=INK)
     figure.savefig(stream, format="png", facecolor="white")
@@ -60,7 +61,7 @@ def _draw_engine(axes, rows: Sequence[Row], chosen: Optional[Row]) -> None:
     axes.set_xlabel("parameters (logarithmic)", color=INK)
     axes.set_ylabel("speed-up over the uncut model", color=INK)
     for axis, style in ((axes.xaxis, millions), (axes.yaxis, lambda value, _: f"{value:g}")):
-        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter(FuncFormatter(style))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color="#e6ebf0", linewidth=0.8)

@@ -233,6 +233,18 @@ def test_a_width_of_almost_nothing_is_not_said_to_be_none():
     assert "<1%" in texts(axes) and "0%" not in texts(axes)
 
 
+def test_layers_that_are_gone_are_one_empty_cell():
+    groups = {"decoder.embedding": [8, 16]}
+    for layer, width in enumerate((0, 12, 0)):
+        groups |= {f"decoder.layers.{layer}.{part}": [width, 24] for part in picture.LAYER_ROWS}
+    figure = Figure()
+    axes = figure.subplots()
+    picture.draw_widths(axes, {"name": "x", "widths": groups})
+    texts = [text.get_text() for text in axes.texts]
+    assert texts.count("removed") == 2 and "DECODER, 1 OF 3 LAYERS" in texts
+    assert texts.count("12/24") == len(picture.LAYER_ROWS) and "<1%" not in texts
+
+
 def test_sizes_have_their_unit():
     assert [picture.millions(n) for n in (6_005_760, 1_201_163, 200_000, 36_400)] == [
         *["6.01 M", "1.2 M", "0.2 M", "36.4 k"]
