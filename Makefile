@@ -18,12 +18,14 @@
 # PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with
 # DATA=multi30k   make and make report with Multi30k and its recipes instead of the demo;
 #                 RAW_DIR=DIR where its files lie (otherwise downloaded)
+# DEPTH=1         make prunes the demo's model to one decoder layer of two, beside the model with both
 
 SHELL := bash
 VENV ?= .venv
 PYTHON ?=
 DATA ?= demo
 RAW_DIR ?=
+DEPTH ?=
 GRID ?= benchmarks/study/demo.yaml
 JOBS ?= 1
 # scripts change folders, so they get the whole path (not abspath, which takes a space for two paths)
@@ -35,7 +37,8 @@ PY = $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin/python
 all: demo
 
 demo: setup
-	@PYTHON="$(PY)" bash scripts/demo.sh --data "$(DATA)" $(if $(RAW_DIR),--raw-dir "$(RAW_DIR)")
+	@PYTHON="$(PY)" bash scripts/demo.sh --data "$(DATA)" $(if $(RAW_DIR),--raw-dir "$(RAW_DIR)") \
+		$(if $(DEPTH),--keep-decoder-layers "$(DEPTH)")
 
 setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash scripts/setup.sh

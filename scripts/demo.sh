@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # The whole way: preprocess, train, prune in two stages, finetune, translate, report.
 #
-# Usage: demo.sh [--data demo|multi30k] [--raw-dir DIR] [ARGUMENT for every training step ...]
+# Usage: demo.sh [--data demo|multi30k] [--raw-dir DIR] [--keep-decoder-layers N]
+#                [ARGUMENT for every training step ...]
 #   --data         demo: a small corpus that is generated here (default); models in
 #                  checkpoints/demo. multi30k: the multi30k_*.sh scripts; models in
 #                  checkpoints/multi30k
 #   --raw-dir DIR  with multi30k: folder of its files, instead of a download
+#   --keep-decoder-layers N
+#                  with demo: stage 2 prunes in depth, too, to N decoder layers of two. Its models
+#                  stand beside the others as stage2-decoderN and finetuned-decoderN, table and
+#                  picture in checkpoints/demo-decoderN
 # What has finished is skipped, what was interrupted continues.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
@@ -24,12 +29,15 @@ take_raw_dir "$@"
 raw=()
 [ -z "$raw_dir" ] || raw=(--raw-dir "$raw_dir")
 data=demo
+layers=
 arguments=()
 set -- ${REST[@]+"${REST[@]}"}
 while [ $# -gt 0 ]; do
     case $1 in
         --data) [ $# -ge 2 ] || refuse "--data needs a value"; data=$2; shift ;;
         --data=*) data=${1#*=} ;;
+        --keep-decoder-layers) [ $# -ge 2 ] || refuse "$1 needs a value"; layers=$2; shift ;;
+        --keep-decoder-layers=*) layers=${1#*=} ;;
         *) arguments+=("$1") ;;
     esac
     shift
@@ -39,6 +47,13 @@ case $data in
     demo) [ ${#raw[@]} -eq 0 ] || refuse "--raw-dir goes with --data multi30k: the demo generates its corpus" ;;
     *) refuse "--data $data: demo or multi30k" ;;
 esac
+depth=()
+if [ -n "$layers" ]; then
+    [ "$data" = demo ] || refuse "--keep-decoder-layers goes with --data demo: give it to multi30k_srp_pruning.sh"
+    [[ $layers =~ ^[12]$ ]] || refuse "--keep-decoder-layers $layers: the demo's model has 2; give 1 or 2"
+    depth=(--keep-decoder-layers "$layers")
+fi
+shape=${layers:+-decoder$layers}
 find_python
 
 BIN=../data-bin/$data.de-en
@@ -46,7 +61,7 @@ CKPT=../checkpoints/$data
 export SRP_QUIET=1  # scripts that are called keep to it too
 ARGS=(--log-format simple --log-interval 1000 ${arguments[@]+"${arguments[@]}"})
 
-final=finetuned
+final=finetuned$shape
 if [ "$data" = demo ]; then
     DISPOSABLE=1  # a model made from something else is made again
     COMMON=("$BIN" "${DEMO[@]}" --dropout $DROPOUT)
@@ -61,13 +76,13 @@ if [ "$data" = demo ]; then
     pruning() {
         step "$CKPT/stage1" "$CKPT/base/checkpoint_best.pt" "$PYTHON" ../src/pruning.py "${COMMON[@]}" "${PRUNING[@]}" \
             --pruning-stage 1 --save-dir "$CKPT/stage1" --pretrained-model "$CKPT/base/checkpoint_best.pt" "$@"
-        step "$CKPT/stage2" "$CKPT/stage1/checkpoint_last.pt" "$PYTHON" ../src/pruning.py "${COMMON[@]}" "${PRUNING[@]}" \
-            --pruning-stage 2 --save-dir "$CKPT/stage2" --pretrained-model "$CKPT/stage1/checkpoint_last.pt" "$@"
+        step "$CKPT/stage2$shape" "$CKPT/stage1/checkpoint_last.pt" "$PYTHON" ../src/pruning.py "${COMMON[@]}" "${PRUNING[@]}" \
+            --pruning-stage 2 ${depth[@]+"${depth[@]}"} --save-dir "$CKPT/stage2$shape" --pretrained-model "$CKPT/stage1/checkpoint_last.pt" "$@"
     }
     finetuning() {
-        step "$CKPT/finetuned" "$CKPT/stage2/checkpoint_last.pt" "$PYTHON" ../src/finetuning.py "${COMMON[@]}" \
+        step "$CKPT/$final" "$CKPT/stage2$shape/checkpoint_last.pt" "$PYTHON" ../src/finetuning.py "${COMMON[@]}" \
             --lr $FINETUNING_LR --max-epoch $FINETUNING_EPOCHS \
-            --save-dir "$CKPT/finetuned" --pretrained-model "$CKPT/stage2/checkpoint_last.pt" "$@"
+            --save-dir "$CKPT/$final" --pretrained-model "$CKPT/stage2$shape/checkpoint_last.pt" "$@"
     }
 else
     prepare() { bash multi30k_preprocess.sh ${raw[@]+"${raw[@]}"}; }
@@ -101,12 +116,12 @@ pruning "${ARGS[@]}"
 finetuning "${ARGS[@]}"
 translate base checkpoint_best.pt
 translate stage1 checkpoint_last.pt
-translate stage2 checkpoint_last.pt
-translate $final checkpoint_best.pt
+translate "stage2$shape" checkpoint_last.pt
+translate "$final" checkpoint_best.pt
 say "report"
-"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2" "$CKPT/$final" --output "$ROOT/${CKPT#../}"
+"$PYTHON" ../src/report.py "$CKPT/base" "$CKPT/stage1" "$CKPT/stage2$shape" "$CKPT/$final" --output "$ROOT/${CKPT#../}$shape"
 "$PYTHON" show_samples.py "$CKPT/base/generate.txt" "$CKPT/$final/generate.txt"
 echo
 say "finished"
-picture=$(find "$CKPT" -maxdepth 1 -name '*.png' -newer "$CKPT/$final/report.json" | sort | head -n 1)
+picture=$(find "$CKPT$shape" -maxdepth 1 -name '*.png' -newer "$CKPT/$final/report.json" | sort | head -n 1)
 echo "${picture:+$(for_caller "$picture")}"

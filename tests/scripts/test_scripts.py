@@ -49,7 +49,7 @@ def run(*command, cwd=ROOT, timeout=600, **environment):
     env = {
         k: v
         for k, v in os.environ.items()
-        if k not in ("VENV", "PYTHON", "DATA", "RAW_DIR", "MAKEFLAGS", "MAKELEVEL")
+        if k not in ("VENV", "PYTHON", "DATA", "DEPTH", "RAW_DIR", "MAKEFLAGS", "MAKELEVEL")
     }
     env.update(environment)
     return subprocess.run(
@@ -595,6 +595,66 @@ def test_log_of_a_failed_step_can_be_opened(project):
 def test_arguments_of_the_demo_in_any_order(project, arguments):
     done = run(BASH, project / "scripts/demo.sh", *arguments, PYTHON=sys.executable)
     refused(done, "--raw-dir /nowhere is not a folder")
+
+
+RECORDER = """
+echo "$@" >>{log}
+while [ $# -gt 1 ]; do
+    case $1 in
+        --save-dir) mkdir -p "$2"; touch "$2/checkpoint_last.pt" "$2/checkpoint_best.pt" ;;
+        --report) touch "$2" ;;
+        --output) mkdir -p "$2"; touch "$2/report.png" ;;
+    esac
+    shift
+done
+"""
+
+
+def test_the_demo_in_depth_stands_beside_the_other(project, tmp_path):
+    """Base and first stage are made once; the others have names of their own."""
+    log = tmp_path / "calls"
+    executable(tmp_path / "recorder", f"#!{BASH}\n" + RECORDER.format(log=log))
+    preprocess = "mkdir -p ../data-bin/demo.de-en; touch -d 2020-01-01 ../data-bin/demo.de-en/.done"
+    executable(
+        project / "scripts/demo_preprocess.sh",
+        f'#!{BASH}\ncd "$(dirname "${{BASH_SOURCE[0]}}")"; {preprocess}\n',
+    )
+
+    def calls(*options):
+        log.write_text("")
+        python = tmp_path / "recorder"
+        done = run(BASH, project / "scripts/demo.sh", *options, PYTHON=python)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in log.read_text().splitlines() if "../src" in line]
+
+    _, plain = calls()
+    assert [line.split()[0] for line in plain].count("../src/pruning.py") == 2
+    assert not any("--keep-decoder-layers" in line for line in plain)
+    output, deep = calls("--keep-decoder-layers", "1")
+    assert "checkpoints/stage1: finished already" in output.replace("demo/", "")
+    assert output.strip().endswith("checkpoints/demo-decoder1/report.png")
+    stage, finetuning = (line for line in deep if "--save-dir" in line)
+    assert "--pruning-stage 2 --keep-decoder-layers 1" in stage
+    assert "--save-dir ../checkpoints/demo/stage2-decoder1 " in stage
+    assert finetuning.endswith(
+        "--save-dir ../checkpoints/demo/finetuned-decoder1 "
+        "--pretrained-model ../checkpoints/demo/stage2-decoder1/checkpoint_last.pt "
+        "--log-format simple --log-interval 1000"
+    )
+    assert "stage2-decoder1 ../checkpoints/demo/finetuned-decoder1" in deep[-1]
+
+
+def test_depths_that_the_demo_has_not(project):
+    def demo(*options):
+        return run(BASH, project / "scripts/demo.sh", *options, PYTHON=sys.executable)
+
+    refused(demo("--keep-decoder-layers=3"), "--keep-decoder-layers 3: the demo's model has 2")
+    refused(demo("--keep-decoder-layers"), "--keep-decoder-layers needs a value")
+    several = demo("--data", "multi30k", "--keep-decoder-layers", "1")
+    refused(several, "--keep-decoder-layers goes with --data demo")
+    done = run("make", "-n", "demo", "DEPTH=1", cwd=project)
+    assert 'demo.sh --data "demo"' in done.stdout and '--keep-decoder-layers "1"' in done.stdout
+    assert "--keep-decoder-layers" not in run("make", "-n", "demo", cwd=project).stdout
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
