@@ -65,7 +65,7 @@ def read_lines(path):
         raise UserError(f"{path} (or {packed.name}) does not exist")
     try:
         raw = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")  # without a byte order mark
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path if path.exists() else packed} cannot be read as UTF-8 text: {error}"
@@ -279,6 +279,9 @@ def binarize(text, dest, langs, arguments, workers):
         raise UserError(f"fairseq-preprocess: {said[-1] if said else f'status {status}'}")
     for name in (*(f"raw.{split}.{lang}" for split in SPLITS[1:] for lang in langs), "code"):
         shutil.copyfile(text / name, part / name)
+    # src/ compares them when it reads the data, `sha256sum -c SHA256SUMS` anywhere
+    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(part.iterdir())}
+    write_lines(part / "SHA256SUMS", (f"{digest}  {name}" for name, digest in digests.items()))
     (part / ".done").write_text(f"{key}\n")
     shutil.rmtree(dest, ignore_errors=True)
     os.replace(part, dest)

@@ -41,6 +41,7 @@ from torch import Tensor  # noqa: E402
 
 from .checkpoints.adapters import adapter_files  # noqa: E402
 from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
+from .checks import checksums  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
 from .decoding.translate import make_batches, make_generator, translate  # noqa: E402
@@ -303,6 +304,7 @@ def make(args, cfg, loaded, folder: str) -> None:
     output = args.output.rstrip("/")
     with refusing_failed_writes(output), new_folder(output) as part:
         pairs = write_data(args, cfg, loaded, found, part)
+        checksums.write(part)
     shutil.rmtree(folder)
     dataset, compared = loaded.task.dataset(cfg.dataset.gen_subset), ""
     if dataset.tgt is not None:

@@ -2,21 +2,18 @@
 
 import os
 import re
-import struct
 from typing import Callable, Optional, Sequence
 
 import numpy as np
 from fairseq import utils
 from fairseq.data import data_utils
-from fairseq.data.indexed_dataset import MMapIndexedDataset, _code_to_dtype
 
 from ..errors import UserError
 from ..files import UNREADABLE, reason
 from ..options import SRPTranslationConfig
+from .data_files import check_set
 
-_MAGIC = MMapIndexedDataset.Index._HDR_MAGIC
 _OF_A_PAIR = re.compile(r"[^.]+\.([^.-]+-[^.-]+)\.[^.]+\.idx")
-_HEADER = struct.Struct("<QBQ")  # version, code of the numbers' type, sentences
 
 
 def check_data(cfg: SRPTranslationConfig) -> None:
@@ -150,19 +147,7 @@ def load_set(task, subset: str, option: str):
         UserError: it has no sentences, is damaged, or its sides differ in length.
     """
     folder = utils.split_paths(task.cfg.data)[0]
-    languages = task.cfg.source_lang, task.cfg.target_lang
-    for pair in (languages, languages[::-1]):
-        prefix = os.path.join(folder, f"{subset}.{'-'.join(pair)}")
-        sizes = [count_sentences(f"{prefix}.{language}", option) for language in languages]
-        if None not in sizes and sizes[0] != sizes[1]:
-            raise UserError(
-                f"{option} {subset}: has {sizes[0]} source and {sizes[1]} target sentences "
-                f"({prefix}.*); run fairseq-preprocess anew"
-            )
-        if 0 in sizes:
-            raise UserError(f"{option} {subset}: has no sentences")
-        if sizes[0] is not None:
-            break
+    check_set(task, folder, subset, option)
     try:
         task.load_dataset(subset)
     except FileNotFoundError:
@@ -176,42 +161,3 @@ def load_set(task, subset: str, option: str):
     if not len(dataset):
         raise UserError(f"{option} {subset}: has no sentences")
     return dataset
-
-
-def count_sentences(path: str, option: str) -> Optional[int]:
-    """Sentences of one side of a set in fairseq's usual format, mmap.
-
-    Returns:
-        None if there is none, or in another format.
-
-    Raises:
-        UserError: its index (.idx) or data (.bin) is damaged.
-    """
-    index, data = f"{path}.idx", f"{path}.bin"
-    if not (os.path.isfile(index) and os.path.isfile(data)):
-        return None
-
-    def refuse(name: str, problem: str):
-        raise UserError(f"{option}: {name} {problem}; run fairseq-preprocess anew")
-
-    try:
-        with open(index, "rb") as stream:
-            content = stream.read()
-        size = os.path.getsize(data)
-    except OSError as error:
-        refuse(index, f"can't be read ({reason(error)})")
-    start = len(_MAGIC) + _HEADER.size
-    if content[: len(_MAGIC)] != _MAGIC[: len(content)]:
-        return None
-    if len(content) < start:
-        refuse(index, "is truncated")
-    version, code, sentences = _HEADER.unpack_from(content, len(_MAGIC))
-    if version != 1 or code not in _code_to_dtype:
-        refuse(index, "is damaged")
-    if len(content) != start + sentences * 12:  # an int32 and an int64 each
-        refuse(index, "is truncated or damaged")
-    lengths = np.frombuffer(content, np.int32, sentences, start)
-    needed = int(lengths.sum(dtype=np.int64)) * np.dtype(_code_to_dtype[code]).itemsize
-    if (lengths < 0).any() or size != needed:
-        refuse(data, f"has {size} bytes, but its index says {needed}")
-    return sentences

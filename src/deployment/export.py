@@ -6,9 +6,10 @@ from typing import Dict, Optional, Sequence, Tuple
 from fairseq.data import Dictionary
 from torch import nn
 
+from ..checks import checksums
 from ..checks.engine import MODEL
 from ..errors import UserError
-from . import checksums, vocabulary_map
+from . import vocabulary_map
 from .comparison import Pair, check_same, load_translator, random_pairs
 from .model import build_spec, check_exportable, plain, weights_digest
 from .vocabulary_map import VocabularyMap

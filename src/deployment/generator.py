@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 
+from ..checks import checksums
 from ..checks.engine import MODEL, require_ctranslate2
 from ..errors import UserError
-from . import checksums, vocabulary_map
+from . import vocabulary_map
 from .comparison import load_translator
 from .export import FILES
 from .model import vocabulary
@@ -63,7 +64,7 @@ class CTranslate2Generator:
         for name in sorted(FILES & set(os.listdir(folder))):
             with open(os.path.join(folder, name), "rb") as stream:
                 self.files[name] = stream.read()
-        checksums.check(self.files, what)
+        checksums.check_export(self.files, what)
         self.names = vocabulary(source), vocabulary(target)
         self._check_vocabularies()
         self.map = self._map(target, source.eos()) if use_map else None

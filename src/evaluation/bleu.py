@@ -28,7 +28,7 @@ def read_references(path: str, sentences: int) -> List[str]:
     """
     try:
         # lines end with \n only: other separators may stand inside a sentence
-        with open(path, encoding="utf-8", newline="\n") as stream:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:  # without a byte order mark
             lines = stream.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no UTF-8 text"

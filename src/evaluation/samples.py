@@ -63,7 +63,7 @@ def _references(run: Dict[str, Any], sentences: Dict[int, Sentence]) -> Optional
     """The references that the run's BLEU is of; None if they can't be had any more."""
     path = run.get("reference")
     if path and Path(path).is_file():
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
         references = text.removesuffix("\n").split("\n")
     else:
         references = _text([sentences[n].get("T", "") for n in sorted(sentences)], run)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import List, Optional
 
 import torch
+from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationTask
@@ -19,6 +20,7 @@ from ..checkpoints.pretrained import (
     load_pretrained,
 )
 from ..checks.data import check_buckets, check_data
+from ..checks.data_files import check_set, read_dictionary
 from ..checks.training import EMBEDDING_FILES, check_options, check_run
 from ..errors import UserError
 from ..evaluation.results import append_result, read_results, validation_row
@@ -51,6 +53,10 @@ class SRPTranslationTask(TranslationTask):
         self._validated = False
 
     @classmethod
+    def load_dictionary(cls, filename):
+        return read_dictionary(super().load_dictionary, filename)
+
+    @classmethod
     def setup_task(cls, cfg, **kwargs):
         check_data(cfg)
         if not kwargs.get("from_checkpoint"):
@@ -64,9 +70,13 @@ class SRPTranslationTask(TranslationTask):
             task.cfg.cpu_bf16 = False
         return task
 
-    def load_dataset(self, split, *args, **kwargs):
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        folders = utils.split_paths(self.cfg.data)
+        # as in fairseq: the training data may lie in several folders, one for each epoch
+        folder = folders[(epoch - 1) % len(folders) if split == self.cfg.train_subset else 0]
+        check_set(self, folder, split, "data")
         try:
-            super().load_dataset(split, *args, **kwargs)
+            super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         except FileNotFoundError as error:
             if self.save_dir is None:  # no training: other tools name their own option
                 raise

@@ -12,7 +12,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.data.indexed_dataset import make_builder
 from tqdm import tqdm
 
-from ..checks.data import count_sentences
+from ..checks.data_files import check_side
 from ..errors import UserError
 from ..files import UNREADABLE, fsync, reason
 from .segmentation import Splitter, Word
@@ -64,7 +64,7 @@ class DataFolder:
                 "(train.*.idx), from which types are counted; make it with fairseq-preprocess"
             )
         for part in self.parts:
-            count_sentences(os.path.join(path, part.name), f"data {path}")
+            check_side(os.path.join(path, part.name), f"data {path}")
 
     @property
     def alignments(self) -> List[str]:

@@ -9,6 +9,7 @@ from fairseq.data import Dictionary
 
 from ..checkpoints import dictionary_record
 from ..checkpoints.vocabulary_record import record
+from ..checks import checksums
 from ..errors import UserError
 from ..files import atomic_write, new_folder, refusing_failed_writes
 from .binarized import DataFolder, Lengths, Rewriter, write_parts
@@ -82,6 +83,7 @@ def write(
                     words = zip(dictionary.symbols, dictionary.count)
                     counted = list(words)[dictionary.nspecial :]
                     encoder_files += splitter.save(part, language, counted)
+            checksums.write(part)
         with atomic_write(checkpoint, "wb") as stream:
             torch.save(state, stream)
     return Written(lengths, encoder_files, left_out)

@@ -284,7 +284,7 @@ def make_splitter(bpe_codes: Optional[str], model: Optional[str]) -> Optional[Sp
 
 def _read_text(path: str, name: str) -> str:
     try:
-        with open(path, encoding="utf-8", newline="\n") as stream:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:
             return stream.read()
     except OSError as error:
         raise UserError(f"{name}: can't be read ({error.strerror})") from None

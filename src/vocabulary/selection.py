@@ -166,7 +166,7 @@ def read_types(path: str, option: str) -> List[str]:
         UserError: it can't be read, or has no types.
     """
     try:
-        with open(path, encoding="utf-8", newline="\n") as stream:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:
             lines = [line.rstrip("\r\n").split(" ")[0] for line in stream]
     except OSError as error:
         raise UserError(f"{option} {path}: can't be read ({error.strerror})") from None

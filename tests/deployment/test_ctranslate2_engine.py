@@ -18,9 +18,9 @@ from fairseq.dataclass.configs import CommonConfig, CommonEvalConfig, Generation
 from fairseq.sequence_generator import SequenceGenerator
 
 from src import export, generate
+from src.checks import checksums
 from src.checks.engine import check_options
 from src.connectivity.cut import cut
-from src.deployment import checksums
 from src.deployment import export as deployment
 from src.deployment.generator import CTranslate2Generator
 from src.errors import UserError, ending_program
