@@ -118,7 +118,7 @@ def check_side(path: str, option: str, dictionary: Optional[Dictionary] = None) 
     except OSError as error:
         refuse(index, f"can't be read ({reason(error)})")
     if not content.strip(b"\0"):
-        refuse(index, "is empty")
+        refuse(index, "holds only zeros" if content else "is truncated")
     start = len(_MAGIC) + _HEADER.size
     if content[: len(_MAGIC)] != _MAGIC[: len(content)]:
         if content[:8] in _OTHERS:

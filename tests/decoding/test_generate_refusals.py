@@ -296,13 +296,13 @@ DAMAGES = {
     "empty data": (lambda f: cut_short(f / "test.de-en.en.bin", 0), "en.bin has 0 bytes"),
     "other index": (
         lambda f: (f / "test.de-en.de.idx").write_bytes(b"x" * 99),
-        "its data in .* can't be read",
+        "idx is damaged, or no index of fairseq's",
     ),
     "latin-1": (
         lambda f: (f / "dict.de.txt").write_bytes(b"M\xe4nner 5\n"),
-        r"its dictionaries \(dict.\*.txt\) can't be read",
+        r"dict.de.txt: can't be read as a dictionary.*encoding",
     ),
-    "dictionary": (lambda f: (f / "dict.en.txt").write_text("a\n"), "dictionaries"),
+    "dictionary": (lambda f: (f / "dict.en.txt").write_text("a\n"), "dict.en.txt: can't be read"),
 }
 
 

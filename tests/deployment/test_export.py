@@ -259,7 +259,7 @@ REFUSALS = {
     "nan": (["--path", "{nan}"], ["--path", "decoder.layers.0.fc1.weight holds NaN"]),
     "no subset": (["--check-subset", "dev"], ["--check-subset dev", "no such set"]),
     "damaged subset": (["data={short}"], ["--check-subset", "de-en.en.idx is truncated"]),
-    "damaged dictionary": (["data={latin}"], ["dict.*.txt", "can't be read"]),
+    "damaged dictionary": (["data={latin}"], ["dict.de.txt", "can't be read"]),
     "too short": (["--max-length", "1"], ["--max-length 1", "at least 2"]),
     "too long": (["--max-length", "9999"], ["--max-length 9999", "limit is 1024"]),
     "quantization": (["--quantization", "int4"], ["--quantization", "int4", "int8"]),
