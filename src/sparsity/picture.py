@@ -47,32 +47,32 @@ def groups(report: pd.DataFrame) -> Groups:
         Title (the common name with ``*`` for each number) and bars, in the order of
         the report.
     """
-    found: Dict[str, List[Bar]] = {}
+    bars_of: Dict[str, List[Bar]] = {}
     for row in report.itertuples():
         if row.layer in (OVER_PRUNABLE, OVER_ALL):
             continue
         title = NUMBER.sub("*", row.layer) or row.type
         label = ".".join(NUMBER.findall(row.layer))
         bar = Bar(label, _kind(row.layer, row.type), 1 - row.sparsity)
-        found.setdefault(title, []).append(bar)
-    return list(found.items())
+        bars_of.setdefault(title, []).append(bar)
+    return list(bars_of.items())
 
 
-def _height(found: Groups) -> float:
-    return sum(GAP + ROW * len(bars) for _, bars in found)
+def _height(groups_of_bars: Groups) -> float:
+    return sum(GAP + ROW * len(bars) for _, bars in groups_of_bars)
 
 
-def columns(found: Groups) -> List[Groups]:
+def columns(groups_of_bars: Groups) -> List[Groups]:
     """The groups in one column or, where they are many, in two of about one height.
 
     A long group that crosses the middle goes on in the second column.
     """
-    if sum(len(bars) for _, bars in found) <= ROWS_IN_A_COLUMN:
-        return [found]
-    half = _height(found) / 2
+    if sum(len(bars) for _, bars in groups_of_bars) <= ROWS_IN_A_COLUMN:
+        return [groups_of_bars]
+    half = _height(groups_of_bars) / 2
     left: Groups = []
     right: Groups = []
-    for title, bars in found:
+    for title, bars in groups_of_bars:
         fitting = (half - _height(left) - GAP) / ROW
         number = 0 if right else min(max(round(fitting), 0), len(bars))
         if len(bars) <= TOGETHER or min(number, len(bars) - number) < FEW:
@@ -94,9 +94,9 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share < 0.9995 else ">99.9%"
 
 
-def _draw_column(axes, found: Groups, colours: Dict[str, str], total: float) -> None:
+def _draw_column(axes, groups_of_bars: Groups, colours: Dict[str, str], total: float) -> None:
     top = 0.0
-    for title, bars in found:
+    for title, bars in groups_of_bars:
         style = {"color": FAINT, "fontsize": 7.5, "va": "center", "zorder": 4}
         style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         axes.text(0.002, top + GAP * 0.6, title, **style)
@@ -130,15 +130,15 @@ def draw_density(report: pd.DataFrame, stream: BinaryIO) -> None:
         report: of :func:`.report.sparsity_report`.
         stream: open for bytes.
     """
-    found = groups(report)
+    groups_of_bars = groups(report)
     totals = report.set_index("layer")["sparsity"]
     total, whole = 1 - totals[OVER_PRUNABLE], 1 - totals[OVER_ALL]
-    kinds = list(dict.fromkeys(bar.kind for _, bars in found for bar in bars))
+    kinds = list(dict.fromkeys(bar.kind for _, bars in groups_of_bars for bar in bars))
     colours = {
         kind: KINDS[number] if number < len(KINDS) else OTHER_KINDS
         for number, kind in enumerate(kinds)
     }
-    parts = columns(found)
+    parts = columns(groups_of_bars)
     tallest = max(_height(part) for part in parts)
     figure = Figure(
         figsize=(1.2 + 4.6 * len(parts), max(INCHES * tallest, 0.8) + 1.5),

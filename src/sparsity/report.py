@@ -96,7 +96,7 @@ def sparsity_report(
             row["block_sparsity"] = blocks = block_sparsity(weight.detach(), patterns[name])
             in_zero_blocks += (blocks or 0) * weight.numel()
         rows.append(row)
-    used = {found.text for found in patterns.values()}
+    used = {each.text for each in patterns.values()}
     common = used.pop() if len(used) == 1 else None
     for title, tensors in ((OVER_PRUNABLE, list(weights.values())), (OVER_ALL, parameters)):
         row = {"layer": title, **_elements(tensors, sizes)}
@@ -156,7 +156,7 @@ def _selected(layers: Layers, names: Union[None, str, Sequence[str]]) -> Layers:
     if names is None:
         return layers
     expressions = [names] if isinstance(names, str) else list(names)
-    found: Layers = {}
+    selected: Layers = {}
     for expression in expressions:
         try:
             matching = re.compile(expression)
@@ -170,8 +170,8 @@ def _selected(layers: Layers, names: Union[None, str, Sequence[str]]) -> Layers:
                 f"names: {expression!r} is found in none of the {len(layers)} prunable "
                 f"layers, such as {', '.join(list(layers)[:3])}"
             )
-        found.update(of_this)
-    return {name: layer for name, layer in layers.items() if name in found}
+        selected.update(of_this)
+    return {name: layer for name, layer in layers.items() if name in selected}
 
 
 def _patterns(pattern: Union[None, str, Mapping[str, str]], layers: Layers) -> Dict[str, Pattern]:
@@ -216,13 +216,13 @@ def readable(report: pd.DataFrame) -> pd.DataFrame:
 
 def notes(report: pd.DataFrame) -> List[str]:
     """What the columns and the last rows of a report mean, as far as it has them."""
-    found = [ABOUT_ELEMENTS]
+    lines = [ABOUT_ELEMENTS]
     if report["block_sparsity"].notna().any():
-        found.append(ABOUT_BLOCKS)
-    found.append(ABOUT_TOTALS)
+        lines.append(ABOUT_BLOCKS)
+    lines.append(ABOUT_TOTALS)
     if report["sparse_bytes"].notna().any():
-        found.append(ABOUT_BYTES)
-    return found
+        lines.append(ABOUT_BYTES)
+    return lines
 
 
 def to_markdown(report: pd.DataFrame) -> str:

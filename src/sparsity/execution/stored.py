@@ -235,10 +235,10 @@ class StoredWeight(nn.Module):
     def pattern(self) -> Pattern:
         if self._pattern is not None and not recording():
             return self._pattern
-        found = Pattern.of(self.matrix_shape, self.crow_indices, self.col_indices)
+        pattern = Pattern.of(self.matrix_shape, self.crow_indices, self.col_indices)
         if not recording():
-            self._pattern = found
-        return found
+            self._pattern = pattern
+        return pattern
 
     @property
     def weight(self) -> Tensor:
@@ -307,11 +307,11 @@ class StoredWeight(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, *rest):
         missing, unexpected, errors = rest
-        found = [
+        parts = [
             state_dict.get(prefix + name) for name in ("values", "crow_indices", "col_indices")
         ]
-        if all(isinstance(part, Tensor) for part in found):
-            values, crow, column = found
+        if all(isinstance(part, Tensor) for part in parts):
+            values, crow, column = parts
             problem = Pattern(self.matrix_shape, crow, column, column).problem(len(values))
             if problem is not None:
                 errors.append(f"{prefix}values: {problem}; the state dict is damaged")

@@ -244,8 +244,8 @@ def read_buffers(header: Header, reader: Any) -> Dict[str, np.ndarray]:
     for place in header.tensors:
         if isinstance(place, Buffer):
             tensor = stored.pop(place.key)
-            found = [tensor.dtype, list(tensor.shape)]
-            if found not in ([torch.uint8, [tensor.nbytes]], [place.dtype, place.shape]):
+            form = [tensor.dtype, list(tensor.shape)]
+            if form not in ([torch.uint8, [tensor.nbytes]], [place.dtype, place.shape]):
                 raise SparsityError(
                     f"tensor {place.name!r}: its buffer contradicts its description"
                 )

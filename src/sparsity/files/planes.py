@@ -165,14 +165,14 @@ class Bytes:
         return taken
 
 
-def integer(value: Any, least: int, most: int, what: str) -> int:
+def integer(value: Any, least: int, most: int, name: str) -> int:
     """``value`` if it is an integer within bounds.
 
     Raises:
-        SparsityError: naming ``what``.
+        SparsityError: with ``name``.
     """
     if type(value) is not int or not least <= value <= most:
-        raise SparsityError(f"its {what} is wrong: {str(value)[:40]!r}")
+        raise SparsityError(f"its {name} is wrong: {str(value)[:40]!r}")
     return value
 
 
@@ -198,7 +198,7 @@ def unpack(description: Any, n: int, width: int, data: Bytes) -> np.ndarray:
     if n == 0 and planes == []:
         return np.empty(0, dtype)
     missing = set(range(width))
-    found = []
+    unpacked = []
     for plane in planes:
         if type(plane) is not list or len(plane) != 3:
             raise SparsityError("its planes are described wrongly")
@@ -211,12 +211,12 @@ def unpack(description: Any, n: int, width: int, data: Bytes) -> np.ndarray:
         stored = data.take(integer(plane[2], 0, n * piece, "plane's size"))
         if len(stored) < n * piece:
             stored = _inflate(stored, n * piece)
-        found.append((offset, piece, stored))
+        unpacked.append((offset, piece, stored))
     if missing:
         raise SparsityError("a plane of its words is missing")
-    if len(found) == 1:
-        return found[0][2].view(dtype)
+    if len(unpacked) == 1:
+        return unpacked[0][2].view(dtype)
     words = np.empty(n, dtype)
-    for offset, piece, stored in found:
+    for offset, piece, stored in unpacked:
         _plane(words, offset, piece)[:] = stored.view(f"<u{piece}")
     return words

@@ -48,7 +48,7 @@ def _words(tensor: Tensor) -> np.ndarray:
     return flat.view(_UNSIGNED[width_of(tensor.dtype)]).numpy()
 
 
-def _plain(name: str, value: Any) -> Tensor:
+def _on_cpu(name: str, value: Any) -> Tensor:
     """A tensor on the CPU: strided, or coalesced COO where ``value`` is sparse.
 
     Raises:
@@ -112,9 +112,11 @@ def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, n
         if encoded is None:
             floating = tensor.is_floating_point() or tensor.is_complex()
             encoded = encodings.encode(_words(tensor), floating, compression)
-    except (RuntimeError, MemoryError) as error:
+    except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise SparsityError(f"{name!r} can't be read: {reason}") from None
+    except MemoryError:
+        raise SparsityError(f"{name!r} can't be encoded: out of memory") from None
     description, parts = encoded
     data = parts[0] if len(parts) == 1 else np.concatenate([_EMPTY, *parts])
     start = {"name": name, "dtype": str(tensor.dtype)[6:], "shape": list(tensor.shape)}
@@ -193,7 +195,7 @@ def _assemble(
             descriptions.append(tied)
             continue
         seen[memory] = len(descriptions)
-        description, data = _encode(name, _plain(name, value), compression)
+        description, data = _encode(name, _on_cpu(name, value), compression)
         key = keys.get(name, name)
         if name in keys:
             description["key"] = key

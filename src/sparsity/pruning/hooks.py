@@ -93,9 +93,9 @@ class Pruning:
         return self.step > 0 or any(p.masks or p.scores.state for p in self.pruners)
 
     def _build(self, model: nn.Module, config: PruningConfig) -> List[Pruner]:
-        found = find_layers(model, config)
+        layers_of_each = find_layers(model, config)
         pruners = []
-        for number, (settings, layers) in enumerate(zip(config.pruners, found), 1):
+        for number, (settings, layers) in enumerate(zip(config.pruners, layers_of_each), 1):
             try:
                 pruners.append(Pruner(settings, layers, self.seed))
             except SparsityError as error:
@@ -124,7 +124,7 @@ class Pruning:
                             f"{key}: cannot change once training began; change it before"
                         )
             for pruner, new in zip(self.pruners, config.pruners):
-                pruner.check(new)
+                pruner.check_settings(new)
             for pruner, new in zip(self.pruners, config.pruners):
                 pruner.reschedule(new)
         self.config = config
@@ -275,15 +275,15 @@ class Pruning:
         if not isinstance(state, Mapping) or state.get("version") != VERSION:
             raise SparsityError("the checkpoint's state of pruning is of another version")
         check_keys(state, ("step", "pruners"))
-        found = state["pruners"]
-        if not isinstance(state["step"], int) or not isinstance(found, (list, tuple)):
+        parts = state["pruners"]
+        if not isinstance(state["step"], int) or not isinstance(parts, (list, tuple)):
             raise SparsityError("the checkpoint's state of pruning is damaged")
-        if len(found) != len(self.pruners):
+        if len(parts) != len(self.pruners):
             raise SparsityError(
-                f"pruners: the checkpoint was pruned with {len(found)}, the "
+                f"pruners: the checkpoint was pruned with {len(parts)}, the "
                 f"configuration has {len(self.pruners)}; use the same"
             )
-        pairs = list(enumerate(zip(self.pruners, found), 1))
+        pairs = list(enumerate(zip(self.pruners, parts), 1))
         for action in (Pruner.check_state, Pruner.load_state_dict):
             for number, (pruner, part) in pairs:
                 try:

@@ -38,7 +38,7 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
     users = _users(modules)
     parameters = {id(p): name for name, p in model.named_parameters()}
     owners: Dict[int, Tuple[int, str]] = {}
-    found = []
+    owned = []
     for number, settings in enumerate(config.pruners, start=1):
         layers: List[Layer] = []
         for name, module in modules:
@@ -74,9 +74,9 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
                 f"{list(settings.names)} and is not excluded; adapt names, exclude_names, "
                 "not_to_prune_names or prune_layer_type"
             )
-        found.append(layers)
+        owned.append(layers)
         _warn_of_unmatched(settings, config.label(number), modules)
-    return found
+    return owned
 
 
 def _warn_of_unmatched(

@@ -42,11 +42,11 @@ def parse_pattern(text: str) -> "Pattern":
         text = text[prefix.end() :]
     if text in ("channelx1", "1xchannel"):
         return BlockPattern(text, None, 1) if text[0] == "c" else BlockPattern(text, 1, None)
-    found = re.fullmatch(r"([1-9][0-9]*)([x:])([1-9][0-9]*)", text)
-    if not found:
+    match = re.fullmatch(r"([1-9][0-9]*)([x:])([1-9][0-9]*)", text)
+    if not match:
         raise SparsityError(f"pattern: {text!r} is unknown; give {VALID}")
-    first, second = int(found[1]), int(found[3])
-    if found[2] == "x":
+    first, second = int(match[1]), int(match[3])
+    if match[2] == "x":
         return BlockPattern(text, first, second)
     if first >= second:
         raise SparsityError(

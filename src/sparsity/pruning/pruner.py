@@ -81,9 +81,9 @@ class Pruner:
         self._masks: Dict[str, Mask] = {}
         self.pruned_at, self.reached = NEVER, 0.0
         self.scores = Scores(settings.prune_type, seed)
-        self.check(settings)
+        self.check_settings(settings)
 
-    def check(self, settings: PrunerSettings) -> None:
+    def check_settings(self, settings: PrunerSettings) -> None:
         """Refuse ``settings`` whose target these layers cannot reach any more."""
         self._check_end(settings)
         shapes = []
@@ -118,7 +118,7 @@ class Pruner:
     def reschedule(self, settings: PrunerSettings) -> None:
         """Go on with other ``settings`` of the same pattern, criterion and layers.
 
-        They are some that :meth:`check` does not refuse.
+        They are some that :meth:`check_settings` does not refuse.
         """
         self.settings = settings
 
@@ -207,10 +207,10 @@ class Pruner:
         if target > 0:
             matrices, scores, sizes, removed = [], [], [], []
             for name, layer in self._layers.items():
-                found = self.pattern.matrix(self._finite_scores(name, layer))
-                matrices.append(found)
-                scores.append(self.pattern.block_scores(found, self.settings.reduce))
-                sizes.append(self.pattern.block_sizes(found.shape))
+                matrix = self.pattern.matrix(self._finite_scores(name, layer))
+                matrices.append(matrix)
+                scores.append(self.pattern.block_scores(matrix, self.settings.reduce))
+                sizes.append(self.pattern.block_sizes(matrix.shape))
                 removed.append(self._removed_blocks(name, scores[-1]))
             chosen = allocate(
                 scores,
