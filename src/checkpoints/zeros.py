@@ -1,4 +1,4 @@
-"""Zeros that weight pruning has left in a model, and what adapters do to them."""
+"""Count the zeros of pruned models, and warn where fused adapters fill them."""
 
 import logging
 from typing import Dict
@@ -35,14 +35,14 @@ def count_zeros(model: nn.Module) -> Dict[str, int]:
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Whether so many weights of a model are zero that it must have been pruned."""
+    """Whether a model was pruned: at least 1 % of its weights are zero."""
     counts = count_zeros(model)
     elements = sum(weight.numel() for n, weight in model.named_parameters() if n in counts)
     return sum(counts.values()) >= SPARSE * elements > 0
 
 
 def fuse_adapters(model: nn.Module, what: str) -> nn.Module:
-    """Add a model's adapters to its weights; say so where that fills zeros.
+    """Fuse a model's adapters with its weights; warn if that fills zeros.
 
     Args:
         what: option and file of the model, for messages.

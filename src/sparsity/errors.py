@@ -1,5 +1,5 @@
-"""What a caller did wrong."""
+"""The error that the library raises for a caller's mistake."""
 
 
 class SparsityError(ValueError):
-    """A configuration, a layer, a file or a value that doesn't fit; the message names it."""
+    """Raised for a bad configuration, layer, file or value; the message names it."""

@@ -1,4 +1,4 @@
-"""Pruning single weights of any model with one call, as ModelPruningLibrary does.
+"""Prune single weights of any model with one call, as ModelPruningLibrary does.
 
     prune_by_pct(model, 0.5)                  # half of every layer's weights
     prune_by_pct(model, [0.1, 0, None, 0.9])  # one share for each prunable layer
@@ -136,7 +136,7 @@ def random_prune_by_pct(
 
 
 class Prunable:
-    """Gives a model these calls as methods: ``class Net(Prunable, nn.Module)``."""
+    """Mixin that gives a model these calls as methods: ``class Net(Prunable, nn.Module)``."""
 
     prune_by_pct = prune_by_pct
     prune_by_threshold = prune_by_threshold
@@ -199,7 +199,7 @@ def _generator(seed: Union[None, int, torch.Generator]) -> Optional[torch.Genera
 
 
 def _per_layer(values: PerLayer, layers: Layers, option: str, read: Callable) -> List[Any]:
-    """One value that was read and checked for each layer; None where it stays."""
+    """The checked value for each layer; None where a layer is left as it is."""
     several = values if isinstance(values, (list, tuple)) else None
     if several is not None and len(several) != len(layers):
         names = list(layers)

@@ -32,13 +32,13 @@ Groups = List[Tuple[str, List[Bar]]]
 
 
 def _kind(layer: str, type_name: str) -> str:
-    """The last part of a layer's name that is no number; of one without, its type."""
+    """The last part of a layer's name that is not a number, else its type."""
     parts = [part for part in layer.split(".") if part and not part.isdigit()]
     return parts[-1] if parts else type_name
 
 
 def groups(report: pd.DataFrame) -> Groups:
-    """Layers whose names differ in their numbers only, together.
+    """Group the layers whose names differ only in numbers.
 
     Args:
         report: of :func:`.report.sparsity_report`.

@@ -24,7 +24,7 @@ Layers = Dict[str, nn.Module]
 
 
 def prunable_layers(model: nn.Module, types: Sequence[str] = PRUNABLE) -> Layers:
-    """The layers whose weights can be pruned, by name, in the order of the modules.
+    """The layers whose weights can be pruned, by name, in module order.
 
     Args:
         model: any model.
@@ -123,7 +123,7 @@ def masks(model: nn.Module) -> Dict[str, Tensor]:
 
 
 def apply_masks(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Set to zero what ``kept`` says is pruned, as after an optimizer's step.
+    """Zero the pruned weights again, for example after an optimizer's step.
 
     Args:
         model: changed in place.

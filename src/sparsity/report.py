@@ -44,7 +44,7 @@ def sparsity_report(
     bytes: bool = True,
     types: Sequence[str] = PRUNABLE,
 ) -> pd.DataFrame:
-    """Element sparsity, block sparsity and sizes of every prunable layer and in all.
+    """Element sparsity, block sparsity and sizes of each prunable layer and in total.
 
     Layers that store their values only count as the dense ones that they stand for.
 
@@ -215,7 +215,7 @@ def readable(report: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(report: pd.DataFrame) -> List[str]:
-    """What the columns and the last rows of a report mean, as far as it has them."""
+    """Explanations of the columns and last rows that a report has."""
     lines = [ABOUT_ELEMENTS]
     if report["block_sparsity"].notna().any():
         lines.append(ABOUT_BLOCKS)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class KeptZeros(PruningRun):
-    """Keeps the weights zero that are zero when training begins.
+    """Keeps weights at zero that are zero when training begins.
 
     They are looked for once; an update costs a mask on gradients and on weights.
 

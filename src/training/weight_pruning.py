@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def gradient_scale(optimizer: FairseqOptimizer) -> float:
-    """What the parameters' gradients lack ahead of the step.
+    """The factor between the parameters' gradients and the true ones before the step.
 
     Half-precision optimizers undo the loss scale and divide by the number of tokens
     in their float32 copies, or in the step itself.
@@ -66,7 +66,7 @@ class WeightPruning(PruningRun):
         return not self.pruning.finished
 
     def validation_is_stale(self) -> bool:
-        """Results so far are of another sparsity, up to the last pruning's validation."""
+        """Whether earlier results are of another sparsity."""
         validated, self._validated = self._validated, self.pruning.finished
         return self.unfinished or not validated
 
@@ -100,7 +100,7 @@ class WeightPruning(PruningRun):
 
     @contextmanager
     def _noticing(self, optimizer: FairseqOptimizer):
-        """Log what is pruned inside, and zero the optimizer's memory of it."""
+        """Log what is pruned inside, and zero the optimizer's state of it."""
         before = [pruner.pruned_at for pruner in self.pruning.pruners]
         try:
             yield
@@ -153,7 +153,7 @@ class WeightPruning(PruningRun):
         return {**self.pruning.state_dict(), "validated": self._validated}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go on where a run was.
+        """Resume from a run's state.
 
         Raises:
             UserError: the configuration was changed since.

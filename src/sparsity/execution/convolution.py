@@ -1,4 +1,4 @@
-"""A two-dimensional convolution that stores only the weights that are not zero."""
+"""A two-dimensional convolution that stores only its nonzero weights."""
 
 from typing import Any, Callable, Dict, Optional, Sequence
 
@@ -39,7 +39,7 @@ class _Geometry:
         return F.conv2d(self.padded(x), weight, bias, *given)
 
     def unfolded(self, x: Tensor) -> Tensor:
-        """What the kernel sees: padded ``[C, H, W]`` to ``[C*kh*kw, places]``."""
+        """Unfold a padded input ``[C, H, W]`` to ``[C*kh*kw, places]``."""
         if self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):
             return x.flatten(1)
         rest = self.dilation, self.padding, self.stride
@@ -55,7 +55,7 @@ class _Geometry:
 
 
 def _smaller(geometry: _Geometry, weight: Tensor, bias: Optional[Tensor]) -> Callable:
-    """Output and input channels without any weight are cut away."""
+    """The convolution without output and input channels whose weights are all zero."""
     used = (weight != 0).any(3).any(2)
     kept, inputs = (used.any(d).nonzero().squeeze(1) for d in (1, 0))
     small = F.pad(weight[kept][:, inputs], (0, 0, 0, 0, 0, 0, 0, 1))
@@ -77,7 +77,7 @@ def _smaller(geometry: _Geometry, weight: Tensor, bias: Optional[Tensor]) -> Cal
 
 
 def _csr(geometry: _Geometry, weight: Tensor, bias: Optional[Tensor]) -> Callable:
-    """Stored weights times what the kernel sees at every place."""
+    """The stored weights in CSR, times the unfolded input."""
     matrix = compressed(weight.flatten(1))
     beta = 0 if bias is None else 1
     bias = (weight.new_zeros(len(weight)) if bias is None else bias).unsqueeze(1)
@@ -155,7 +155,7 @@ class _Products:
 
 
 class SparseConv2d(StoredWeight):
-    """``nn.Conv2d`` that stores the weights that are not zero, and trains these.
+    """``nn.Conv2d`` that stores and trains only the nonzero weights.
 
     In evaluation without gradients the fastest of some layouts is used (dense, channels
     cut away, compressed rows), chosen by a short measurement at the first input of about
@@ -194,7 +194,7 @@ class SparseConv2d(StoredWeight):
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d) -> "SparseConv2d":
-        """Of the weights of ``conv`` that are not zero; ``conv`` stays as it is."""
+        """Store the nonzero weights of ``conv``, which is left unchanged."""
         zero_held(conv)
         new = cls(**_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype)
         new.store(conv.weight, conv.bias)
@@ -207,7 +207,7 @@ class SparseConv2d(StoredWeight):
         return self.give(conv)
 
     def force(self, layout: Optional[str]) -> None:
-        """Use one layout in evaluation, unmeasured, or (None) the fastest.
+        """Use this layout in evaluation without timing; None: time them again.
 
         A convolution with groups, or without weights, stays dense.
 

@@ -1,4 +1,4 @@
-"""Layers with many zero weights: prunable dense ones, and ones that store the others.
+"""Dense layers that hold pruned weights at zero, and layers that store only nonzero weights.
 
 model = to_sparse(model)                     # trains the weights that are not zero
 model = to_sparse(model, trainable=False)    # for inference: sparse where faster
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Prunable(nn.Module):
-    """A dense layer that can hold its zeros at zero; pruned is what is exactly zero."""
+    """A dense layer that can hold its pruned weights, those that are exactly zero, at zero."""
 
     weight: Tensor
     mask: Optional[Tensor]
@@ -90,7 +90,7 @@ class DenseConv2d(_Prunable, nn.Conv2d):
 
 
 class SparseLinear(StoredWeight):
-    """``nn.Linear`` that stores the weights that are not zero, and trains these.
+    """``nn.Linear`` that stores and trains only the nonzero weights.
 
     In evaluation without gradients the layout of :mod:`.layouts` that is fastest for
     the number of rows is used, chosen by a short measurement at the first use (or
@@ -119,7 +119,7 @@ class SparseLinear(StoredWeight):
 
     @classmethod
     def from_dense(cls, linear: nn.Linear) -> "SparseLinear":
-        """Of the weights of ``linear`` that are not zero; ``linear`` stays as it is."""
+        """Store the nonzero weights of ``linear``, which is left unchanged."""
         zero_held(linear)
         weight = linear.weight
         sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -134,7 +134,7 @@ class SparseLinear(StoredWeight):
         return self.give(nn.utils.skip_init(nn.Linear, *sizes, **given))  # draws nothing
 
     def force(self, layout: Optional[str]) -> None:
-        """Use one layout in evaluation, unmeasured, or (None) the fastest.
+        """Use this layout in evaluation without timing; None: time them again.
 
         Raises:
             SparsityError: none of :data:`LAYOUTS`. One that cannot hold the weight is
@@ -150,7 +150,7 @@ class SparseLinear(StoredWeight):
         rows: Union[int, Sequence[int]] = 32,
         dense: Optional[DenseFactory] = None,
     ) -> Dict[int, str]:
-        """Choose the layout for inputs of so many rows ahead of the first.
+        """Choose the layout for inputs with this many rows ahead of time.
 
         Args:
             rows: one number or several.
@@ -220,7 +220,7 @@ def to_sparse(
     dense: Optional[DenseFactory] = None,
     images: Optional[Mapping[str, Tensor]] = None,
 ) -> nn.Module:
-    """A model whose linear and convolution layers store only weights that are not zero.
+    """Convert a model's linear and convolution layers to ones that store only nonzero weights.
 
     Layers whose weight is shared with another module stay dense (they would no longer
     be shared), so do layers with hooks, parametrizations or tensors besides weight and
@@ -299,7 +299,7 @@ def to_sparse(
 
 
 def to_dense(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """A model with ``nn.Linear`` and ``nn.Conv2d`` in place of layers that store values.
+    """Convert layers that store values back to ``nn.Linear`` and ``nn.Conv2d``.
 
     Args:
         model: any model, or one such layer.
@@ -327,7 +327,7 @@ def _classes(layers: Sequence[type]) -> Dict[type, Type[StoredWeight]]:
 
 
 def _numbers(rows: Union[int, Sequence[int]]) -> Sequence[int]:
-    """The numbers of rows that were given, checked."""
+    """Check the numbers of rows."""
     numbers = list(rows) if isinstance(rows, Iterable) else [rows]
     if not numbers or any(not isinstance(n, Integral) or n < 1 for n in numbers):
         raise SparsityError(
@@ -366,7 +366,7 @@ def _reason_to_keep(module: nn.Module, classes, owners) -> Optional[str]:
 
 @torch.no_grad()
 def _stays_dense(old: nn.Module, new: StoredWeight, rows, dense, image: Optional[Tensor]) -> bool:
-    """Whether a layer is not faster sparse with any of the inputs to be timed."""
+    """Whether the dense layer is at least as fast for all inputs to be timed."""
     if isinstance(new, SparseConv2d):
         return image is not None and new.optimize(image) == "dense"
     assert isinstance(new, SparseLinear)

@@ -1,4 +1,4 @@
-"""Products with a constant weight that has zeros, in the layout that is fastest.
+"""Products with a constant sparse weight in the fastest layout.
 
 What is faster than a dense product depends on the processor, the number of rows and
 where the zeros are, so :func:`fastest` measures; by formula it leaves out only what
@@ -74,7 +74,7 @@ def why_not(weight: Tensor, layout: str) -> Optional[str]:
 
 
 class _Weight:
-    """A weight and what the layouts ask about it, each found out once."""
+    """A weight and the facts that layouts need about it, computed once."""
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor], dense: Optional[DenseFactory]):
         for name, tensor in (("weight", weight), ("bias", bias)):
@@ -105,7 +105,7 @@ class _Weight:
         return self._plans[layout == "grouped"]
 
     def _blocks_used(self, size: int) -> float:
-        """Share of weights in blocks that are not all zero."""
+        """Share of the weights in blocks that have a nonzero weight."""
         if size not in self._blocks:
             outputs, inputs = self.weight.shape
             used = F.pad(self.weight != 0, (0, -inputs % size, 0, -outputs % size))
@@ -114,7 +114,7 @@ class _Weight:
         return self._blocks[size]
 
     def block(self) -> int:
-        """The size of blocks with which the product should be fastest."""
+        """The block size expected to be fastest."""
         return min(_BLOCKS, key=lambda size: self._blocks_used(size) * _BLOCKS[size])
 
     def share(self, layout: str) -> float:
@@ -138,7 +138,7 @@ class _Weight:
         return self.share(layout) <= _MOST[layout]
 
     def product(self, layout: str) -> Product:
-        """The product in a layout, made once; without rows nothing is multiplied."""
+        """The product in a layout; made once and kept."""
         if layout not in self._products:
             product = self._make(layout)
             if type(product) is not Dense:  # which sees to that itself, at no cost
@@ -170,7 +170,7 @@ class _Weight:
 
 
 class _Guarded:
-    """A product that refuses inputs of another width and needs no rows."""
+    """A product that checks the width of its input and accepts zero rows."""
 
     def __init__(self, product: Product, outputs: int, inputs: int):
         self.product, self.outputs, self.inputs = product, outputs, inputs
@@ -221,7 +221,7 @@ def fastest(
     budget: float = BUDGET,
     margin: float = MARGIN,
 ) -> Choice:
-    """The layout whose product is fastest here, by a short measurement.
+    """Time the layouts briefly on this machine; the fastest.
 
     A sparse layout is chosen only where it was faster than the dense product by
     ``margin``. Measurements vary: two runs may choose differently where layouts are
@@ -284,7 +284,7 @@ def _choose(
 
 
 class ByRows:
-    """``x Wᵀ + b`` in the layout that is fastest for the number of rows at hand.
+    """``x Wᵀ + b`` in the layout that is fastest for the number of rows.
 
     For one row, few and many rows the layout is chosen at the first use, by
     :func:`fastest`, or ahead of it by :meth:`choose`.
@@ -319,7 +319,7 @@ class ByRows:
 
     @torch.no_grad()
     def choose(self, rows: int) -> str:
-        """Choose the layout for about so many rows; the layout's name."""
+        """Choose the layout for about this many rows; its name."""
         typical = next(t for most, t in _ROWS if most is None or rows <= most)
         if len(self._candidates) == 1:
             self.names[typical] = self._candidates[0]

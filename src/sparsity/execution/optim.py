@@ -1,4 +1,4 @@
-"""Stochastic gradient descent that updates stored weights only."""
+"""Stochastic gradient descent that updates only stored weights."""
 
 from numbers import Real
 from typing import Any, Callable, Iterable, Optional
@@ -10,7 +10,7 @@ from ..errors import SparsityError
 
 
 class SGD(torch.optim.Optimizer):
-    """``torch.optim.SGD`` for pruned models, with layers that store values or dense ones.
+    """``torch.optim.SGD`` for pruned models, with dense layers or layers that store values.
 
     Of a dense weight (a parameter with two dimensions or more) the entries that are
     exactly zero are taken as pruned: they stay zero, and so does their momentum. A

@@ -1,4 +1,4 @@
-"""Products with a constant weight that has zeros, one class per layout.
+"""Products with a constant sparse weight, one class per layout.
 
 Each is a function of ``x [rows, in]`` (rows > 0) to ``x Wᵀ + b``, ``[rows, out]``,
 contiguous, without gradients. Weights are ``[out, in]``, biases ``[out]`` or None.
@@ -42,7 +42,7 @@ class Dense:
 
 
 def check_width(x: Tensor, inputs: int) -> None:
-    """Refuse ``x [rows, other]``.
+    """Refuse an input whose width is not the layer's.
 
     Raises:
         SparsityError: names both widths.
@@ -52,7 +52,7 @@ def check_width(x: Tensor, inputs: int) -> None:
 
 
 class Constant:
-    """The bias alone: no weight is left."""
+    """The bias alone, for a weight that is all zero."""
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -62,7 +62,7 @@ class Constant:
 
 
 class Smaller:
-    """A dense product of the outputs and inputs that have weights."""
+    """A dense product without the outputs and inputs whose weights are all zero."""
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor], dense: DenseFactory):
         used = weight != 0
@@ -152,7 +152,7 @@ class Gathered:
 
 
 class Grouped:
-    """Groups of outputs that share inputs, a dense product each."""
+    """Groups of outputs that share inputs, one dense product per group."""
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor], plan: Plan, dense: DenseFactory):
         outputs, biases = len(weight), None
@@ -198,7 +198,7 @@ class Csr:
 
 
 class Bsr:
-    """Square blocks times the transposed input; what they don't divide is padded."""
+    """Square blocks times the transposed input; the weight is padded to whole blocks."""
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor], block: int):
         self.outputs, inputs = weight.shape
@@ -225,7 +225,7 @@ class Bsr:
 
 
 class SemiStructured:
-    """Two weights of four, on the tensor cores of NVIDIA's GPUs from Ampere on."""
+    """2:4 sparsity on the tensor cores of NVIDIA GPUs (Ampere or later)."""
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
         self.weight = torch.sparse.to_sparse_semi_structured(weight)

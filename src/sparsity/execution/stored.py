@@ -1,4 +1,4 @@
-"""A weight of which only the values that are not zero are stored, and its product."""
+"""A weight stored as its nonzero values, and products with it."""
 
 from typing import Any, Callable, Dict, NamedTuple, Optional, Self, Tuple, TypeVar
 
@@ -130,18 +130,18 @@ def _stamp(tensor: Optional[Tensor]) -> Optional[Tuple[int, int]]:
 
 
 def recording() -> bool:
-    """Whether a graph for use elsewhere is made, which is of the dense weight."""
+    """Whether a graph is being traced or exported; it gets the dense weight."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no module."""
+    """Refuse a model that is not a ``torch.nn.Module``."""
     if not isinstance(model, nn.Module):
         raise SparsityError(f"model: a {type(model).__name__} is none; give a torch.nn.Module")
 
 
 def zero_held(layer: nn.Module) -> None:
-    """Zero what a layer holds at zero, as ``DenseLinear`` does, in its weight itself."""
+    """Write the zeros that a layer holds, as ``DenseLinear`` does, into its weight."""
     settle = getattr(layer, "zero_held", None)
     if settle is not None:
         settle()
@@ -152,7 +152,7 @@ Product = TypeVar("Product", bound=Callable)
 
 
 class StoredWeight(nn.Module):
-    """A layer whose weight is stored as values and indices, with what all such share.
+    """Base class of layers whose weight is stored as values and indices.
 
     The state dict has ``values`` ``[n]``, ``crow_indices`` ``[out + 1]``,
     ``col_indices`` ``[n]`` and ``bias``; the weight is seen as a matrix of its first
@@ -189,7 +189,7 @@ class StoredWeight(nn.Module):
         return self.weight_shape[0], inputs
 
     def store(self, weight: Tensor, bias: Optional[Tensor]) -> None:
-        """Take over a dense layer's weight and bias; what is not zero is stored."""
+        """Take over a dense layer's bias and the nonzero values of its weight."""
         matrix = weight.detach().flatten(1)
         places = matrix.flatten().nonzero().squeeze(1)
         counts = (matrix != 0).sum(1)
@@ -204,7 +204,7 @@ class StoredWeight(nn.Module):
 
     @classmethod
     def from_dense(cls, layer: Any) -> Self:
-        """Of the weights of a dense layer that are not zero; that stays as it is."""
+        """Store the nonzero weights of a dense layer, which is left unchanged."""
         raise NotImplementedError
 
     def to_dense(self) -> nn.Module:
@@ -224,7 +224,7 @@ class StoredWeight(nn.Module):
         return layer.train(self.training)
 
     def forget(self) -> None:
-        """Forget what was derived from the values and from where they stand."""
+        """Drop everything derived from the values and their positions."""
         self._pattern: Optional[Pattern] = None
         self._transposed: Optional[Tuple[Pattern, Tensor]] = None
         self._product: Any = None
@@ -242,7 +242,7 @@ class StoredWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew; differentiable by the stored values."""
+        """The dense weight, computed on each access; differentiable by the stored values."""
         return self.pattern.dense(self.values).view(self.weight_shape)
 
     @property
@@ -278,7 +278,7 @@ class StoredWeight(nn.Module):
         return True
 
     def constant_product(self, make: Callable[[], Product]) -> Product:
-        """What was prepared for the values as they are, made where there is none."""
+        """The prepared product for the current values; made if there is none."""
         parameters = self._parameters  # a third of the time of self.values
         stamp = _stamp(parameters["values"]), _stamp(parameters["bias"])
         if self._product is None or stamp != self._made_of:

@@ -1,4 +1,4 @@
-"""Groups of a weight's outputs that use the same inputs, or nearly.
+"""Groups of a weight's outputs that use (nearly) the same inputs.
 
 The inputs that a group of outputs uses are the union of what each uses; the group is
 multiplied densely with these. Groups pay where outputs share inputs: with patterns of
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     @property
     def columns(self) -> List[Tensor]:
-        """Per group the inputs that it uses, ascending."""
+        """The inputs that each group uses, ascending."""
         return [union.nonzero().squeeze(1) for union in self.unions]
 
 
@@ -53,7 +53,7 @@ def _cost(unions: Tensor, size: int, padded: bool) -> float:
 
 
 def order_by_support(used: Tensor) -> Tensor:
-    """Outputs ordered so that those with equal inputs stand together.
+    """An order of the outputs in which those with equal inputs are adjacent.
 
     Args:
         used: bool ``[out, in]``.
@@ -68,7 +68,7 @@ def order_by_support(used: Tensor) -> Tensor:
 
 
 def plan_groups(weight: Tensor) -> Tuple[Plan, Plan]:
-    """The cheapest of some groupings of a weight's outputs.
+    """The cheapest grouping of a weight's outputs among a few.
 
     Tried are consecutive outputs and outputs ordered by the inputs that they use,
     in groups of several sizes.

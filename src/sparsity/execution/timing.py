@@ -1,4 +1,4 @@
-"""Which of several products of the same weight is the fastest, by a short measurement."""
+"""Choose the fastest of several products of the same weight by timing them briefly."""
 
 import random
 import statistics
@@ -20,7 +20,7 @@ _CACHE = 1 << 19
 
 
 class Choice(NamedTuple):
-    """What was chosen.
+    """The chosen product.
 
     Attributes:
         name: of the layout.
@@ -61,7 +61,7 @@ def _winner(times: Dict[str, List[float]], margin: float) -> str:
 
 
 def _measure(products: Dict[str, Product], x: Tensor, budget: float) -> Dict[str, List[float]]:
-    """Seconds of every product, once a round in random order.
+    """Seconds per call of every product, timed round by round in random order.
 
     What is far behind the best is dropped after the first rounds. Between two products
     the cache is filled with something else, as a model's other layers do.

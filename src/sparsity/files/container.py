@@ -53,7 +53,7 @@ def width_of(dtype: torch.dtype) -> int:
 
 
 def buffer_keys(names: List[str]) -> Dict[str, str]:
-    """Names of the buffers of tensors whose own names a safetensors file can't have.
+    """Names for the buffers of tensors whose own names can't be used in a safetensors file.
 
     So it is with those that have a code of their own in JSON, too: its letters may be
     large or small, and whichever bit of a file is flipped, it is noticed.
@@ -80,7 +80,7 @@ def describe(metadata: Dict[str, str], descriptions: List[Description]) -> Dict[
 
 
 class Buffer(NamedTuple):
-    """A tensor that has a buffer, as it is described."""
+    """The description of a tensor that has a buffer of its own."""
 
     name: str
     dtype: torch.dtype
@@ -94,7 +94,7 @@ class Buffer(NamedTuple):
 
 
 class Tie(NamedTuple):
-    """A tensor that is another one, or has its memory in another shape."""
+    """A tensor that shares the memory of an earlier one, possibly in another shape."""
 
     name: str
     target: int
@@ -115,7 +115,7 @@ def is_start(start: bytes) -> bool:
 
 
 def open_checked(path: str) -> Tuple[Header, Any]:
-    """Open a file, and check what precedes the buffers.
+    """Open a file and check its header.
 
     Returns:
         what it holds, and safetensors' reader of it.
@@ -139,7 +139,7 @@ def open_checked(path: str) -> Tuple[Header, Any]:
 
 
 def _check_header_1(length: bytes, stream: BinaryIO) -> None:
-    """Check a header of version 1, of which the start has been read."""
+    """Compare a header of version 1, whose start has been read, with its checksum."""
     size = min(int.from_bytes(length, "little"), _HEADER_LIMIT)
     rest = stream.read(max(0, size - len(_START_1)))
     if b"%08x" % crc32(rest[8:], crc32(length)) != rest[:8]:
@@ -156,7 +156,7 @@ def _text(facts: Dict[str, str]) -> str:
 
 
 def _header(text: str, keys: Set[str]) -> Header:
-    """What a text of :func:`describe` says, for the buffers of a file.
+    """Parse the text that :func:`describe` made.
 
     Raises:
         SparsityError: the text or the buffers aren't of a sparse file.
@@ -228,7 +228,7 @@ def _buffer(name: str, description: Description, keys: Set[str]) -> Buffer:
 
 
 def read_buffers(header: Header, reader: Any) -> Dict[str, np.ndarray]:
-    """The bytes ``[n]`` of each tensor that has a buffer, compared with its checksum.
+    """Read all buffers as bytes ``[n]`` and compare them with their checksums.
 
     Args:
         header, reader: from :func:`open_checked`.

@@ -1,4 +1,4 @@
-"""Encodings of one tensor's words: dense, bitmap or gaps, planes of bytes deflated.
+"""Encodings of one tensor's words: dense, bitmap or gaps, with deflated byte planes.
 
 A tensor is seen as ``n`` words, unsigned integers of the elements' width, so every bit
 survives. A word is zero where all its bits are. The words that aren't zero are the
@@ -46,7 +46,7 @@ def position_bits(n: int, count: int) -> float:
 
 
 def _gap_symbols(n: int, count: int, width: int) -> float:
-    """Gaps to expect, those that only pass over words included."""
+    """Expected number of gaps, including escapes."""
     reach = count / n * (256**width - 1)  # values to expect where one gap can go
     return count * (1 + math.exp(-reach) / -math.expm1(-reach))
 
@@ -165,7 +165,7 @@ def _pack_bitmap(bitmap: np.ndarray, count: int, compress: bool):
 
 
 def encode(words: np.ndarray, floating: bool, compression: str) -> Tuple[Description, Parts]:
-    """The encoding estimated to be smallest of a tensor's words ``[n]``.
+    """Encode a tensor's words ``[n]`` in the encoding estimated to be smallest.
 
     Args:
         words: unsigned, 1 to 8 bytes wide.
@@ -288,7 +288,7 @@ def _count(where: Any, n: int) -> int:
 
 
 def decode(description: Description, n: int, width: int, data: np.ndarray) -> np.ndarray:
-    """Words ``[n]`` of ``width`` bytes from what :func:`encode` returned, joined.
+    """Decode what :func:`encode` returned, joined, to words ``[n]`` of ``width`` bytes.
 
     Raises:
         SparsityError: description or data can't be its result.

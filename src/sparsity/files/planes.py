@@ -1,4 +1,4 @@
-"""Arrays of words as planes of bytes, the planes that pay deflated.
+"""Arrays of words as planes of bytes, deflated where that pays.
 
 A float's top byte holds its sign and most of its exponent, which repeat themselves; the
 lower bytes of a mantissa do not. So words are split by the significance of their bytes,
@@ -48,7 +48,7 @@ def entropy(words: np.ndarray) -> np.ndarray:
 
 
 def sample_of(words: np.ndarray) -> np.ndarray:
-    """Some words from everywhere."""
+    """A sample of words from the whole array."""
     # an odd step does not fall into the step of rows
     return words[:: (len(words) // _SAMPLE) | 1][:_SAMPLE]
 
@@ -112,7 +112,7 @@ def _plane(words: np.ndarray, offset: int, width: int) -> np.ndarray:
 
 
 def pack(words: np.ndarray, compress: bool, patterned: bool = False) -> Tuple[Description, Parts]:
-    """Words of 1, 2, 4 or 8 bytes as planes, raw or deflated, or as one constant.
+    """Pack words of 1, 2, 4 or 8 bytes as planes, raw or deflated, or as one constant.
 
     Args:
         words: ``[n]``, unsigned.
@@ -183,7 +183,7 @@ def field(description: Any, name: str, kind: type) -> Any:
 
 
 def unpack(description: Any, n: int, width: int, data: Bytes) -> np.ndarray:
-    """Words ``[n]`` of ``width`` bytes that :func:`pack` described.
+    """Unpack words ``[n]`` of ``width`` bytes from what :func:`pack` made.
 
     Raises:
         SparsityError: the description or the data aren't what it makes.

@@ -85,7 +85,7 @@ def _on_cpu(name: str, value: Any) -> Tensor:
 
 
 def _encode_coo(tensor: Tensor, compression: str) -> Optional[Tuple[Description, Parts]]:
-    """A coalesced COO tensor from its indices, or None where that doesn't do."""
+    """Encode a coalesced COO tensor from its indices; None where that isn't possible."""
     shape, indices = tensor.shape, tensor.indices().numpy()
     n = math.prod(shape)
     if tensor.dtype.is_complex or not 0 < n < 2**62:
@@ -103,7 +103,7 @@ def _encode_coo(tensor: Tensor, compression: str) -> Optional[Tuple[Description,
 
 
 def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, np.ndarray]:
-    """Description of one tensor and its bytes."""
+    """Encode one tensor: its description and its bytes."""
     try:
         encoded = None
         if tensor.layout is torch.sparse_coo:
@@ -124,7 +124,7 @@ def _encode(name: str, tensor: Tensor, compression: str) -> Tuple[Description, n
 
 
 def _memory(tensor: Tensor) -> Tuple:
-    """What two tensors have in common that are the same numbers in the same memory."""
+    """A key that is equal for tensors with the same numbers in the same memory."""
     if nn.parameter.is_lazy(tensor):  # which has no size to ask for
         return (id(tensor),)
     if tensor.layout is not torch.strided or tensor.numel() == 0:
@@ -137,7 +137,7 @@ def _memory(tensor: Tensor) -> Tuple:
 
 
 def _as_is(description: Description) -> bool:
-    """Whether a description is of nothing but the tensor's own bytes."""
+    """Whether a tensor is stored as its own bytes, unencoded."""
     planes = description["values"].get("planes")
     if planes is None or "positions" in description or description["dtype"] in ONLY_BYTES:
         return False
@@ -147,7 +147,7 @@ def _as_is(description: Description) -> bool:
 
 
 class _Content(NamedTuple):
-    """What safetensors is to write."""
+    """The content of a file, as safetensors takes it."""
 
     buffers: Dict[str, np.ndarray]
     specs: Dict[str, TensorSpec]  # of the same names; they hold addresses of the buffers
@@ -164,7 +164,7 @@ def _spec(description: Description, data: np.ndarray) -> TensorSpec:
 def _assemble(
     state_dict: Mapping[str, Any], metadata: Optional[Mapping[str, str]], compression: str
 ) -> _Content:
-    """The content of a file.
+    """Encode all tensors.
 
     Raises:
         SparsityError: something that can't be stored.
@@ -282,7 +282,7 @@ def sparse_size(state_dict: Mapping[str, Tensor], compression: str = "full") -> 
 
 
 def load_sparse(path: str, device: Any = "cpu", limit: Optional[int] = None) -> Dict[str, Tensor]:
-    """The tensors of a file, in the order, dtypes and shapes that were saved.
+    """Load the tensors of a file in the order, dtypes and shapes that were saved.
 
     Tensors that were stored as sparse ones come back dense; tied ones tied.
 
@@ -307,7 +307,7 @@ def load_sparse(path: str, device: Any = "cpu", limit: Optional[int] = None) -> 
 
 
 def read_metadata(path: str) -> Dict[str, str]:
-    """The strings saved with a file's tensors.
+    """Read the strings that were saved with a file's tensors.
 
     Raises:
         SparsityError: missing, no sparse file, or its header is damaged.
@@ -327,7 +327,7 @@ def is_sparse_file(path: str) -> bool:
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Errors of a file that is read name it."""
+    """Let errors name the file that is read."""
     try:
         yield
     except OSError as error:
@@ -340,7 +340,7 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _available_memory() -> int:
-    """Bytes that can be had without ending other processes, as far as the system tells."""
+    """Available memory in bytes, as the system estimates it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as stream:
             facts = dict(line.split(":") for line in stream)

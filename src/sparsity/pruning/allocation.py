@@ -1,4 +1,4 @@
-"""Which blocks go: exactly as many as the target says, the lowest scores first.
+"""Choose the blocks to remove: exactly as many as the target says, lowest scores first.
 
 Of equal scores the earlier layer, then the earlier block goes first, so that every
 process and every run decides alike.

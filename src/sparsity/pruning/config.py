@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _PrunerNode(dict):
-    """What stood behind ``!Pruner``."""
+    """The mapping behind ``!Pruner``."""
 
 
 def _construct_pruner(loader, node):

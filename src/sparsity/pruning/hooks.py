@@ -148,26 +148,26 @@ class Pruning:
         self.mask_weights()
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Part of the template; epochs decide nothing, optimizer steps do."""
+        """Does nothing; kept for the template. Pruning follows optimizer steps."""
 
     def on_step_begin(self, local_step: int) -> None:
-        """Part of the template; it counts batches, which decide nothing."""
+        """Does nothing; kept for the template, which counts batches here."""
 
     def on_step_end(self) -> None:
-        """Part of the template; :meth:`on_after_optimizer_step` does the work."""
+        """Does nothing; :meth:`on_after_optimizer_step` does the work."""
 
     def on_epoch_end(self) -> None:
-        """Part of the template; epochs decide nothing, optimizer steps do."""
+        """Does nothing; kept for the template. Pruning follows optimizer steps."""
 
     def on_before_eval(self) -> None:
-        """Call before an evaluation: what was removed is zero, whatever came in between."""
+        """Call before an evaluation: zeroes the removed weights once more."""
         self.mask_weights()
 
     def on_after_eval(self) -> None:
-        """Part of the template; an evaluation leaves nothing to do."""
+        """Does nothing; kept for the template."""
 
     def on_train_end(self) -> None:
-        """Call after training: what was removed is zero, whatever came in between."""
+        """Call after training: zeroes the removed weights once more."""
         self.mask_weights()
 
     @torch.no_grad()
@@ -246,17 +246,17 @@ class Pruning:
 
     @property
     def sparsity(self) -> float:
-        """Fraction removed of all weights that pruners own."""
+        """Share of the pruners' weights that is removed."""
         elements = sum(pruner.elements for pruner in self.pruners)
         return sum(pruner.removed for pruner in self.pruners) / max(1, elements)
 
     @property
     def finished(self) -> bool:
-        """Whether no pruner has a prune to come."""
+        """Whether all pruners have done their last prune."""
         return bool(self.pruners) and all(pruner.finished for pruner in self.pruners)
 
     def state_dict(self) -> Dict[str, Any]:
-        """Everything that resuming needs; readable with ``weights_only=True``."""
+        """Everything needed to resume; readable with ``weights_only=True``."""
         return {
             "version": VERSION,
             "step": self.step,
@@ -264,7 +264,7 @@ class Pruning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken; the model must be set.
+        """Resume from ``state``; the model must be set.
 
         Raises:
             SparsityError: there is no model, the state is damaged or of another

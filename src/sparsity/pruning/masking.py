@@ -1,4 +1,4 @@
-"""Zeroing what was removed of a tensor, as fast as memory allows."""
+"""Masks that zero removed weights at the speed of memory."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Mask:
 
     @torch.no_grad()
     def apply(self, tensor: Tensor) -> None:
-        """Zero ``tensor``, shaped like the weight, where it was removed."""
+        """Zero the removed elements of ``tensor``, which is shaped like the weight."""
         if self.kept.device != tensor.device:
             self.kept, self._bits = self.kept.to(tensor.device), self._bits.to(tensor.device)
         integers = _INTEGERS.get(tensor.element_size())

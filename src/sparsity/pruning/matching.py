@@ -82,7 +82,7 @@ def find_layers(model: nn.Module, config: PruningConfig) -> List[List[Layer]]:
 def _warn_of_unmatched(
     settings: PrunerSettings, label: str, modules: Iterable[Tuple[str, nn.Module]]
 ) -> None:
-    """Warn of expressions that decide nothing, as mistyped ones do."""
+    """Warn of expressions that match no layer, such as mistyped ones."""
     for key in ("names", "exclude_names", "not_to_prune_names"):
         for text in getattr(settings, key):
             if not any(re.search(text, name) for name, _ in modules):
@@ -90,7 +90,7 @@ def _warn_of_unmatched(
 
 
 def _named_modules(model: nn.Module) -> List[Tuple[str, nn.Module]]:
-    """All modules under the names that they have without what is wrapped around."""
+    """All modules by name, without the prefixes of wrappers."""
     while not model._parameters and [*model._modules] in [[name] for name in WRAPPERS]:
         (model,) = model.children()
     return [

@@ -1,4 +1,4 @@
-"""One pruner: its layers, what it removed of them, and what it knows about them."""
+"""One pruner: its layers, masks, scores and schedule."""
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
@@ -128,7 +128,7 @@ class Pruner:
 
     @property
     def finished(self) -> bool:
-        """Whether no prune is to come."""
+        """Whether the last prune is done."""
         return self.pruned_at >= self.schedule.last
 
     def pending(self, step: int) -> bool:

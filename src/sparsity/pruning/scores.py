@@ -1,4 +1,4 @@
-"""How much each weight matters: the larger, the longer it stays.
+"""Scores of weights: those with the lowest are removed first.
 
 A criterion sees a weight w and its gradient g before every optimizer step. Those
 that accumulate do so since training began, pruned or not. Sums are kept in float32,

@@ -201,7 +201,7 @@ class PruningConfig:
     source: Optional[str] = None
 
     def label(self, number: int) -> str:
-        """How messages begin that are about the ``number``-th pruner, from 1."""
+        """The beginning of messages about the ``number``-th pruner, from 1."""
         source = f"{self.source}: " if self.source else ""
         return source + (f"pruner {number}: " if len(self.pruners) > 1 else "")
 
