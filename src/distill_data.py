@@ -34,8 +34,10 @@ import shutil  # noqa: E402
 import time  # noqa: E402
 from typing import Dict, List, Optional  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fairseq import utils  # noqa: E402
+from fairseq.data import Dictionary  # noqa: E402
 from fairseq.data.indexed_dataset import make_builder  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -135,6 +137,11 @@ def check(args, cfg) -> None:
                 f"{option}: would change the sentences that are written, people's "
                 "translations too; leave it out"
             )
+    multiple = cfg.dataset.required_batch_size_multiple
+    if multiple != 1:
+        raise UserError(
+            f"--required-batch-size-multiple {multiple}: leaves sentences out; leave it out"
+        )
     if cfg.generation.nbest != 1:
         raise UserError(
             f"--nbest {cfg.generation.nbest}: the best translation is taken; leave it out"
@@ -180,17 +187,40 @@ def settings(args, cfg) -> str:
     return digest.hexdigest()
 
 
-def read_translations(path: str) -> Dict[int, List[int]]:
-    """Translations of an interrupted run, by sentence; a last line cut short is left out."""
+def read_translations(path: str, dataset, dictionary: Dictionary) -> Dict[int, List[int]]:
+    """Translations of an interrupted run, by sentence; a last line cut short is left out.
+
+    Args:
+        dataset: the sentences that it was to translate.
+        dictionary: of the translations.
+
+    Raises:
+        UserError: names the line that this tool has not written.
+    """
     found: Dict[int, List[int]] = {}
     if not os.path.isfile(path):
         return found
-    with open(path, encoding="ascii") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                number, *tokens = map(int, line.split())
-                found[number] = tokens
+    with open(path, "rb") as stream:
+        lines = stream.read().split(b"\n")[:-1]
+    for place, line in enumerate(lines, 1):
+        number, *tokens = (int(x) if x.isdigit() else -1 for x in line.split(b" "))
+        if (
+            not 0 <= number < len(dataset)
+            or number in found
+            or tokens[-1:] != [dictionary.eos()]
+            or not all(0 <= token < len(dictionary) for token in tokens)
+        ):
+            raise UserError(
+                f"{path}: line {place} ({line[:30].decode('ascii', 'backslashreplace')}) is no "
+                "translation that this tool has written; remove the file to translate anew"
+            )
+        found[number] = tokens
     return found
+
+
+def empty_lines(dataset) -> List[int]:
+    """Numbers of the sentences whose source has no word."""
+    return np.flatnonzero(np.asarray(dataset.src_sizes) <= 1).tolist()
 
 
 def translate_set(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
@@ -199,13 +229,15 @@ def translate_set(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
     Returns:
         Token numbers of the best translation of each sentence, with the end.
     """
-    found = read_translations(path)
+    task, models = loaded.task, loaded.models
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    found = read_translations(path, dataset, task.target_dictionary)
     if found:
         logger.info(f"{len(found):,} sentences were translated before, in {path}")
-    task, models = loaded.task, loaded.models
     engine = ctranslate2_engine.prepare(args, cfg, task, models[0], loaded.skipped)
     generator = engine or make_generator(cfg, task, models)
-    left_out = {*found, *loaded.skipped}
+    # whatever a model makes of an empty line is an invention
+    left_out = {*found, *loaded.skipped, *empty_lines(dataset)}
     # what fairseq-generate prints lacks them as well
     no_words = task.target_dictionary.bos(), task.target_dictionary.pad()
     mode = "r+b" if os.path.isfile(path) else "wb"
@@ -292,8 +324,8 @@ def make(args, cfg, loaded, folder: str) -> None:
     """Translate and write, in a folder that holds what is made until it is complete."""
     path, key = os.path.join(folder, TRANSLATIONS), settings(args, cfg)
     mark = os.path.join(folder, SETTINGS)
-    before = Path(mark).read_text() if os.path.isfile(mark) else None
-    if os.path.isfile(path) and before != key:
+    before = Path(mark).read_bytes() if os.path.isfile(mark) else None
+    if os.path.isfile(path) and before != key.encode():
         logger.warning(f"{folder}: is of other data, models or options; starting over")
         os.remove(path)
     with atomic_write(mark) as stream:
@@ -310,8 +342,10 @@ def make(args, cfg, loaded, folder: str) -> None:
     if dataset.tgt is not None:
         same = sum(found[i] == dataset.tgt[i].tolist() for i in found)
         compared = f", {same / max(1, len(found)):.1%} as in the data"
+    empty = len(empty_lines(dataset))
+    left_out = f", {empty:,} empty lines left out" if empty else ""
     print(
-        f"{len(found):,} of {len(dataset):,} sentences translated in {seconds:.0f} s"
+        f"{len(found):,} of {len(dataset):,} sentences translated in {seconds:.0f} s{left_out}"
         f"{compared}; {args.output} has {pairs:,} training pairs"
     )
 

@@ -122,8 +122,10 @@ class FastSequenceGenerator(SequenceGenerator):
 
     def _leave_to_fairseq(self, sample, *options):
         if isinstance(self.search, DiverseBeamSearch):
-            # it takes these numbers for rows of the batch; those of a set go beyond them
-            sample = {**sample, "id": torch.arange(len(sample["id"]))}
+            # it takes these numbers for rows of the batch; those of a set go beyond them, and
+            # fairseq-interactive gives none
+            rows = len(next(iter(sample["net_input"].values())))
+            sample = {**sample, "id": torch.arange(rows)}
         with self._precision(next(self.model.parameters()).device):
             return super()._generate(sample, *options)
 

@@ -306,6 +306,12 @@ def check_dictionaries(state: Dict[str, Any], task, what: str) -> None:
                 f"{len(dictionary)}; use the data it was trained on (or preprocess yours "
                 "with its dictionaries)"
             )
+    if read_model_config(state).share_all_embeddings and dictionaries[0] != dictionaries[1]:
+        raise UserError(
+            f"{what}: has one dictionary for both sides (--share-all-embeddings), the data "
+            "has two; use the data it was trained on (or preprocess yours with its dictionary "
+            "and --joined-dictionary)"
+        )
     dictionary_record.check_digests(state, task, what)
 
 

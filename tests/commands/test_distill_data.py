@@ -13,6 +13,7 @@ from src.files import sole_process
 from tests.support.training import RUN, run_training
 from tests.support.translation import (
     ARCH,
+    EMPTY,
     hypotheses,
     make_checkpoints,
     random_pairs,
@@ -48,7 +49,9 @@ def read(folder, split, language):
 def test_pairs_are_the_models_translations(data, checkpoints, tmp_path, engine, capsys):
     output = tmp_path / "new"
     distill(data, checkpoints.dense, output, *engine)
-    assert f"{PAIRS} of {PAIRS} sentences translated" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{PAIRS - 1} of {PAIRS} sentences translated" in said
+    assert ", 1 empty lines left out" in said
     assert not (tmp_path / "new.part").exists()
     source, target = read(output, "train", "de"), read(output, "train", "en")
     assert source[:PAIRS] == read(data, "train", "de")
@@ -62,7 +65,8 @@ def test_pairs_are_the_models_translations(data, checkpoints, tmp_path, engine, 
     expected = {
         i: words.encode_line(text, add_if_not_exist=False).tolist() for i, text in found.items()
     }
-    kept = [i for i in range(PAIRS) if len(expected[i]) > 1]
+    assert len(expected[EMPTY]) > 1  # what the model makes of an empty line
+    kept = [i for i in range(PAIRS) if len(expected[i]) > 1 and i != EMPTY]
     assert source[PAIRS:] == [source[i] for i in kept]
     assert target[PAIRS:] == [expected[i] for i in kept]
     for name in ("dict.de.txt", "valid.de-en.en.bin", "raw.test.en"):
@@ -133,6 +137,41 @@ def test_a_run_that_was_stopped_after_the_last_sentence_goes_on(
     distill_but_stop(monkeypatch, data, checkpoints.dense, tmp_path / "new")
     distill(data, checkpoints.dense, tmp_path / "new")
     assert len(read(tmp_path / "new", "train", "en")) > PAIRS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "23 5 6 2",
+        "-1 5 2",
+        "5 21 2",
+        "5 -3 2",
+        "5 6",
+        "5",
+        "",
+        "x 5 2",
+        "5  6 2",
+        "\xff",
+        "5 6 2\n5 2",
+    ],
+)
+def test_lines_that_it_did_not_write(data, checkpoints, tmp_path, monkeypatch, line):
+    """Beyond the set or the dictionary, without an end, twice, or nonsense."""
+    distill_but_stop(monkeypatch, data, checkpoints.dense, tmp_path / "new")
+    partial = tmp_path / "new.part" / distill_data.TRANSLATIONS
+    partial.write_bytes(f"4 5 6 2\n{line}\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"translations.txt: line [23] .* remove the file") as error:
+        distill(data, checkpoints.dense, tmp_path / "new")
+    assert "\n" not in str(error.value)
+    partial.unlink()
+    distill(data, checkpoints.dense, tmp_path / "new")
+
+
+def test_settings_that_are_no_text_start_over(data, checkpoints, tmp_path, monkeypatch, capsys):
+    distill_but_stop(monkeypatch, data, checkpoints.dense, tmp_path / "new")
+    (tmp_path / "new.part" / distill_data.SETTINGS).write_bytes(b"\xff\xfe")
+    distill(data, checkpoints.dense, tmp_path / "new")
+    assert "starting over" in capsys.readouterr().err
 
 
 def test_too_long_sentences_are_left_out(data, checkpoints, tmp_path, capsys):
@@ -217,6 +256,7 @@ def test_a_model_trains_on_it(data, checkpoints, tmp_path):
         (["--tokenizer", "space"], "--tokenizer space: has no part"),
         (["--truncate-source"], "--truncate-source: would change the sentences"),
         (["--num-batch-buckets", "2"], "--num-batch-buckets: would change the sentences"),
+        (["--required-batch-size-multiple", "8"], "--required-batch-size-multiple 8: leaves"),
         (["--beam", "0"], "--beam 0"),
         (["--log-file", "/nope/log"], "--log-file /nope/log: there is no folder /nope"),
     ],
@@ -263,7 +303,7 @@ def test_sources_without_translations(data, checkpoints, tmp_path, capsys):
     for folder in (sources, data):
         output = tmp_path / f"of-{folder.name}"
         distill(folder, checkpoints.dense, output, "--without-original", *languages)
-    assert f"{PAIRS} of {PAIRS} sentences translated" in capsys.readouterr().out
+    assert f"{PAIRS - 1} of {PAIRS} sentences translated" in capsys.readouterr().out
     for language in ("de", "en"):
         found = read(tmp_path / "of-sources", "train", language)
         assert found == read(tmp_path / "of-data", "train", language)

@@ -74,15 +74,17 @@ def test_cut_model_translates_as_the_gated_one(corpus, checkpoints):
     assert hypotheses(cut) != hypotheses(stock_generate(corpus, checkpoints.dense))
 
 
-def test_stock_interactive_translates_the_same(corpus, checkpoints, translated, tmp_path):
+@pytest.mark.parametrize("search", [[], ["--diverse-beam-groups", "2"]], ids=["beam", "diverse"])
+def test_stock_interactive_translates_the_same(corpus, checkpoints, tmp_path, search):
+    """Its samples carry no numbers of sentences."""
     lines = [source for source, _ in random_pairs(1)]
     text = tmp_path / "input.de"
     text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     arguments = [corpus, "--path", checkpoints.cut, *SEARCH, "--remove-bpe"]
     arguments += ["--input", str(text), "--buffer-size", "20"]
     arguments += ["--user-dir", USER_DIR, "--task", "SRPtranslation"]
-    output = run_tool(fairseq_interactive.cli_main, arguments)
-    assert hypotheses(output) == hypotheses(translated)
+    output = run_tool(fairseq_interactive.cli_main, [*arguments, *search])
+    assert hypotheses(output) == hypotheses(translate(corpus, checkpoints.cut, *search))
 
 
 def test_stock_validate_gives_gated_and_cut_the_same_loss(corpus, checkpoints):
