@@ -46,7 +46,12 @@ else:
     for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
         logging.getLogger(_name).setLevel(logging.WARNING)
 
-    from . import checkpoint_utils, fairseq_patches
+    from . import fairseq_patches
+
+    with fairseq_patches.deferring(*fairseq_patches.UNUSED):
+        import fairseq  # noqa: F401
+
+    from . import checkpoint_utils
     from .checkpoints import dictionary_record
     from .criterions import srp as _criterion  # noqa: F401
     from .models import srp_legacy as _models  # noqa: F401

@@ -5,8 +5,10 @@ plug-in is imported, and by name.
 """
 
 import sys
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple
+from types import ModuleType
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple
 
 import torch
 
@@ -55,6 +57,40 @@ MEMORIES = (
 )
 
 _originals: Dict[Patch, Any] = {}
+
+
+# What fairseq's tasks for other purposes import with it, a third of the seconds in which a
+# command starts: scores of classifiers, which bring pandas along.
+UNUSED = ("sklearn", "sklearn.metrics")
+
+
+class _Deferred(ModuleType):
+    """Stands for a module or a function of it; the first call imports it."""
+
+    def __getattr__(self, name: str) -> "_Deferred":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Deferred(f"{self.__name__}.{name}")
+
+    def __call__(self, *args, **kwargs):
+        module, _, name = self.__name__.rpartition(".")
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+
+@contextmanager
+def deferring(*names: str) -> Iterator[None]:
+    """Let whoever imports these modules while inside get them when it calls their functions.
+
+    What is imported already stays as it is.
+    """
+    standing = {name: _Deferred(name) for name in names if name not in sys.modules}
+    sys.modules.update(standing)
+    try:
+        yield
+    finally:
+        for name, module in standing.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 def install(replacements: Mapping[str, Callable[[Any], Any]], safe_globals: List[type]) -> None:

@@ -1,6 +1,8 @@
 """What is replaced inside fairseq still exists there, and is replaced once."""
 
 import inspect
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -70,3 +72,25 @@ def test_torch_reads_what_is_trusted_by_the_environment(tmp_path, monkeypatch):
 
 class Unsafe:
     """A class that no allow-list has."""
+
+
+def test_scores_of_classifiers_are_imported_when_they_are_called():
+    """In a process of its own: here fairseq may have been imported before."""
+    program = (
+        "import sys, src; from fairseq.criterions import sentence_prediction as criterion; "
+        "from fairseq.tasks import audio_classification as task; "
+        "assert not {'sklearn', 'pandas'} & set(sys.modules); "
+        "assert criterion.f1_score([1, 0], [1, 0]) == 1 and 'sklearn.metrics' in sys.modules; "
+        "assert task.sklearn_metrics.f1_score([1, 0], [1, 0]) == 1; "
+        "import sklearn; assert sklearn.__version__"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_is_imported_stays():
+    with fairseq_patches.deferring("json", "wave.nothing"):
+        assert sys.modules["json"].loads("1") == 1
+        import wave.nothing as nothing
+    assert "wave.nothing" not in sys.modules
+    with pytest.raises(ImportError):
+        nothing.function()
