@@ -13,7 +13,7 @@ from .checkpoint_utils import comparing, read_config
 from .checkpoints import dictionary_record
 from .checkpoints.fallback import undamaged
 from .checkpoints.pretrained import adopt_layernorm, check_widths
-from .checks.fairseq_options import check_seed_of_average, flat, warn_of_other_start
+from .checks.fairseq_options import all_options, check_seed_of_average, warn_of_other_start
 from .connectivity.cut import Cuts
 from .models.srp_base import SRPModel
 from .optim.half_precision import prepare
@@ -54,7 +54,7 @@ class SRPTrainer(Trainer):
         self._folder = claim_folder(cfg.checkpoint.save_dir) if is_first() else None
         super().__init__(cfg, task, model, criterion, quantizer)
         if getattr(task, "save_dir", "") is None:
-            task.set_run_options(flat(cfg))
+            task.set_run_options(all_options(cfg))
         self._heap = HeapKeeper() if self.device.type == "cpu" else None
         limit_kept_shapes()
         forget_best()

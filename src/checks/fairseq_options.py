@@ -1,6 +1,7 @@
 """What is refused of fairseq's own training options: parts and files that a run lacks.
 
-And files that it would begin with in vain, or write over.
+And files that it would begin with in vain, or write over. ``run`` is all options of a run, as
+fairseq gives them to a model.
 """
 
 import logging
@@ -19,11 +20,11 @@ from ..checkpoint_utils import load_checkpoint
 from ..checkpoints.fallback import WRITTEN
 from ..errors import UserError
 from ..options import SRPTranslationConfig
+from .values import Must, Needs, Options, Refused, check, spell
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # fairseq's, in --save-dir
-# What a run calls its checkpoints.
 
 ALIGNED = "label_smoothed_cross_entropy_with_alignment"
 # Criteria of fairseq's that read what a translation task has.
@@ -33,7 +34,7 @@ OF_TRANSLATION = (
 )
 
 
-def flat(cfg: DictConfig) -> Namespace:
+def all_options(cfg: DictConfig) -> Namespace:
     """All options of a run in one namespace, as ``fairseq-train`` gives them to a model.
 
     ``fairseq-hydra-train`` gives a model its own ones alone.
@@ -47,91 +48,64 @@ def flat(cfg: DictConfig) -> Namespace:
     return run
 
 
+def _is_of_others(o: Options) -> bool:
+    """Whether a criterion of fairseq's is for other models or tasks."""
+    kind = CRITERION_REGISTRY.get(o.criterion)
+    adaptive = o.criterion == "adaptive_loss" and o.adaptive_softmax_cutoff
+    known = o.criterion in OF_TRANSLATION or adaptive
+    return kind is not None and kind.__module__.startswith("fairseq.") and not known
+
+
+def _unaligned(cfg: SRPTranslationConfig) -> Optional[str]:
+    """A file of alignments that the training data lack."""
+    name = f"{cfg.train_subset}.align.{cfg.source_lang}-{cfg.target_lang}"
+    paths = [os.path.join(folder, name) for folder in utils.split_paths(cfg.data)]
+    return next((path for path in paths if not dataset_exists(path, cfg.dataset_impl)), None)
+
+
+def _is_fully_sharded(o: Options) -> bool:
+    return str(o.ddp_backend) == "fully_sharded"
+
+
+def _has_average(path: str) -> bool:
+    return "ema" in (load_checkpoint(path, "--ema-seed-model").get("extra_state") or {})
+
+
+# Parts of fairseq's that can't train a translation model here: it ends in a traceback, or
+# trains as if the option were not there.
+PARTS = (
+    Refused("criterion", _is_of_others)
+    | f"is for other models or tasks; use srp or one of {', '.join(OF_TRANSLATION[1:])}",
+    Refused("criterion", lambda o: o.criterion == ALIGNED and not o.load_alignments)
+    | "needs --load-alignments; without alignments it is label_smoothed_cross_entropy",
+    Needs("load_alignments", lambda o: o.criterion not in {*OF_TRANSLATION} - {ALIGNED})
+    | f"--criterion {{o.criterion}} reads none; use {ALIGNED}, or leave it out",
+    Needs("load_alignments", lambda o: not o.unaligned)
+    | "there is no {o.unaligned}.idx; make it with fairseq-preprocess --align-suffix",
+    Needs("ema_seed_model", "store_ema") | "needs --store-ema",
+    Refused("ema_decay", lambda o: o.store_ema and not 0 <= o.ema_decay <= 1)
+    | "must be from 0 to 1",
+    Must("ema_seed_model", _has_average)
+    | "has no average of weights; give a checkpoint of a training with --store-ema",
+    Needs("bf16", lambda o: not o.tpu or find_spec("torch_xla"))  # it turns --tpu on
+    | "fairseq-train takes it for a TPU's; run src/train.py with it",
+    Needs("tpu", lambda o: find_spec("torch_xla"))
+    | "needs package torch_xla and a TPU; leave it out",
+    Must("model_parallel_size", lambda size: size <= 1)
+    | "no model of translation is divided; leave it out",
+    Refused("ddp_backend", lambda o: _is_fully_sharded(o) and not find_spec("fairscale"))
+    | "needs package fairscale; use pytorch_ddp or legacy_ddp",
+    Refused("optimizer", lambda o: o.optimizer == "composite" and not o.groups)
+    | "has groups of weights, which only a configuration of fairseq-hydra-train can hold; use "
+    "another optimizer",
+    Needs("cpu_offload", _is_fully_sharded) | "needs --ddp-backend fully_sharded; leave it out",
+)
+
+
 def check_parts(cfg: SRPTranslationConfig, run: Any) -> None:
-    """Refuse parts of fairseq's that can't train a translation model here.
-
-    fairseq ends in a traceback, or trains as if the option were not there.
-
-    Args:
-        run: all options of the run.
-
-    Raises:
-        UserError: names the option, its value and what to do.
-    """
-    _check_criterion(cfg, run)
-    _check_average(run)
-    if getattr(run, "tpu", False) and not find_spec("torch_xla"):
-        if getattr(run, "bf16", False):  # which turns --tpu on
-            raise UserError("--bf16: fairseq-train takes it for a TPU's; run src/train.py with it")
-        raise UserError("--tpu: needs package torch_xla and a TPU; leave it out")
-    if getattr(run, "model_parallel_size", 1) > 1:
-        raise UserError(
-            f"--model-parallel-size {run.model_parallel_size}: no model of translation is "
-            "divided; leave it out"
-        )
-    backend = str(getattr(run, "ddp_backend", ""))
-    if backend == "fully_sharded" and not find_spec("fairscale"):
-        raise UserError(
-            "--ddp-backend fully_sharded: needs package fairscale; use pytorch_ddp or legacy_ddp"
-        )
-    if getattr(run, "optimizer", None) == "composite" and not getattr(run, "groups", None):
-        raise UserError(
-            "--optimizer composite: has groups of weights, which only a configuration of "
-            "fairseq-hydra-train can hold; use another optimizer"
-        )
-    if getattr(run, "cpu_offload", False) and backend != "fully_sharded":
-        raise UserError("--cpu-offload: needs --ddp-backend fully_sharded; leave it out")
-
-
-def _check_criterion(cfg: SRPTranslationConfig, run: Any) -> None:
-    name = getattr(run, "criterion", "srp")
-    kind = CRITERION_REGISTRY.get(name)
-    adaptive = name == "adaptive_loss" and getattr(run, "adaptive_softmax_cutoff", None)
-    of_fairseq = kind is not None and kind.__module__.startswith("fairseq.")
-    if of_fairseq and name not in OF_TRANSLATION and not adaptive:
-        raise UserError(
-            f"--criterion {name}: is for other models or tasks; use srp or one of "
-            f"{', '.join(OF_TRANSLATION[1:])}"
-        )
-    if name == ALIGNED and not cfg.load_alignments:
-        raise UserError(
-            f"--criterion {name}: needs --load-alignments; without alignments it is "
-            "label_smoothed_cross_entropy"
-        )
-    if not cfg.load_alignments:
-        return
-    if name in OF_TRANSLATION and name != ALIGNED:
-        raise UserError(
-            f"--load-alignments: --criterion {name} reads none; use {ALIGNED}, or leave it out"
-        )
-    subset = getattr(run, "train_subset", "train")
-    for folder in utils.split_paths(cfg.data):
-        path = os.path.join(folder, f"{subset}.align.{cfg.source_lang}-{cfg.target_lang}")
-        if not dataset_exists(path, cfg.dataset_impl):
-            raise UserError(
-                f"--load-alignments: there is no {path}.idx; make it with "
-                "fairseq-preprocess --align-suffix"
-            )
-
-
-def _check_average(run: Any) -> None:
-    """Refuse what no average of weights (``--store-ema``) can begin or go on with."""
-    path = getattr(run, "ema_seed_model", None)
-    if not getattr(run, "store_ema", False):
-        if path is not None:
-            raise UserError(f"--ema-seed-model {path}: needs --store-ema")
-        return
-    decay = getattr(run, "ema_decay", 0.9999)
-    if not 0 <= decay <= 1:
-        raise UserError(f"--ema-decay {decay:g}: must be from 0 to 1")
-    if path is None:
-        return
-    state = load_checkpoint(path, "--ema-seed-model")
-    if "ema" not in (state.get("extra_state") or {}):
-        raise UserError(
-            f"--ema-seed-model {path}: has no average of weights; give a checkpoint of a "
-            "training with --store-ema"
-        )
+    """Refuse parts of fairseq's that can't train a translation model here."""
+    unaligned = cfg.load_alignments and _unaligned(cfg)
+    check(PARTS, Options(cfg, run, criterion="srp", ema_decay=0.9999, unaligned=unaligned))
 
 
 def check_seed_of_average(model: nn.Module, average: nn.Module, path: Optional[str]) -> None:
@@ -139,9 +113,6 @@ def check_seed_of_average(model: nn.Module, average: nn.Module, path: Optional[s
 
     Args:
         path: what ``--ema-seed-model`` names.
-
-    Raises:
-        UserError: names the first weight that differs.
     """
     theirs = dict(average.named_parameters())
     for name, weight in model.named_parameters():
@@ -152,69 +123,52 @@ def check_seed_of_average(model: nn.Module, average: nn.Module, path: Optional[s
             )
 
 
+def _is_lost(o: Options) -> bool:
+    """Whether a checkpoint to go on from is not there; fairseq would start anew."""
+    if o.finetune_from_model or o.restore_file in (None, DEFAULT_RESTORE_FILE):
+        return False
+    path = o.restore_file.replace(".pt", f"{o.checkpoint_suffix or ''}.pt")
+    return not (o.use_sharded_state or os.path.isfile(path))  # sharded: into files of other names
+
+
+_NO_FILE = "no such file; give a checkpoint (.pt)"
+# Checkpoints that a run can't begin with; one that is there already goes on without them.
+START = (
+    Needs("continue_once", lambda o: o.exists or os.path.isfile(o.continue_once)) | _NO_FILE,
+    Refused("restore_file", _is_lost) | _NO_FILE,
+    Needs("finetune_from_model", lambda o: not o.resets)
+    | "starts anew by itself; leave out {o.resets}",
+    Needs("finetune_from_model", lambda o: not o.pretrained_model)
+    | "would replace the weights of --pretrained-model {o.pretrained_model}; leave one of them "
+    "out",
+    Needs("finetune_from_model", lambda o: o.exists or os.path.isfile(o.finetune_from_model))
+    | _NO_FILE,
+)
+
+
 def check_start(run: Namespace) -> None:
-    """Refuse checkpoints of fairseq's own options that a run can't begin with.
-
-    At some fairseq ends in a traceback, and without a ``--restore-file`` it starts anew.
-
-    Args:
-        run: all options of the run, as fairseq gives them to a model.
-
-    Raises:
-        UserError: names the option, the file and what to do.
-    """
-    file = getattr(run, "restore_file", DEFAULT_RESTORE_FILE)
-    path = getattr(run, "finetune_from_model", None)
-    # a run that is there already goes on without these two
-    there = os.path.exists(os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE))
-    once = getattr(run, "continue_once", None)
-    if once and not (there or os.path.isfile(once)):
-        raise UserError(f"--continue-once {once}: no such file; give a checkpoint (.pt)")
-    if not path:
-        named = file.replace(".pt", f"{getattr(run, 'checkpoint_suffix', '')}.pt")
-        sharded = getattr(run, "use_sharded_state", False)  # into files of other names
-        if not (file == DEFAULT_RESTORE_FILE or sharded or os.path.isfile(named)):
-            raise UserError(f"--restore-file {file}: no such file; give a checkpoint (.pt)")
-        return
-    resets = ("optimizer", "lr_scheduler", "meters", "dataloader")
-    given = [f"reset_{x}" for x in resets if getattr(run, f"reset_{x}", False)]
-    if file != DEFAULT_RESTORE_FILE:
-        given.append("restore_file")
-    if given:
-        raise UserError(
-            f"--finetune-from-model {path}: starts anew by itself; leave out "
-            + ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        )
-    if getattr(run, "pretrained_model", None):
-        raise UserError(
-            f"--finetune-from-model {path}: would replace the weights of --pretrained-model "
-            f"{run.pretrained_model}; leave one of them out"
-        )
-    if not (there or os.path.isfile(path)):
-        raise UserError(f"--finetune-from-model {path}: no such file; give a checkpoint (.pt)")
+    """Refuse checkpoints of fairseq's own options that a run can't begin with."""
+    last = os.path.join(getattr(run, "save_dir", ""), DEFAULT_RESTORE_FILE)
+    resets = [f"reset_{x}" for x in ("optimizer", "lr_scheduler", "meters", "dataloader")]
+    resets = [spell(name) for name in resets if getattr(run, name, False)]
+    if getattr(run, "restore_file", DEFAULT_RESTORE_FILE) != DEFAULT_RESTORE_FILE:
+        resets.append("--restore-file")
+    check(START, Options(run, exists=os.path.exists(last), resets=", ".join(resets)))
 
 
 def check_not_overwritten(run: Namespace) -> None:
-    """Refuse a run that would write over the checkpoints that it begins with.
+    """Refuse a run that would write over what it begins with, and reads again to go on.
 
-    They are read again when it is resumed. And a ``checkpoint_last.pt`` beside them would
-    be gone on with in their place.
-
-    Args:
-        run: all options of the run, as fairseq gives them to a model.
-
-    Raises:
-        UserError: names the option, the file and what to do.
+    A ``checkpoint_last.pt`` in its folder would be gone on with in its place.
     """
     folder = os.path.realpath(getattr(run, "save_dir", None) or "checkpoints")
     for name in ("pretrained_model", "teacher_model"):
-        path = getattr(run, name, None)
-        if not path or not WRITTEN.fullmatch(os.path.basename(path)):
-            continue
-        if os.path.realpath(os.path.dirname(path)) == folder:
+        path = getattr(run, name, None) or ""
+        inside = os.path.realpath(os.path.dirname(path)) == folder
+        if inside and WRITTEN.fullmatch(os.path.basename(path)):
             raise UserError(
-                f"--{name.replace('_', '-')} {path}: lies in --save-dir, where this run "
-                "would write over it; give another --save-dir"
+                f"{spell(name)} {path}: lies in --save-dir, where this run would write over it; "
+                "give another --save-dir"
             )
 
 
@@ -222,19 +176,17 @@ def warn_of_other_start(run, cfg: Optional[Dict[str, Any]], path: str) -> None:
     """Say that a run goes on which began with another model than the one that is given.
 
     Args:
-        run: all options of the run that goes on.
-        cfg: of its checkpoint, None if unknown.
+        run: all options of the run that goes on, in their parts.
+        cfg: those in its checkpoint, None if unknown.
         path: its file.
     """
-    mine = getattr(run.task, "pretrained_model", None)
-    task = (cfg or {}).get("task")
+    given, task = getattr(run.task, "pretrained_model", None), (cfg or {}).get("task")
     known = isinstance(task, dict) and run.checkpoint.restore_file == DEFAULT_RESTORE_FILE
-    if mine is None or not known:
+    if given is None or not known:
         return
-    its = task.get("pretrained_model")
-    if its is None or os.path.realpath(its) != os.path.realpath(mine):
+    first = task.get("pretrained_model")
+    if first is None or os.path.realpath(first) != os.path.realpath(given):
         logger.warning(
-            f"--pretrained-model {mine}: has no part in this run, which goes on from {path} "
-            f"and began with {its or 'no other model'}; to begin with it, give another "
-            "--save-dir"
+            f"--pretrained-model {given}: has no part in this run, which goes on from {path} and "
+            f"began with {first or 'no other model'}; to begin with it, give another --save-dir"
         )

@@ -4,25 +4,34 @@ from importlib.util import find_spec
 from typing import List
 
 from ..errors import UserError
-from ..options import SRPTranslationConfig
 from .engine import require_ctranslate2
+from .values import Must, Needs, Options, check
 
 MAP = "-vmap"  # ends the name of an engine that scores a vocabulary map's types alone
 QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
 ENGINES = ("pytorch", *QUANTIZATIONS)
 
 
-def check_speed_up(speed_up: float) -> None:
-    """Refuse what is no gain.
+SPEED_UP = (
+    Must("speed_up", lambda times: 1 < times < 1000)
+    | "must be above 1, which is the uncut model's own speed in the same engine; 4 is four times "
+    "as fast"
+)
+# Of a pruning run whose budget is a speed.
+SPEED = (
+    Needs("speed_engine", "speed_up") | "needs --speed-up, as 4 for four times as fast",
+    SPEED_UP,
+    Needs("speed_up", lambda o: o.compression_rate == 1)
+    | "--compression-rate {o.compression_rate:g} is given too; it is what --speed-up finds, leave "
+    "one of them out",
+    Needs("speed_up", "speed_engine")
+    | f"needs --speed-engine, what the model is for: {', '.join(ENGINES)}",
+)
 
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    if not 1 < speed_up < 1000:
-        raise UserError(
-            f"--speed-up {speed_up:g}: must be above 1, which is the uncut model's own speed in "
-            "the same engine; 4 is four times as fast"
-        )
+
+def check_speed_up(speed_up: float) -> None:
+    """Refuse what is no gain with a UserError."""
+    check([SPEED_UP], Options(speed_up=speed_up))
 
 
 def available(device: str) -> List[str]:
@@ -48,34 +57,3 @@ def check_engine(engine: str, option: str, device: str = "cpu") -> None:
         require_ctranslate2(f"{option} {engine}")
         if device != "cpu":
             raise UserError(f"{option} {engine}: runs on the CPU; on a GPU there is pytorch")
-
-
-def check_speed_options(cfg: SRPTranslationConfig) -> None:
-    """Refuse a speed as the budget that is none, or beside another budget.
-
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    if cfg.speed_up is None:
-        if cfg.speed_engine is not None:
-            raise UserError(
-                f"--speed-engine {cfg.speed_engine}: needs --speed-up, as 4 for four times as fast"
-            )
-        return
-    check_speed_up(cfg.speed_up)
-    option = f"--speed-up {cfg.speed_up:g}"
-    if cfg.compression_rate < 1:
-        raise UserError(
-            f"{option}: --compression-rate {cfg.compression_rate:g} is given too; it is what "
-            "--speed-up finds, leave one of them out"
-        )
-    if cfg.speed_engine is None:
-        raise UserError(
-            f"{option}: needs --speed-engine, what the model is for: {', '.join(ENGINES)}"
-        )
-    check_engine(cfg.speed_engine, "--speed-engine")
-    if not cfg.pretrained_model:
-        raise UserError(
-            f"{option}: pruning needs --pretrained-model, the checkpoint of the trained model to "
-            "prune"
-        )

@@ -20,7 +20,18 @@ from ..files import check_output_file, check_output_folder
 from . import data as data_checks
 from . import engine as engine_checks
 from . import search as search_checks
-from .training import check_precision, check_sparse_inference
+from .training import check_precision
+from .values import (
+    AtLeast,
+    IsFile,
+    Must,
+    Needs,
+    Options,
+    Refused,
+    Unused,
+    check,
+    model_overrides,
+)
 
 # What an --arch stands for; the README's commands give no other option of the model.
 DIMENSIONS = tuple(
@@ -32,70 +43,57 @@ DIMENSIONS = tuple(
 _OF_THE_TASK = ("max_source_positions", "max_target_positions")
 
 
-def check_options(args, cfg) -> None:
-    """Refuse what the command line alone rules out.
+# ``tokenizer`` and ``has_gpu`` say what the rest of the configuration does.
+OPTIONS = (
+    Refused("path", lambda o: not o.path, bare=True)
+    | "missing; give the checkpoint to translate with",
+    Needs("report", lambda o: len(utils.split_paths(o.path)) == 1, bare=True)
+    | "is about one model; --path names several",
+    Needs("report", lambda o: not o.score_reference, bare=True)
+    | "is about translations, of which --score-reference makes none; leave one of them out",
+    IsFile("reference") | "no such file",
+    AtLeast(1, "flops_source_length", "flops_target_length"),
+    Needs(("flops_source_length", "flops_target_length"), "report")
+    | "needs --report, which has the FLOPs",
+    Must("gen_subset", lambda name: "," not in name)
+    | "translate one set after the other, each with its own BLEU",
+    Needs("tokenized_bleu", lambda o: o.tokenizer is None)
+    | "--tokenizer undoes the tokens; leave it out",
+    *search_checks.SEARCH,
+    Must(("distributed_world_size", "num_shards"), lambda number: number == 1)
+    | "BLEU is of the whole test set; translate shards with fairseq-generate "
+    "--distributed-world-size N --distributed-rank R",
+    Must(("checkpoint_suffix", "checkpoint_shard_count"), lambda value: value in ("", 1), bare=True)
+    | "--path names whole checkpoints; leave it out",
+    # which fairseq-generate would leave aside
+    Unused("bf16", "amp") | "is for training; translate with --cpu-bf16 on a CPU, --fp16 on a GPU",
+    Needs("fp16", "has_gpu") | "needs a GPU; on a CPU leave it out",
+    Needs("sparse_inference", lambda o: not o.cpu_bf16)
+    | "multiplies in float32 in this plug-in's own search; leave it or --cpu-bf16 out",
+    Needs("sparse_inference", lambda o: not o.fairseq_search)
+    | "multiplies in float32 in this plug-in's own search; leave it or --fairseq-search out",
+    Needs("sparse_inference", lambda o: o.engine == "pytorch")
+    | "multiplies in float32 in this plug-in's own search; leave it or --engine {o.engine} out",
+)
 
-    Raises:
-        UserError: names the option, its value and what is valid.
-    """
-    if not cfg.common_eval.path:
-        raise UserError("--path: missing; give the checkpoint to translate with")
-    paths = utils.split_paths(cfg.common_eval.path)
+
+def check_options(args, cfg) -> None:
+    """Refuse what the command line alone rules out."""
+    model_overrides(cfg.common_eval.model_overrides)
+    parts = cfg.generation, cfg.dataset, cfg.common, cfg.common_eval, cfg.checkpoint
+    has_gpu = torch.cuda.is_available() and not cfg.common.cpu
+    facts = {"tokenizer": cfg.tokenizer, "has_gpu": has_gpu}
+    options = Options(*parts, cfg.distributed_training, cfg.task, args, **facts)
+    check(OPTIONS, options)
+    search_checks.check_strategies(options)
     if args.report:
-        if len(paths) > 1:
-            raise UserError("--report: is about one model; --path names several")
-        if cfg.generation.score_reference:
-            raise UserError(
-                "--report: is about translations, of which --score-reference makes none; "
-                "leave one of them out"
-            )
+        paths = utils.split_paths(cfg.common_eval.path)
         check_output_file(args.report, *paths, option="--report")
         if args.reference:
             check_output_file(args.report, args.reference, option="--report", named="--reference")
     if cfg.common_eval.results_path is not None:
         check_output_folder(cfg.common_eval.results_path, "--results-path")
-    if args.reference and not os.path.isfile(args.reference):
-        raise UserError(f"--reference {args.reference}: no such file")
-    for option, value in (
-        ("--flops-source-length", args.flops_source_length),
-        ("--flops-target-length", args.flops_target_length),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"{option} {value}: must be at least 1")
-        if value is not None and not args.report:
-            raise UserError(f"{option} {value}: needs --report, which has the FLOPs")
-    if "," in cfg.dataset.gen_subset:
-        raise UserError(
-            f"--gen-subset {cfg.dataset.gen_subset}: translate one set after the other, each "
-            "with its own BLEU"
-        )
-    if args.tokenized_bleu and cfg.tokenizer is not None:
-        raise UserError("--tokenized-bleu: --tokenizer undoes the tokens; leave it out")
-    search_checks.check_search(cfg)
-    for option, shards in (
-        ("--distributed-world-size", cfg.distributed_training.distributed_world_size),
-        ("--num-shards", cfg.dataset.num_shards),
-    ):
-        if shards != 1:
-            raise UserError(
-                f"{option} {shards}: BLEU is of the whole test set; translate shards with "
-                "fairseq-generate --distributed-world-size N --distributed-rank R"
-            )
-    for option, given in (
-        ("--checkpoint-suffix", cfg.checkpoint.checkpoint_suffix),
-        ("--checkpoint-shard-count", cfg.checkpoint.checkpoint_shard_count != 1),
-    ):
-        if given:
-            raise UserError(f"{option}: --path names whole checkpoints; leave it out")
-    for name in ("bf16", "amp"):  # which fairseq-generate would leave aside
-        if getattr(cfg.common, name):
-            raise UserError(
-                f"--{name}: is for training; translate with --cpu-bf16 on a CPU, --fp16 on a GPU"
-            )
-    if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
-        raise UserError("--fp16: needs a GPU; on a CPU leave it out")
     check_precision(cfg.task)
-    check_sparse_inference(cfg.task, args.engine)
     engine_checks.check_options(args, cfg)
     for folder in utils.split_paths(cfg.task.data or ""):
         if not os.path.isdir(folder):
@@ -141,16 +139,15 @@ def check_checkpoint(args, task, state: Dict[str, Any], path: str) -> None:
     config, usual = read_model_config(state), argparse.Namespace()
     ARCH_CONFIG_REGISTRY[args.arch](usual)
     for name in STRUCTURE:
-        asked = getattr(args, name, None)
+        asked, in_checkpoint = getattr(args, name, None), getattr(config, name)
         given = asked != getattr(usual, name, None)  # an option beside --arch
         if name in _OF_THE_TASK or not (given or name in DIMENSIONS):
             continue
-        its = getattr(config, name)
-        if str(asked) != str(its):
+        if str(asked) != str(in_checkpoint):
             option = name.replace("_", "-")
             raise UserError(
-                f"--arch {args.arch}: has --{option} {asked}, {path} has {its}; give the "
-                "--arch it was trained with, or leave --arch out"
+                f"--arch {args.arch}: has --{option} {asked}, {path} has {in_checkpoint}; give "
+                "the --arch it was trained with, or leave --arch out"
             )
 
 
@@ -181,7 +178,9 @@ def check_lengths(cfg, task, models) -> List[int]:
         )
     if not len(kept):
         raise UserError(f"--gen-subset {subset}: all its sentences are too long")
-    search_checks.check_lengths(cfg, models)
+    limit, min_len = min(m.max_decoder_positions() for m in models) - 1, cfg.generation.min_len
+    if min_len > limit:
+        raise UserError(f"--min-len {min_len}: the model can write {limit} tokens")
     max_tokens = cfg.dataset.max_tokens
     longest = max(kept.tolist(), key=dataset.num_tokens)
     if max_tokens and dataset.num_tokens(longest) > max_tokens:

@@ -2,7 +2,6 @@
 
 import json
 
-from fairseq.data.data_utils import post_process
 from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
@@ -10,83 +9,60 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
 from ..options import SRPTranslationConfig
+from .values import Must, OneOf, Options, Refused, check, undoes
 
 # What the best checkpoint may be chosen by, and whether more of it is better.
 METRICS = {"loss": False, "nll_loss": False, "ppl": False, "bleu": True, "accuracy": True}
 
+_METRIC, _WORST = "best_checkpoint_metric", "the worst checkpoint would be kept as the best; "
+_MAXIMIZE = "--maximize-best-checkpoint-metric"
+METRIC = (
+    Refused(_METRIC, lambda o: o.criterion == "srp" and o.metric not in METRICS)
+    | f"must be one of {', '.join(METRICS)}",  # other criterions have others
+    Refused(_METRIC, lambda o: o.metric == "bleu" and not o.eval_bleu) | "needs --eval-bleu",
+    Refused(_METRIC, lambda o: o.metric == "accuracy" and not o.report_accuracy)
+    | "needs --report-accuracy",
+    Refused(_METRIC, lambda o: METRICS.get(o.metric) is True and not o.maximize)
+    | f"{_WORST}add {_MAXIMIZE}",
+    Refused(_METRIC, lambda o: METRICS.get(o.metric) is False and o.maximize)
+    | f"{_WORST}leave out {_MAXIMIZE}",
+)
 
-def check_metric(cfg: SRPTranslationConfig, run) -> None:
-    """Refuse a metric that no validation has, or of which the worst would be kept as best.
 
-    Raises:
-        UserError: names the option, its value and what to do.
-    """
-    metric = getattr(run, "best_checkpoint_metric", "loss")
-    option = f"--best-checkpoint-metric {metric}"
-    if metric not in METRICS:
-        if getattr(run, "criterion", "srp") == "srp":
-            raise UserError(f"{option}: must be one of {', '.join(METRICS)}")
-        return  # other criterions have others
-    for name, needed, given in (
-        ("bleu", "--eval-bleu", cfg.eval_bleu),
-        ("accuracy", "--report-accuracy", getattr(run, "report_accuracy", True)),
-    ):
-        if metric == name and not given:
-            raise UserError(f"{option}: needs {needed}")
-    maximize = getattr(run, "maximize_best_checkpoint_metric", METRICS[metric])
-    if maximize != METRICS[metric]:
-        todo = "add" if METRICS[metric] else "leave out"
-        raise UserError(
-            f"{option}: the worst checkpoint would be kept as the best; {todo} "
-            "--maximize-best-checkpoint-metric"
-        )
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+BLEU = (
+    Must(("eval_bleu_args", "eval_bleu_detok_args"), _is_object)
+    | """a JSON object is expected, as '{{"beam": 5}}'""",
+    Must("eval_bleu_remove_bpe", undoes)
+    | "fairseq doesn't know it; leave its value out for subword-nmt, or give sentencepiece, "
+    "wordpiece or letter",
+    OneOf("eval_bleu_detok", TOKENIZER_REGISTRY),
+)
 
 
 def check_validation(cfg: SRPTranslationConfig, run) -> None:
     """Refuse what would stop the first validation, or the building of its search.
 
-    Raises:
-        UserError: names the option, its value and what is valid.
+    And a metric that no validation has, or of which the worst would be kept as best.
     """
     if not getattr(run, "disable_validation", False):
-        check_metric(cfg, run)
-    if not cfg.eval_bleu:
-        return
-    for name in ("eval_bleu_args", "eval_bleu_detok_args"):
-        value = getattr(cfg, name)
-        try:
-            valid = isinstance(json.loads(value), dict)
-        except ValueError:
-            valid = False
-        if not valid:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: a JSON object is expected, as "
-                """'{"beam": 5}'"""
-            )
-    _check_search(cfg.eval_bleu_args)
-    try:
-        post_process("", cfg.eval_bleu_remove_bpe)
-    except NotImplementedError:
-        raise UserError(
-            f"--eval-bleu-remove-bpe {cfg.eval_bleu_remove_bpe}: fairseq doesn't know it; "
-            "leave its value out for subword-nmt, or give sentencepiece, wordpiece or letter"
-        ) from None
-    detok = str(cfg.eval_bleu_detok)
-    if detok not in TOKENIZER_REGISTRY:
-        raise UserError(
-            f"--eval-bleu-detok {detok}: must be one of {', '.join(TOKENIZER_REGISTRY)}"
-        )
+        metric = getattr(run, _METRIC, "loss")
+        maximize = getattr(run, "maximize_best_checkpoint_metric", METRICS.get(metric))
+        facts = {"metric": metric, "maximize": maximize, _METRIC: metric}
+        check(METRIC, Options(cfg, run, criterion="srp", report_accuracy=True, **facts))
+    if cfg.eval_bleu:
+        check(BLEU, Options(cfg))
+        _check_search(cfg.eval_bleu_args)
 
 
 def _check_search(text: str) -> None:
-    """Refuse options of a search that it does not have, or values of another type.
-
-    Args:
-        text: a JSON object.
-
-    Raises:
-        UserError: names the option, and what is wrong with its value.
-    """
+    """Refuse options of a search that it does not have, or values of another type."""
     option = f"--eval-bleu-args {text}"
     try:
         search = OmegaConf.merge(OmegaConf.structured(GenerationConfig), json.loads(text))
