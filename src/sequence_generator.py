@@ -25,6 +25,7 @@ from .acceleration.heap import HeapKeeper
 from .decoding.hypotheses import BeamHypotheses, Hypotheses, SingleHypotheses
 from .decoding.step import Cache, DecoderStep, fingerprint, unsupported
 from .errors import UserError
+from .modules.scriptable import ScriptForm
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def _checked(results: List[List[dict]]) -> List[List[dict]]:
     return results
 
 
-class FastSequenceGenerator(SequenceGenerator):
+class FastSequenceGenerator(ScriptForm, SequenceGenerator):
     """fairseq's ``SequenceGenerator`` with a faster beam search.
 
     Takes its arguments and gives its results (``attention`` is empty). Whatever
@@ -55,6 +56,8 @@ class FastSequenceGenerator(SequenceGenerator):
         bfloat16: run matrix products in bfloat16 (``--cpu-bf16``).
         sparse: leave out zero weights where that is faster (``--sparse-inference``).
     """
+
+    script_class = SequenceGenerator
 
     def __init__(self, models, tgt_dict, bfloat16: bool = False, sparse: bool = False, **kwargs):
         super().__init__(models, tgt_dict, **kwargs)

@@ -40,9 +40,6 @@ class Block(WeightUpdate):
     row_ids: Tensor
     column_ids: Tensor
     layout: Tensor
-    # in tuples, so that they aren't registered here: they are saved once, where they belong
-    _prototypes: Tuple[Prototypes]
-    _positions: Tuple[Optional[PositionWeights]]
 
     def start(
         self,
@@ -66,7 +63,9 @@ class Block(WeightUpdate):
         if positions is None:
             own = position_weights(settings, grid, weight)
         self.register_parameter("pos_weights", own)
-        self._prototypes, self._positions = (prototypes,), (positions,)
+        # in tuples, so that they aren't registered here: they are saved where they belong
+        self._prototypes: Tuple[Prototypes] = (prototypes,)
+        self._positions: Tuple[Optional[PositionWeights]] = (positions,)
         device = weight.device
         buffers = (
             torch.ones(grid, dtype=torch.bool, device=device),

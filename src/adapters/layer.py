@@ -115,6 +115,8 @@ class AdapterModule(nn.Module):
     """A module with adapter parameters, which remembers what it computed from them."""
 
     adapter_names: Tuple[str, ...] = ()
+    # TorchScript would compile them when a layer is traced
+    __jit_unused_properties__ = ["block_size", "positions", "product", "rank", "shared_prototypes"]
 
     def remember(self, name: str, sources: List[Tensor], compute: Callable) -> Any:
         """``compute()``, again only when one of ``sources`` has changed.

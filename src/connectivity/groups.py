@@ -76,6 +76,7 @@ class ChannelGroup(nn.Module):
 
     connectivity: Tensor
     channel_ids: Tensor
+    __jit_unused_properties__ = ["width", "head_width", "ranked_across", "same_heads"]
 
     def __init__(
         self,

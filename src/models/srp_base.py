@@ -15,13 +15,14 @@ from ..connectivity.layers import layer_groups, take_depth
 from ..errors import UserError
 from ..files import reason
 from ..modules.linear import accelerate
+from ..modules.scriptable import ScriptForm
 from .srp_config import SRPConfig, check_config, check_sharing
 from .srp_decoder import SRPDecoder
 from .srp_encoder import SRPEncoder
 
 
 @register_model("srp")
-class SRPModel(TransformerModel):
+class SRPModel(ScriptForm, TransformerModel):
     """An encoder-decoder Transformer whose channels can be gated and cut.
 
     Without gates it computes the same function as fairseq's ``transformer``
@@ -32,6 +33,7 @@ class SRPModel(TransformerModel):
     """
 
     config_class = SRPConfig
+    script_class = TransformerModel
     # called with the model when weights have been loaded, see --adapter-path
     after_loading: Optional[Callable] = None
     # between training and evaluation; what was computed from the weights is stale then

@@ -16,6 +16,8 @@ class SRPDecoder(Stack, TransformerDecoderBase):
             encoder's own, when all embeddings are shared).
     """
 
+    script_class = TransformerDecoderBase
+
     def __init__(self, cfg, dictionary, embed_tokens):
         (embedding,) = self._embedding = embed_tokens.channel_group
         super().__init__(cfg, dictionary, embed_tokens)

@@ -15,6 +15,8 @@ class SRPEncoder(Stack, TransformerEncoderBase):
         embed_tokens: source embedding, with the group of its channels.
     """
 
+    script_class = TransformerEncoderBase
+
     def __init__(self, cfg, dictionary, embed_tokens):
         (embedding,) = self._embedding = embed_tokens.channel_group
         super().__init__(cfg, dictionary, embed_tokens)

@@ -7,6 +7,7 @@ from ..connectivity.layers import LayerGroup
 from ..modules.dropout import EmbeddingDropout
 from ..modules.layer_norm import WeightedLayerNorm
 from ..modules.positions import positional_embedding
+from ..modules.scriptable import ScriptForm, copy_as
 
 
 def follow_channels(
@@ -36,8 +37,13 @@ def follow_channels(
         side.layer_norm = WeightedLayerNorm(embedding, cfg.weighted_layernorm, stream=True)
 
 
-class Stack:
+class Stack(ScriptForm):
     """Mixin of an encoder and a decoder: whole layers may be cut."""
+
+    __jit_unused_properties__ = ["num_layers"]
+
+    def script_form(self) -> nn.Module:
+        return copy_as(self, self.script_class, num_layers=self.num_layers)
 
     @property
     def num_layers(self) -> int:

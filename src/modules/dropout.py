@@ -7,6 +7,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from ..connectivity.groups import ChannelGroup
+from .scriptable import ScriptForm
 
 _LEVELS = 1 << 16
 
@@ -50,8 +51,10 @@ def cpu_dropout(x: Tensor, p: float) -> Tensor:
     return _CpuDropout.apply(x, _draws(x.numel()), round(p * _LEVELS))
 
 
-class Dropout(FairseqDropout):
+class Dropout(ScriptForm, FairseqDropout):
     """``FairseqDropout`` with :func:`cpu_dropout` where the tensor is on a CPU."""
+
+    script_class = FairseqDropout
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         if self.p <= 0 or not (self.training or self.apply_during_inference):

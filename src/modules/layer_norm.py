@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..connectivity.groups import ChannelGroup
 from .layout import lies_transposed
+from .scriptable import ScriptForm, copy_as
 
 
 class _WeightedNorm(torch.autograd.Function):
@@ -37,7 +38,36 @@ class _WeightedNorm(torch.autograd.Function):
         return grad_x.view(grad.shape), None, grad_gamma, grad_beta, None
 
 
-class WeightedLayerNorm(nn.Module):
+class PaddedLayerNorm(nn.Module):
+    """Layer normalization over more channels than there are, the others being zeros.
+
+    Args:
+        norm: weight, bias and eps of the channels that there are.
+        width: number of all channels.
+    """
+
+    def __init__(self, norm: nn.Module, width: int):
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.width, self.eps = width, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize_padded(x, self.weight, self.bias, self.width, self.eps)
+
+
+def normalize_padded(x: Tensor, weight: Tensor, bias: Tensor, width: int, eps: float) -> Tensor:
+    """Mean and variance over ``width`` channels, absent ones being zeros."""
+    dtype = x.dtype
+    x = x if dtype == torch.float64 else x.float()
+    mean = x.sum(-1, keepdim=True) / width
+    centred = x - mean
+    absent = width - x.shape[-1]
+    variance = (centred.square().sum(-1, keepdim=True) + mean.square() * absent) / width
+    y = centred * torch.rsqrt(variance + eps)
+    return (y * weight.to(y.dtype) + bias.to(y.dtype)).to(dtype)
+
+
+class WeightedLayerNorm(ScriptForm, nn.Module):
     """c ⊙ LayerNorm over the channels of a group with connectivity c.
 
     With ``weighted`` each channel counts by its connectivity in mean and
@@ -57,6 +87,8 @@ class WeightedLayerNorm(nn.Module):
         ``[..., D]`` to ``[..., D]``, D the group's width.
     """
 
+    __jit_unused_properties__ = ["group"]
+
     def __init__(
         self,
         group: ChannelGroup,
@@ -72,6 +104,12 @@ class WeightedLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(group.width))
         self.bias = nn.Parameter(torch.zeros(group.width))
         group.tie(self, weight=0, bias=0)
+
+    def script_form(self) -> nn.Module:
+        width = self.group.width
+        if not self.weighted and width != self.group.original_width:
+            return PaddedLayerNorm(self, self.group.original_width)
+        return copy_as(self, nn.LayerNorm, normalized_shape=(width,), elementwise_affine=True)
 
     @property
     def group(self) -> ChannelGroup:
@@ -95,7 +133,7 @@ class WeightedLayerNorm(nn.Module):
             x = x * connectivity
         if self.weighted or group.width == group.original_width:
             return F.layer_norm(x, (group.width,), weight, bias, self.eps)
-        return self._normalize_padded(x, weight, bias)
+        return normalize_padded(x, weight, bias, group.original_width, self.eps)
 
     def _normalize_weighted(self, x, connectivity, weight, bias):
         # float16 and bfloat16 sums over channels lose too much: as layer_norm does.
@@ -105,25 +143,14 @@ class WeightedLayerNorm(nn.Module):
             x, connectivity = x.to(wide), connectivity.to(wide)
             share = connectivity / connectivity.sum()
             weight, bias = weight.to(wide), bias.to(wide)
-            if share.requires_grad:  # scoring asks for the gradient by connectivity
+            # scoring asks for the gradient by connectivity, a traced graph for operators
+            if share.requires_grad or torch.jit.is_tracing():
                 centred = x - (x * share).sum(-1, keepdim=True)
                 variance = (centred.square() * share).sum(-1, keepdim=True)
                 y = centred * torch.rsqrt(variance + self.eps) * weight + bias
             else:
                 y = _WeightedNorm.apply(x, share, weight, bias, self.eps)
         return y.to(dtype)
-
-    def _normalize_padded(self, x, weight, bias):
-        """Mean and variance over the uncut width, absent channels being zeros."""
-        original = self.group.original_width
-        dtype = x.dtype
-        x = x if dtype == torch.float64 else x.float()
-        mean = x.sum(-1, keepdim=True) / original
-        centred = x - mean
-        absent = original - x.shape[-1]
-        variance = (centred.square().sum(-1, keepdim=True) + mean.square() * absent) / original
-        y = centred * torch.rsqrt(variance + self.eps)
-        return (y * weight.to(y.dtype) + bias.to(y.dtype)).to(dtype)
 
     def extra_repr(self) -> str:
         return f"{self.group.width}, weighted={self.weighted}, eps={self.eps}"

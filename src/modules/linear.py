@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .layout import lies_transposed
 from .onednn import worth_onednn
+from .scriptable import ScriptForm
 from .torch_private import onednn_linear
 
 
@@ -81,9 +82,10 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return onednn_linear(x, weight, bias)
 
 
-class Linear(nn.Linear):
+class Linear(ScriptForm, nn.Linear):
     """``nn.Linear`` on :func:`linear`; nothing but ``forward`` differs."""
 
+    script_class = nn.Linear
     product = staticmethod(linear)  # what adapted layers of this class multiply with
 
     def forward(self, input: Tensor) -> Tensor:

@@ -68,4 +68,5 @@ def worth_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] >= _LEAST_WORK
         and x.numel() >= LEAST_ROWS * x.shape[-1]
         and uses_onednn()
+        and not torch.jit.is_tracing()
     )

@@ -16,6 +16,7 @@ from ..connectivity.groups import ChannelGroup
 from .dropout import Dropout
 from .layer_norm import WeightedLayerNorm
 from .multihead_attention import SRPMultiheadAttention
+from .scriptable import ScriptForm, copy_as
 from .torch_private import threshold_backward
 
 
@@ -52,7 +53,7 @@ class GatedActivation:
 
     def __call__(self, x: Tensor) -> Tensor:
         group = self.group
-        plain = group.connectivity.requires_grad
+        plain = group.connectivity.requires_grad or torch.jit.is_tracing()
         if group.gated and self.function is F.relu and not plain:
             return _GatedReLU.apply(x, group.connectivity.to(x.dtype))
         return group.gate(self.function(x))
@@ -118,13 +119,20 @@ def _run(layer: nn.Module, forward: Callable, *args, **kwargs):
     return forward(*args, **kwargs)
 
 
-class SRPEncoderLayer(TransformerEncoderLayerBase):
+class _ScriptedLayer(ScriptForm):
+    def script_form(self) -> nn.Module:
+        return copy_as(self, self.script_class, activation_fn=self.activation_fn.function)
+
+
+class SRPEncoderLayer(_ScriptedLayer, TransformerEncoderLayerBase):
     """fairseq's encoder layer with ``self_attn.{qk,vo}`` and ``ffn`` channel groups.
 
     Args:
         cfg: model configuration.
         residual: the encoder's embedding channels.
     """
+
+    script_class = TransformerEncoderLayerBase
 
     def __init__(self, cfg, residual: ChannelGroup):
         self._residual = (residual,)  # build_self_attention runs in super().__init__
@@ -145,7 +153,7 @@ class SRPEncoderLayer(TransformerEncoderLayerBase):
         return _blended(self, x, _run(self, super().forward, x, *args, **kwargs))
 
 
-class SRPDecoderLayer(TransformerDecoderLayerBase):
+class SRPDecoderLayer(_ScriptedLayer, TransformerDecoderLayerBase):
     """fairseq's decoder layer with ``self_attn``, ``encoder_attn`` and ``ffn`` groups.
 
     Args:
@@ -153,6 +161,8 @@ class SRPDecoderLayer(TransformerDecoderLayerBase):
         residual: the decoder's embedding channels. The encoder's, which
             cross-attention reads, are tied by the model (``tie_memory``).
     """
+
+    script_class = TransformerDecoderLayerBase
 
     def __init__(self, cfg, residual: ChannelGroup):
         self._residual = (residual,)
