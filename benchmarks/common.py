@@ -9,6 +9,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
@@ -139,10 +140,46 @@ def ratios(times: Dict[str, List[float]], base: str) -> List[Dict]:
     return rows
 
 
+# Rows, inputs and outputs of the probe's products: a layer of the IWSLT shape, and the output
+# projection of Multi30k's.
+PROBES = ((1024, 512, 1024), (512, 256, 4096))
+
+
+def product_rates(rounds: int = 15) -> Dict[str, str]:
+    """GFLOP/s of matrix products in each library, which is what most ratios here depend on.
+
+    The best of some rounds, at the number of threads that is set; half a second.
+    """
+    import torch.nn.functional as F
+
+    from src.modules.torch_private import has_onednn, onednn_linear
+
+    # PyTorch's own choice is MKL on x86
+    routes = {"PyTorch float32": (F.linear, torch.float32), "bfloat16": (F.linear, torch.bfloat16)}
+    if has_onednn():
+        routes["oneDNN float32"] = (onednn_linear, torch.float32)
+    rates = {}
+    for name, (product, dtype) in routes.items():
+        best = []
+        for rows, inputs, outputs in PROBES:
+            x, weight = torch.full((rows, inputs), 0.5), torch.full((outputs, inputs), 0.5)
+            x, weight = x.to(dtype), weight.to(dtype)
+            least = float("inf")
+            with torch.no_grad():
+                for _ in range(rounds):
+                    begin = time.perf_counter()
+                    product(x, weight)
+                    least = min(least, time.perf_counter() - begin)
+            best.append(f"{2e-9 * rows * inputs * outputs / least:.0f}")
+        rates[f"GFLOP/s {name}"] = "/".join(best)
+    return rates
+
+
 def machine() -> Dict:
     from src.evaluation.measures import processor
 
     return {
+        **product_rates(),
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

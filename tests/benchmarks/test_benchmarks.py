@@ -14,6 +14,7 @@ from tests.support.training import ROOT
 
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
+import common  # noqa: E402
 import importance  # noqa: E402
 import translation_speed  # noqa: E402
 
@@ -43,6 +44,14 @@ def test_samples_have_no_common_sentences(monkeypatch):
     found = [importance.selected(None, task, None, 0.5, 2, sample) for sample in (0, 1)]
     assert found == [[0, 1, 2], [3, 4, 5]] and task.cfg.scoring_batches == 3
     assert importance.batches_in(task, 6, 8) == 6
+
+
+def test_conditions_say_how_fast_products_are():
+    """In each library; the ratios of most benchmarks depend on it."""
+    rates = common.product_rates(rounds=1)
+    assert {"GFLOP/s PyTorch float32", "GFLOP/s bfloat16"} <= set(rates)
+    assert all(float(rate) > 0 for both in rates.values() for rate in both.split("/"))
+    assert set(rates) <= set(common.machine())
 
 
 def test_names_of_checkpoints():
