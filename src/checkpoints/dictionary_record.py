@@ -83,8 +83,7 @@ def check_direction(state: Mapping[str, Any], task, what: str, warn: bool = Fals
     Raises:
         UserError: names both directions and what to give.
     """
-    mine, noted = _languages(task), kept(state).get(RECORD) or {}
-    its = tuple(noted.get("languages") or _languages_of_run(state))
+    mine, its = _languages(task), languages_of(state)
     if None in (*its, *mine) or its != mine[::-1] or its == mine:
         return
     message = f"{what}: translates {its[0]} to {its[1]}, the data is read as {mine[0]} to {mine[1]}"
@@ -111,7 +110,11 @@ def check_digests(state: Mapping[str, Any], task, what: str) -> None:
             )
 
 
-def _languages_of_run(state: Mapping[str, Any]) -> Tuple[Optional[str], Optional[str]]:
+def languages_of(state: Mapping[str, Any]) -> Tuple[Optional[str], Optional[str]]:
+    """Source and target language of a checkpoint's model, as far as it says them."""
+    noted = kept(state).get(RECORD) or {}
+    if noted.get("languages"):
+        return tuple(noted["languages"])
     task = (state.get("cfg") or {}).get("task") or {}
     task = task if hasattr(task, "get") else vars(task)
     return task.get("source_lang"), task.get("target_lang")

@@ -3,12 +3,13 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from fairseq.data import Dictionary, LanguagePairDataset
 from torch import nn
 
 from ..checkpoint_utils import load_checkpoint
+from ..checkpoints import dictionary_record
 from ..checkpoints.pretrained import (
     check_dictionaries,
     check_finite,
@@ -99,14 +100,14 @@ def splitting(*dictionaries: Dictionary) -> str:
 def read_base(
     data: str,
     path: str,
-    languages: Sequence[Optional[str]] = (None, None),
+    languages: Tuple[Optional[str], Optional[str]] = (None, None),
     test: str = "test",
     trust: bool = False,
 ) -> Base:
     """Read and check what a pipeline starts from.
 
     Args:
-        languages: of source and target, None as the data's files say.
+        languages: of source and target, None as the checkpoint or the data's files say.
         test: the set to translate in the end.
         trust: unpickle any object in the checkpoint.
 
@@ -118,6 +119,8 @@ def read_base(
     state = load_checkpoint(path, "--path", trust)
     if os.pathsep in data and not os.path.isdir(data):
         raise UserError(f"data {data}: give one folder")
+    if languages == (None, None):
+        languages = dictionary_record.languages_of(state)
     config = SRPTranslationConfig(
         data=data,
         source_lang=languages[0],

@@ -121,8 +121,8 @@ class Recipe:
 
     @property
     def _languages(self) -> Tuple[str, ...]:
-        given = self.args.source_lang, self.args.target_lang
-        return () if None in given else ("-s", given[0], "-t", given[1])
+        source, target = self.base.languages
+        return "-s", source, "-t", target
 
     @property
     def _remove_bpe(self) -> Tuple[str, ...]:

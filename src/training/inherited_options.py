@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint_utils import load_checkpoint
+from ..checkpoints import dictionary_record
 from ..checkpoints.pretrained import STRUCTURE, read_model_config
 from ..commandline.parsing import ArgumentParser
 from ..errors import UserError
@@ -59,8 +60,8 @@ def known_options(state: Dict[str, Any], arch: Optional[str], criterion: Optiona
     smoothing = as_dict(state["cfg"].get("criterion")).get("label_smoothing")
     if smoothing and (criterion or "srp") in SMOOTHED:
         options["label_smoothing"] = smoothing
-    task = as_dict(state["cfg"].get("task"))
-    options.update({name: task[name] for name in LANGUAGES if task.get(name)})
+    languages = zip(LANGUAGES, dictionary_record.languages_of(state))
+    options.update({name: language for name, language in languages if language})
     return options
 
 

@@ -91,7 +91,7 @@ def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys, in_process):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ([], "no target; give one of --compression-rate"),
+        ([], "no target; give one of --speed-up, --compression-rate"),
         (["--compression-rate", "1.5"], r"--compression-rate 1.5: must be in \(0, 1\)"),
         (["--compression-rate", "0.001"], "at least 0.[0-9]+ .* parameters. stay"),
         (["--compression-rate", "0.4", "--epochs", "1"], "--epochs 1: must be at least 2"),

@@ -30,6 +30,7 @@ def test_what_is_given_wins(base):
         len(given) + 4 :
     ]
     assert not {"--dropout", "--source-lang", "--encoder-layers", "--label-smoothing"} & set(added)
+    assert added[added.index("--target-lang") + 1] == "en"
     assert added[added.index("--decoder-layers") + 1] == "2"
 
 
