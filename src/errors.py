@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Iterator, Optional
 
 STATUS = 2
@@ -24,6 +25,11 @@ class UserError(Exception):
     """
 
 
+def missing() -> Optional[str]:
+    """The library that isn't installed and without which only exported models translate."""
+    return next((name for name in ("torch", "fairseq") if find_spec(name) is None), None)
+
+
 def users_mistake(error: BaseException) -> Optional[str]:
     """The line to say about a user's mistake.
 
@@ -37,6 +43,11 @@ def users_mistake(error: BaseException) -> Optional[str]:
     """
     if isinstance(error, MemoryError):
         return " ".join(f"out of memory: {error}".splitlines()).rstrip(": ")
+    if isinstance(error, ModuleNotFoundError) and missing():
+        return (
+            f"{missing()} is not installed for {sys.executable}; make the environment with 'make "
+            "setup' and activate it with 'source .venv/bin/activate'"
+        )
     modules = [kind.__module__ for kind in type(error).__mro__]
     ours = any(m.startswith(f"{_PACKAGE}.") and m.endswith(".errors") for m in modules)
     if not ours and type(error).__name__ != "ProcessRaisedException":

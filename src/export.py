@@ -13,7 +13,13 @@ With --vocabulary-map the folder also says which target tokens can translate a s
 token (vmap.txt), learnt from the training set of DATA. Only they are scored then, which
 is faster where the output layer costs much.
 
-To translate a test set with it: generate.py --engine ctranslate2. To use it:
+To translate a test set with it: generate.py --engine ctranslate2. To use it, the folder has
+translator.py, which needs CTranslate2 and no PyTorch, and with --tokenizer, --bpe-codes or
+--sentencepiece-model translates raw text:
+
+    python checkpoints/multi30k/finetuned/ctranslate2/translator.py < source.txt
+
+Or with CTranslate2 itself:
 
     translator = ctranslate2.Translator("checkpoints/multi30k/finetuned/ctranslate2")
     translator.translate_batch(
@@ -44,7 +50,7 @@ from .checkpoints.pretrained import check_dictionaries, check_finite  # noqa: E4
 from .checks.data import load_set, set_up  # noqa: E402
 from .checks.engine import require_ctranslate2  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
-from .deployment import vocabulary_map  # noqa: E402
+from .deployment import text, vocabulary_map  # noqa: E402
 from .deployment.comparison import Pair, subset_pairs  # noqa: E402
 from .deployment.export import MODEL, check_output, export  # noqa: E402
 from .deployment.model import (  # noqa: E402
@@ -109,6 +115,7 @@ def get_parser() -> ArgumentParser:
         parser.add_argument(
             f"-{side[0]}", f"--{side}-lang", help=f"{side} language (default: as in DATA)"
         )
+    text.add_options(parser.add_argument_group("raw text, for the folder's translator.py"))
     add_trust(parser, "--path")
     return parser
 
@@ -132,6 +139,7 @@ def _pairs(task, subset: Optional[str], limits) -> Dict[str, List[Pair]]:
 def run(args) -> None:
     """Check everything, export, report."""
     require_ctranslate2("export")
+    text.check(args)
     check_output(args.output, args.force)
     if args.max_length is not None and args.max_length < 2:
         raise UserError(f"--max-length {args.max_length}: must be at least 2")
@@ -150,6 +158,7 @@ def run(args) -> None:
     )
     task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
     dictionaries = task.source_dictionary, task.target_dictionary
+    languages = task.cfg.source_lang, task.cfg.target_lang
     check_dictionaries(state, task, what)
     check_finite(state["model"].items(), what)
     (model,), _ = checkpoint_utils.load_model_ensemble([args.path], task=task, state=state)
@@ -177,6 +186,7 @@ def run(args) -> None:
             pairs,
             args.max_length,
             found,
+            lambda folder: text.write(folder, args, args.data, languages),
         )
     _recommend_lengths(limits)
     size = os.path.getsize(os.path.join(args.output, MODEL))

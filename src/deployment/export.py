@@ -1,7 +1,7 @@
 """A CTranslate2 model written into a folder, compared with PyTorch before it is kept."""
 
 import os
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 from fairseq.data import Dictionary
 from torch import nn
@@ -9,14 +9,14 @@ from torch import nn
 from ..checks import checksums
 from ..checks.engine import MODEL
 from ..errors import UserError
-from . import vocabulary_map
+from . import text, vocabulary_map
 from .comparison import Pair, check_same, load_translator, random_pairs
 from .model import build_spec, check_exportable, plain, weights_digest
 from .vocabulary_map import VocabularyMap
 
-# What CTranslate2 writes; nothing else is ever deleted with --force.
+# What export.py writes; nothing else is ever deleted with --force.
 FILES = {MODEL, checksums.NAME, "config.json", "shared_vocabulary.json", vocabulary_map.NAME}
-FILES |= {"source_vocabulary.json", "target_vocabulary.json"}
+FILES |= {"source_vocabulary.json", "target_vocabulary.json", *text.FILES}
 
 
 def check_output(output: str, force: bool, option: str = "--output") -> None:
@@ -54,6 +54,7 @@ def export(
     pairs: Optional[Dict[str, Sequence[Pair]]] = None,
     max_length: Optional[int] = None,
     candidates: Optional[VocabularyMap] = None,
+    complete: Callable[[str], None] = lambda folder: None,
 ) -> None:
     """Write a CTranslate2 model into an existing folder and compare it with PyTorch.
 
@@ -68,6 +69,7 @@ def export(
         max_length: longest source and target, with end of sentence (default: the
             model's own limits).
         candidates: what each source type can become; the comparison is without them.
+        complete: writes what else belongs into the folder.
 
     Raises:
         UserError: the model can't be exported, or the exported one differs.
@@ -95,4 +97,5 @@ def export(
         translator = load_translator(folder, origin)
         sources = [source for source, _ in pairs["random sentences"]]
         vocabulary_map.check(translator, candidates, dictionaries, sources, limits[1], origin)
+    complete(folder)
     checksums.write(folder)

@@ -18,6 +18,7 @@ from ..commandline.parsing import (
     set_up_logging,
 )
 from ..commandline.parsing import parse as parse_options
+from ..deployment import loading, text
 from ..errors import UserError
 from ..files import atomic_write, make_output_folder
 from ..training.inherited_options import with_inherited
@@ -26,12 +27,11 @@ from .duration import in_words, training_seconds
 from .goal import PLAN, Goal, Plan, given_goal
 from .headline import Headline, read_headline
 from .options import check, parse
-from .recipe import EXPORT, SPEED, Recipe, exports
+from .recipe import DATA, EXPORT, MODEL, SPEED, Recipe, exports
 from .runner import Pipeline, StepFailed, typed
 from .steps import Step, content_digest
 
 MARK = "compress.json"  # in the pipeline's folder: what it is of
-HEADLINE = "headline.json"
 
 
 def check_base(args, base: Base) -> None:
@@ -172,10 +172,7 @@ def compress(args: argparse.Namespace) -> Optional[Headline]:
         return found[1:]
 
     Pipeline(args.output, [recipe.plan(goal)], rest).run()
-    headline = _headline(args, base, found)
-    with atomic_write(os.path.join(args.output, HEADLINE), encoding="utf-8") as stream:
-        json.dump(asdict(headline), stream, indent=1)
-        stream.write("\n")
+    headline = finish(args, base, found)
     print("\n".join(headline.lines()))
     return headline
 
@@ -210,17 +207,43 @@ def dry_run(args, base: Base) -> None:
         print(f"{step.name}: {typed(step.command)}")
 
 
-def _headline(args, base: Base, steps: List[Step]) -> Headline:
-    folders = {s.name.partition("-")[2]: os.path.join(args.output, s.name) for s in steps}
-    export = folders.get("export")
-    return read_headline(
+def finish(args, base: Base, steps: List[Step]) -> Headline:
+    """The figures, kept in the folder with where its parts are, for ``loading.load``."""
+    names = {step.name.partition("-")[2]: step.name for step in steps}
+    folders = {name: os.path.join(args.output, folder) for name, folder in names.items()}
+    export = names.get("export") and os.path.join(names["export"], EXPORT)
+    headline = read_headline(
         (folders["test-base"], folders["test"]),
-        export and os.path.join(export, EXPORT),
+        export and os.path.join(args.output, export),
         os.path.join(folders["speed"], SPEED),
         "none" if base.splitting == PIECES else "moses",
         base.languages[1],
         args.lowercase,
     )
+    kept = text.keep(args.output, args, base.languages)
+    result = {
+        **asdict(headline),
+        "export": export,
+        "model": os.path.join(names["model"], MODEL),
+        "data": os.path.join(names.get("trim", names["translate"]), DATA),
+        "text": kept,
+    }
+    with atomic_write(os.path.join(args.output, loading.RESULT), encoding="utf-8") as stream:
+        json.dump(result, stream, indent=1)
+        stream.write("\n")
+    return headline
+
+
+def compress_from_python(data, path, output, training=(), options=None) -> Optional[Headline]:
+    """compress.py of arguments, see ``srp.compress``."""
+    words = [str(data), "--path", str(path), "--output", str(output)]
+    for name, value in (options or {}).items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, str(value)]
+    return compress(parse([*words, "--", *map(str, training)]))
 
 
 def main(arguments: List[str], description: Optional[str] = None) -> Optional[int]:

@@ -6,6 +6,7 @@ from typing import List, Optional
 
 from ..checks.speed import ENGINES, check_engine, check_speed_up
 from ..commandline.parsing import ArgumentParser, add_trust
+from ..deployment import text
 from ..deployment.model import QUANTIZATIONS
 from ..errors import UserError
 from ..files import check_output_folder
@@ -70,11 +71,7 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
         help="trim the vocabulary to so many types, see trim_vocabulary.py; text is split anew "
         "with --bpe-codes or --sentencepiece-model",
     )
-    group.add_argument("--bpe-codes", metavar="FILE", help="codes of subword-nmt of the data")
-    group.add_argument("--sentencepiece-model", metavar="FILE", help="SentencePiece's, likewise")
-    group.add_argument(
-        "--lowercase", action="store_true", help="the data are lower-cased; so is text for BLEU"
-    )
+    text.add_options(group)
     group = parser.add_argument_group("training")
     group.add_argument(
         "--epochs",
@@ -165,13 +162,7 @@ def check(args: argparse.Namespace) -> None:
     rate = args.compression_rate
     if rate is not None and not 0 < rate < 1:
         raise UserError(f"--compression-rate {rate:g}: must be in (0, 1), the share to keep")
-    if args.bpe_codes and args.sentencepiece_model:
-        raise UserError("--bpe-codes and --sentencepiece-model: exclude each other")
-    for option, path in (
-        ("--bpe-codes", args.bpe_codes),
-        ("--sentencepiece-model", args.sentencepiece_model),
-        ("--reference", args.reference),
-    ):
-        if path is not None and not os.path.isfile(path):
-            raise UserError(f"{option} {path}: no such file")
+    text.check(args)
+    if args.reference is not None and not os.path.isfile(args.reference):
+        raise UserError(f"--reference {args.reference}: no such file")
     check_output_folder(args.output, "--output")

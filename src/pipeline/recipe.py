@@ -9,6 +9,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from ..checks.speed import QUANTIZATIONS
+from ..deployment import text
 from ..errors import UserError
 from .base import CODES, PIECES, Base
 from .goal import PLAN, Goal, given_goal
@@ -282,7 +283,7 @@ class Recipe:
         candidates = () if args.no_vocabulary_map else ("--vocabulary-map",)
         here = self._add("export", "export.py", data, "--path", model, *self._languages,
             "--output", f"{{here}}/{EXPORT}", "--quantization", args.quantization,
-            *candidates, results=(EXPORT,), whole=True)  # fmt: skip
+            *candidates, *text.as_arguments(args), results=(EXPORT,), whole=True)  # fmt: skip
         return "--engine", "ctranslate2", "--ctranslate2-model", os.path.join(here, EXPORT)
 
     def _speed(self, goal: Goal, data: str, model: str) -> None:

@@ -1,6 +1,8 @@
 """compress.py: one command from a trained model to a compressed one."""
 
 import json
+import re
+import shlex
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -9,8 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import src
 from src.checkpoints.rebuild import load_model
 from src.connectivity.budget import ParameterCount
+from src.deployment import loading
 from src.errors import UserError
 from src.pipeline import command
 from src.pipeline.base import CODES, PIECES, WORDS, splitting
@@ -18,7 +22,7 @@ from src.pipeline.goal import Goal
 from src.pipeline.headline import paired_p, read_translations
 from src.pipeline.recipe import schedule
 from src.pipeline.runner import Pipeline
-from tests.support.training import make_dictionary
+from tests.support.training import ROOT, make_dictionary
 from tests.support.translation import run_tool
 
 
@@ -46,11 +50,11 @@ def in_process(monkeypatch):
     return started
 
 
-def test_the_whole_way(data, base, tmp_path, in_process, capsys):
+def test_the_whole_way(data, base, tmp_path, in_process, capsys, monkeypatch):
     """One run; what is done is not done again."""
     out = tmp_path / "out"
     options = ["--compression-rate", "0.4", "--quick", "--", "--cpu"]
-    compress(data, base, out, *options)
+    headline = src.compress(data, base, out, ["--cpu"], compression_rate=0.4, quick=True)
     said = capsys.readouterr().out
     assert in_process == [
         *("1-plan", "2-translate", "3-prune-embeddings", "4-prune-rest", "5-finetune"),
@@ -59,9 +63,14 @@ def test_the_whole_way(data, base, tmp_path, in_process, capsys):
     assert "BLEU" in said and "times smaller" in said
     count = ParameterCount(load_model(str(out / "6-model/model.pt")))
     assert count.share == pytest.approx(0.4, abs=0.01)
-    headline = json.loads((out / "headline.json").read_text())
-    assert headline["parameters"] == [count.uncut, count(count.current)]
-    assert headline["bleu"][1] == json.loads((out / "9-test/report.json").read_text())["bleu"]
+    assert headline.parameters == (count.uncut, count(count.current))
+    assert headline.bleu[1] == json.loads((out / "9-test/report.json").read_text())["bleu"]
+
+    sentences = ["de1 de2 de3", "", "de4"]
+    texts = src.load(str(out)).translate(sentences)
+    assert len(texts) == 3 and texts[1] == ""
+    monkeypatch.setattr("src.deployment.loading.find_spec", lambda name: None)
+    assert [bool(t) for t in src.load(str(out)).translate(sentences)] == [bool(t) for t in texts]
 
     in_process.clear()
     compress(data, base, out, *options)
@@ -160,3 +169,34 @@ def test_equal_translations_differ_by_chance():
     worse = [line.replace("big green", "small") for line in truth]
     assert paired_p(worse, truth, truth, False) < 0.05
     assert paired_p(truth, [*truth[:-1], worse[-1]], truth, False) > 0.05
+
+
+def test_the_documented_example(monkeypatch):
+    """docs/compress.md: its Python runs, and asks for what it says."""
+    text = (ROOT / "docs/compress.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    called = []
+    monkeypatch.setattr(
+        command, "compress", lambda args: called.append(args) or SimpleNamespace(bleu=1, faster=2)
+    )
+    monkeypatch.setattr(loading, "load", lambda folder, threads: FakeModel(folder))
+    exec(example.replace("import srp ", "import src as srp "), {})
+    (args,) = called
+    command.check(args)
+    assert (args.speed_up, args.training) == (3.0, ["--cpu-bf16"])
+
+
+class FakeModel:
+    def __init__(self, folder):
+        assert folder == "checkpoints/multi30k/compressed"
+
+    def translate(self, sentences):
+        return [line.upper() for line in sentences]
+
+
+def test_the_documented_commands():
+    text = (ROOT / "docs/compress.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python src/compress.py (.*)$", text, re.M)
+    assert len(commands) == 2
+    for line in commands:
+        command.parse(shlex.split(line))

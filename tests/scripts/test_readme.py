@@ -22,6 +22,7 @@ from src import (
     sparsity_report,
 )
 from src.commandline import parsing as cli
+from src.pipeline import options as compress_options
 from src.commandline.help import show_help
 from src.sparsity import PrunerSettings, load_config
 from tests.support.training import ROOT
@@ -56,7 +57,9 @@ def test_commands_parse(command):
     assert (ROOT / script).is_file()
     if script == "src/report.py":
         return
-    if script in PARSERS:
+    if script == "src/compress.py":
+        compress_options.check(compress_options.parse(arguments))
+    elif script in PARSERS:
         PARSERS[script]().parse_args(arguments)
     elif script in ("src/generate.py", "src/distill_data.py"):
         tool = generate if script == "src/generate.py" else distill_data
