@@ -22,8 +22,8 @@ from src import (
     sparsity_report,
 )
 from src.commandline import parsing as cli
-from src.pipeline import options as compress_options
 from src.commandline.help import show_help
+from src.pipeline import options as compress_options
 from src.sparsity import PrunerSettings, load_config
 from tests.support.training import ROOT
 
