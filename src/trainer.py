@@ -12,7 +12,7 @@ from .acceleration.heap import HeapKeeper, limit_kept_shapes
 from .checkpoint_utils import comparing, read_config
 from .checkpoints import dictionary_record
 from .checkpoints.fallback import undamaged
-from .checkpoints.pretrained import adopt_layernorm, check_widths
+from .checkpoints.pretrained import adopt_layernorm, check_dimensions
 from .checks.fairseq_options import all_options, check_seed_of_average, warn_of_other_start
 from .connectivity.cut import Cuts
 from .models.srp_base import SRPModel
@@ -30,6 +30,7 @@ from .training.explained_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,
     named,
+    other_checkpoint,
     refusing_checkpoint,
     refusing_divergence,
     warn_of_new_optimizer,
@@ -201,7 +202,8 @@ class SRPTrainer(Trainer):
             filename = undamaged(filename, self.cfg.checkpoint.save_dir)
             written_with = read_config(filename)
             if own_model:
-                check_widths(self.get_model(), written_with, filename)
+                other = other_checkpoint(filename, self.cfg)
+                check_dimensions(self.get_model(), written_with, filename, other)
         if self.data_parallel_world_size > 1:
             # fairseq sends it from one to all, as a pickle that torch no longer opens
             with open_dict(self.cfg):

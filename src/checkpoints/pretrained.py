@@ -257,14 +257,15 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
         )
 
 
-def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:
+def check_dimensions(model, cfg: Optional[Dict[str, Any]], path: str, other: str) -> None:
     """Compare a model with the checkpoint that it is to go on from.
 
-    Other numbers of layers don't load. Smaller widths would, as those of a cut model, and
-    what has no weights of its own, as another activation.
+    Fewer layers and smaller widths would load, as those of a cut model, and what has no
+    weights of its own, as another activation.
 
     Args:
         cfg: of the run's checkpoint, None if unknown.
+        other: what to give in place of this checkpoint.
 
     Raises:
         UserError: names the first option that differs.
@@ -273,14 +274,13 @@ def check_widths(model, cfg: Optional[Dict[str, Any]], path: str) -> None:
         return
     config = read_model_config({"cfg": cfg})
     for name in STRUCTURE:
-        if name.endswith(("_layers", "_positions")):
+        if name.endswith("_positions"):
             continue
         mine, its = getattr(model.cfg, name), getattr(config, name)
         if str(mine) != str(its):
             option = name.replace("_", "-")
             raise UserError(
-                f"--{option} {mine}: the run of checkpoint {path} has {its}; give that, or "
-                "another --save-dir to start anew"
+                f"--{option} {mine}: the run of checkpoint {path} has {its}; give that, or {other}"
             )
 
 

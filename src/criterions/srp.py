@@ -12,6 +12,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.logging import metrics
+from fairseq.models import BaseFairseqModel, FairseqDecoder
+from fairseq.models.transformer import TransformerModelBase
 
 from ..errors import UserError
 from ..models.srp_base import SRPModel
@@ -110,6 +112,43 @@ def attention_loss(student, teacher, present):
     return total
 
 
+_SOFTMAX_OF_LOGITS = tuple(
+    getattr(kind, name)
+    for kind in (BaseFairseqModel, TransformerModelBase, FairseqDecoder)
+    for name in ("get_normalized_probs", "get_normalized_probs_scriptable")
+)
+
+
+def _unwrapped(model):
+    """A model out of its distributed wrappers."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def gives_logits(model) -> bool:
+    """Whether a model's distribution is the softmax of its output.
+
+    It is not with an adaptive softmax, or where a class has its own get_normalized_probs.
+    """
+    decoder = getattr(model, "decoder", None)
+    if getattr(decoder, "adaptive_softmax", None) is not None:
+        return False
+    return all(
+        getattr(getattr(part, name), "__func__", None) in _SOFTMAX_OF_LOGITS
+        for part in (model, decoder)
+        if part is not None
+        for name in ("get_normalized_probs", "get_normalized_probs_scriptable")
+    )
+
+
+def scores(model, output):
+    """What a model's distribution is the softmax of, ``[B, T, N]``: logits, or its logarithm."""
+    if gives_logits(_unwrapped(model)):
+        return output[0]
+    return model.get_normalized_probs(output, log_probs=True)
+
+
 @register_criterion("srp", dataclass=SRPCriterionConfig)
 class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy + prob_kd · distillation + attn_kd · attention KL.
@@ -158,7 +197,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         self.forward_precision = getattr(task, "forward_precision", nullcontext)
 
     def compute_loss(self, model, net_output, sample, reduce=True):
-        if not reduce:
+        if not reduce or not gives_logits(_unwrapped(model)):
             return super().compute_loss(model, net_output, sample, reduce)
         logits, target = net_output[0], model.get_targets(sample, net_output)
         if self.ignore_prefix_size > 0:
@@ -170,6 +209,8 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _needs_no_logits(self, student) -> bool:
         if not isinstance(student, SRPModel) or self.report_accuracy:
+            return False
+        if not gives_logits(student):
             return False
         projection = student.decoder.output_projection
         # scoring wants no gradient of the weights, which would be made all the same
@@ -185,9 +226,7 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
     def forward(self, model, sample, reduce=True):
         """As in fairseq; in training with the distillation losses added."""
         distil = model.training and (self.prob_kd or self.attn_kd)
-        student = model
-        while hasattr(student, "module"):  # out of its distributed wrappers
-            student = student.module
+        student = _unwrapped(model)
         if distil and self.attn_kd:
             for layer in student.decoder.depth.layers:
                 layer.keep_attention_map = True
@@ -228,7 +267,8 @@ class SRPCriterion(LabelSmoothedCrossEntropyCriterion):
         present = sample["target"].ne(self.padding_idx)
         present[:, : self.ignore_prefix_size] = False
         if self.prob_kd:
-            kl = distillation_loss(net_output[0], teacher_output[0], present, self.temperature)
+            both = scores(student, net_output), scores(teacher, teacher_output)
+            kl = distillation_loss(*both, present, self.temperature)
             loss = loss + self.prob_kd * kl
             logging_output["prob_kd_loss"] = kl.data
         if self.attn_kd:

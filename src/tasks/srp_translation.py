@@ -30,6 +30,7 @@ from ..planning.in_training import measure_for
 from ..sequence_generator import FastSequenceGenerator
 from ..training.build_pruning import build_pruning
 from ..training.channel_pruning import stage_plan
+from ..training.explained_errors import named
 from ..training.pruning_run import PruningRun
 from ..training.teacher import check_attention, check_lengths, read_teacher, teacher_file
 
@@ -116,6 +117,10 @@ class SRPTranslationTask(TranslationTask):
         seed = getattr(cfg, "seed", 1)
         self.pruning_runs = build_pruning(self.cfg, model, seed, measure_for)
         return model
+
+    def build_criterion(self, cfg, from_checkpoint=False):
+        with named(f"--criterion {cfg._name}"):
+            return super().build_criterion(cfg, from_checkpoint)
 
     def set_run_options(self, run) -> None:
         """Check the options of the whole run, which the task's own don't hold.

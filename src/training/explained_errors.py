@@ -46,6 +46,18 @@ def named(what: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAI
         raise UserError(f"{what}: {text}{todo and f'. {todo}'}") from None
 
 
+def other_checkpoint(path: str, cfg) -> str:
+    """What to give in place of the checkpoint that a run begins with or goes on from.
+
+    Args:
+        cfg: all options of the run.
+    """
+    for option in ("finetune_from_model", "restore_file"):
+        if getattr(cfg.checkpoint, option) == path:
+            return f"--{option.replace('_', '-')} another checkpoint"
+    return "another --save-dir to start anew"
+
+
 @contextmanager
 def refusing_checkpoint(path: str, cfg):
     """Load a checkpoint that fairseq may refuse.
@@ -57,11 +69,7 @@ def refusing_checkpoint(path: str, cfg):
         UserError: of another model or optimizer, with objects that could run code, or
             without the average that --store-ema goes on with.
     """
-    todo = "It goes on where a run in this folder ended; give another --save-dir to start anew"
-    for option in ("finetune_from_model", "restore_file"):
-        if getattr(cfg.checkpoint, option) == path:
-            option = option.replace("_", "-")
-            todo = f"Give the options of its run, or --{option} another checkpoint"
+    todo = f"Give the options of its run, or {other_checkpoint(path, cfg)}"
     try:
         with named(f"checkpoint {path}", todo):
             yield

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data.indexed_dataset import make_builder, make_dataset
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
@@ -204,6 +205,76 @@ def test_the_criterion_sees_through_distributed_wrappers(monkeypatch):
     assert torch.equal(plain, wrapped)
     monkeypatch.setattr(student.decoder, "output_layer", lambda *_: pytest.fail("logits"))
     SRPCriterion(Taught(), False, 0.1)(ModuleProxyWrapper(Wrapped(student)), sample)
+
+
+def inputs_and_target():
+    source, lengths, previous = batch()
+    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+    return {"net_input": inputs, "target": previous.roll(-1, 1), "ntokens": 30}
+
+
+def sharpened(part, method="get_normalized_probs"):
+    """Let a model or a decoder have a class whose distribution is of twice its output."""
+
+    def of_twice(self, output, log_probs, sample=None):
+        doubled = (output[0] * 2).double()
+        return doubled.log_softmax(-1) if log_probs else doubled.softmax(-1)
+
+    part.__class__ = type("Sharpened", (type(part),), {method: of_twice})
+
+
+@pytest.mark.parametrize("place", ["model", "decoder", "scriptable"])
+@pytest.mark.parametrize("arch", ["srp", "transformer"])
+def test_a_models_own_distribution_is_trained_and_distilled(arch, place):
+    sample, task = inputs_and_target(), Taught()
+    model, plain = build(arch).train(), build(arch).train()
+    part = model if place == "model" else model.decoder
+    sharpened(part, "get_normalized_probs" + ("_scriptable" if place == "scriptable" else ""))
+    stock = LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
+    ours = SRPCriterion(task, False, 0.1)
+    losses = [criterion(model, sample)[0] for criterion in (ours, stock)]
+    torch.testing.assert_close(*losses)
+    assert (losses[0] - ours(plain, sample)[0]).abs() > 1
+    # of twice the output at temperature 2 as of the output at 1
+    kl = [SRPCriterion(task, False, 0.1, prob_kd=1.0)(plain, sample)[2]["prob_kd_loss"]]
+    sharpened(task.model)
+    kl.append(SRPCriterion(task, False, 0.1, prob_kd=1.0, T=2.0)(model, sample)[2]["prob_kd_loss"])
+    assert kl[1].item() / 4 == pytest.approx(kl[0].item(), rel=1e-5)
+
+
+def test_an_adaptive_softmax_needs_its_criterion(data, tmp_path):
+    """fairseq's has no gradient by any other."""
+    untied = [option for option in TINY if not option.startswith("--share")]
+    run = [data, *untied, "--arch", "transformer", "--adaptive-softmax-cutoff", "[10, 20]"]
+    run += [*RUN, "--max-epoch", "1", "--save-dir", tmp_path]
+    with pytest.raises(UserError, match=r"--adaptive-softmax-cutoff \[10, 20\]: has no loss"):
+        run_training(run)
+    place = run.index("--label-smoothing")
+    run[place : place + 2] = ["--criterion", "adaptive_loss"]
+    with pytest.raises(UserError, match="--criterion adaptive_loss: .*--ddp-backend=legacy_ddp"):
+        run_training(run)
+    run_training([*run, "--ddp-backend", "legacy_ddp"])
+
+
+@pytest.mark.parametrize(
+    "option, todo",
+    [
+        ("--finetune-from-model", "--finetune-from-model another checkpoint"),
+        ("--restore-file", "--restore-file another checkpoint"),
+        (None, "another --save-dir to start anew"),
+    ],
+)
+@pytest.mark.parametrize("name", ["--encoder-layers", "--encoder-ffn-embed-dim"])
+def test_other_dimensions_than_the_checkpoints(data, base, tmp_path, option, todo, name):
+    """More layers would load, as if some had been cut."""
+    command = [data, *TINY, *RUN, name, "32", "--max-epoch", "4", "--save-dir", tmp_path]
+    if option is None:
+        (tmp_path / "checkpoint_last.pt").write_bytes(open(base, "rb").read())
+    else:
+        command += [option, base]
+    words = f"^{name} 32: the run of checkpoint .* has (2|24); give that, or {todo}$"
+    with pytest.raises(UserError, match=words):
+        run_training(command)
 
 
 def test_distillation_needs_a_task_with_a_teacher():
