@@ -106,9 +106,9 @@ class Block(WeightUpdate):
     def positions(self) -> nn.Parameter:
         """``[N, R, C]``, the layer's own or the shared ones."""
         shared = self._positions[0]
-        found = self.pos_weights if shared is None else shared.weights
-        assert found is not None  # a layer has its own or shared ones
-        return found
+        positions = self.pos_weights if shared is None else shared.weights
+        assert positions is not None  # a layer has its own or shared ones
+        return positions
 
     @torch.no_grad()
     def set_block_mask(self, mask: Tensor) -> None:
@@ -200,16 +200,16 @@ class Block(WeightUpdate):
         return self.block_mask.numel()
 
     def packed_masks(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        found = {"layout": self.layout.clone()}
+        packed = {"layout": self.layout.clone()}
         kept = self._kept(mask)
         if not kept.all():
-            found["block_mask"] = pack(kept)
+            packed["block_mask"] = pack(kept)
         for name, size in zip(("row_ids", "column_ids"), self.layout.tolist()):
             ids = getattr(self, name)
             if ids.numel() != size:
                 present = torch.zeros(size, dtype=torch.bool, device=ids.device)
-                found[name] = pack(present.index_fill_(0, ids.long(), True))
-        return found
+                packed[name] = pack(present.index_fill_(0, ids.long(), True))
+        return packed
 
     @staticmethod
     def out_mask(mask: Mapping[str, Tensor]) -> Optional[Tensor]:
@@ -287,22 +287,22 @@ class Block(WeightUpdate):
             mask = torch.ones(grid, dtype=torch.bool, device=device)
         elif mask.dtype == torch.uint8:
             mask = unpack(mask, math.prod(grid)).view(grid)
-        found = {"layout": entries["layout"], "block_mask": mask}
+        values = {"layout": entries["layout"], "block_mask": mask}
         for name, size in zip(("row_ids", "column_ids"), original):
             ids = entries.get(name)
             if ids is None:
                 ids = torch.arange(size, device=device)
             elif ids.dtype == torch.uint8:
                 ids = unpack(ids, size).nonzero()[:, 0]
-            found[name] = ids.to(torch.int32)
+            values[name] = ids.to(torch.int32)
         positions = entries.get("pos_weights")
         if positions is not None and positions.dim() == 2:
             full = positions.new_zeros(positions.shape[0], *grid)
             full[:, mask] = positions
             positions = full
         if positions is not None:
-            found["pos_weights"] = positions
-        return found, {"mask": mask}
+            values["pos_weights"] = positions
+        return values, {"mask": mask}
 
 
 class SPLoPALinear(ConfigurableRead, Block, AdaptedLinear):

@@ -104,8 +104,8 @@ def _adapt(module, kind, settings, include, exclude, types, inplace, train_other
     _check_shared(module, settings)
     if not inplace:
         module = copy.deepcopy(module)
-        found = dict(module.named_modules(remove_duplicate=False))
-        selected = {name: found[name] for name in selected}
+        modules = dict(module.named_modules(remove_duplicate=False))
+        selected = {name: modules[name] for name in selected}
     shared = SharedSets(module, selected)
     start = start_with(settings, shared)
     insert(module, kind, dict.fromkeys(selected, start), selected)
@@ -130,22 +130,22 @@ class SharedSets:
             self.owner = next(iter(selected.values()), network)
 
     def prototypes(self, settings: BlockSettings, like: Tensor) -> Prototypes:
-        found = existing_prototypes(self.network, settings)
-        if found is None:
-            found = Prototypes(settings, like)
+        shared = existing_prototypes(self.network, settings)
+        if shared is None:
+            shared = Prototypes(settings, like)
             name = "prototypes"
             if hasattr(self.owner, name):
                 name = "prototypes_{}x{}".format(*settings.block_size)
-            register(self.owner, name, found)
-        return found
+            register(self.owner, name, shared)
+        return shared
 
     def positions(self, settings, grid, like) -> PositionWeights:
         name = "pos_weights_{}x{}".format(*grid)
-        found = getattr(self.owner, name, None)
-        if found is None:
-            found = PositionWeights(settings, grid, like)
-            register(self.owner, name, found)
-        return found
+        shared = getattr(self.owner, name, None)
+        if shared is None:
+            shared = PositionWeights(settings, grid, like)
+            register(self.owner, name, shared)
+        return shared
 
 
 def register(owner: nn.Module, name: str, module: SharedParameters) -> None:
@@ -166,10 +166,10 @@ def _check_shared(network: nn.Module, settings: Settings) -> None:
     if not isinstance(settings, BlockSettings):
         return
     if settings.shared_prototypes:
-        found = existing_prototypes(network, settings)
-        if found is not None and not found.fits(settings):
+        existing = existing_prototypes(network, settings)
+        if existing is not None and not existing.fits(settings):
             raise AdapterError(
-                f"the network's prototypes ({found.extra_repr()}) don't have "
+                f"the network's prototypes ({existing.extra_repr()}) don't have "
                 f"num_prototypes={settings.num_prototypes}, rank={settings.rank}; use "
                 "those, or shared_prototypes=False"
             )

@@ -306,8 +306,8 @@ class AdaptedLayer(AdapterModule):
     def biases(self) -> Dict[str, nn.Parameter]:
         """The biases, which are learned with the adapters, by path."""
         paths = dict.fromkeys(p for part in parts(self) for p in (part.bias, part.extra) if p)
-        found = {path: attribute(self, path) for path in paths}
-        return {path: bias for path, bias in found.items() if bias is not None}
+        biases = {path: attribute(self, path) for path in paths}
+        return {path: bias for path, bias in biases.items() if bias is not None}
 
     def become_adapted(self, plain_class: Type[nn.Module]) -> None:
         """Called once, when the class was exchanged."""

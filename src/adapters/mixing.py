@@ -57,12 +57,12 @@ class _Sum:
 
     @torch.no_grad()
     def state(self) -> Dict[str, Tensor]:
-        layers = {name: None for term in self.terms for name in term.found.kinds}
+        layers = {name: None for term in self.terms for name in term.saved.kinds}
         for name in layers:
-            kinds = {t.found.kinds[name] for t in self.terms if name in t.found.kinds}
+            kinds = {t.saved.kinds[name] for t in self.terms if name in t.saved.kinds}
             if len(kinds) > 1:
                 raise AdapterError(f"{name}: {' and '.join(sorted(kinds))} can't be added up")
-            paths = {u.path: None for t in self.terms for u in t.found.updates.get(name, ())}
+            paths = {u.path: None for t in self.terms for u in t.saved.updates.get(name, ())}
             for path in paths:
                 if kinds == {"SPLoRA"}:
                     self._add_low_rank(path)
@@ -87,11 +87,11 @@ class _Sum:
         self.result[cols] = torch.cat(self._scaled(cols), 1)
 
     def _update(self, term: Restored, name: str, path: str) -> List[Update]:
-        return [update for update in term.found.updates.get(name, ()) if update.path == path]
+        return [update for update in term.saved.updates.get(name, ()) if update.path == path]
 
     def _add_blocks(self, name: str, path: str) -> None:
-        found = [self._update(term, name, path) for term in self.terms]
-        there = [updates[0] for updates in found if updates]
+        updates = [self._update(term, name, path) for term in self.terms]
+        there = [held[0] for held in updates if held]
         first = there[0]
         for update in there[1:]:
             if (update.prototypes, update.positions) != (first.prototypes, first.positions):
@@ -114,14 +114,14 @@ class _Sum:
         for term, weight in zip(self.terms, self.weights):
             if positions in term.values:
                 pieces.append(term.values[positions] * weight)
-            elif first.prototypes in term.found.prototypes:  # of other layers' updates
+            elif first.prototypes in term.saved.prototypes:  # of other layers' updates
                 count = len(term.values[f"{first.prototypes}.rows"])
                 pieces.append(like.new_zeros(count, *like.shape[1:]))
         self.result[positions] = torch.cat(pieces)
 
     def _users(self, positions: str) -> Set[FrozenSet[str]]:
         """The sets of updates that terms share these position weights among, if they do."""
-        updates = [[u for us in t.found.updates.values() for u in us] for t in self.terms]
+        updates = [[u for us in t.saved.updates.values() for u in us] for t in self.terms]
         users = [frozenset(u.path for u in us if u.positions == positions) for us in updates]
         return {paths for paths in users if paths}
 

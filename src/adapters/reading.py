@@ -67,8 +67,8 @@ def check_masks(network: nn.Module, masks: Masks) -> None:
     layers = adapted_layers(network) if isinstance(network, nn.Module) else {}
     if not layers:
         raise AdapterError(f"{type(network).__name__} has no adapter")
-    found = masks.values() if isinstance(masks, Mapping) else [masks]
-    if not all(mask is None or isinstance(mask, Mapping) for mask in found):
+    given = masks.values() if isinstance(masks, Mapping) else [masks]
+    if not all(mask is None or isinstance(mask, Mapping) for mask in given):
         raise AdapterError(
             "masks: expected dicts of masks by name of the layer, as "
             "{'0': {'in_features_mask': mask}}"
@@ -99,13 +99,13 @@ def _readers(network: nn.Module, masks: Masks, weights: bool) -> Dict[str, Tenso
 
 def learned(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Tensor]:
     """The learned parameters of one layer, masked, by their names in the network."""
-    found: Dict[str, Tensor] = {}
+    tensors: Dict[str, Tensor] = {}
     out_masks: Dict[str, list] = {}
     for part in parts(layer):
         path = join(name, part.update)
         mask = masks.get(path) or {}
         update = part.update_of(layer)
-        found.update({join(path, n): t for n, t in update.read(mask).items()})
+        tensors.update({join(path, n): t for n, t in update.read(mask).items()})
         bias = part.bias_of(layer)
         if bias is not None:
             kept = update.out_mask(mask)
@@ -119,8 +119,8 @@ def learned(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Tensor]:
             bias = torch.cat(
                 [b if kept is None else b[..., kept.to(b.device)] for b, kept in pieces], -1
             )
-        found[join(name, path)] = bias
-    return found
+        tensors[join(name, path)] = bias
+    return tensors
 
 
 def _base_weights(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Tensor]:
@@ -131,7 +131,7 @@ def _base_weights(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Ten
         if mask:
             weight = part.update_of(layer).read_weight(weight, mask)
         pieces.setdefault(part.weight, []).append(weight)
-    found = {}
+    shown = {}
     for path, weights in pieces.items():
         if len({w.shape[1] for w in weights}) > 1:
             raise AdapterError(
@@ -141,8 +141,8 @@ def _base_weights(name: str, layer: AdaptedLayer, masks: Masks) -> Dict[str, Ten
         whole = attribute(layer, path)
         if any(masks.get(join(name, part.update)) for part in parts(layer)):
             whole = weights[0] if len(weights) == 1 else torch.cat(weights)
-        found[join(name, path)] = whole
-    return found
+        shown[join(name, path)] = whole
+    return shown
 
 
 def shared_names(network: nn.Module) -> set:
@@ -178,17 +178,17 @@ def adapter_state_dict(
     """
     masks = masks or {}
     check_masks(network, masks)
-    found: Dict[str, Tensor] = {}
+    state: Dict[str, Tensor] = {}
     for name, layer in adapted_layers(network).items():
-        found.update(learned(name, layer, masks))
+        state.update(learned(name, layer, masks))
         for part in parts(layer):
             path = join(name, part.update)
             packed = part.update_of(layer).packed_masks(masks.get(path) or {})
-            found.update({join(path, n): t for n, t in packed.items()})
+            state.update({join(path, n): t for n, t in packed.items()})
     named = dict(type(network).named_parameters(network))
     shared = shared_names(network)
-    found.update({name: p for name, p in named.items() if name in shared})
-    found.update(statistics(network))
+    state.update({name: p for name, p in named.items() if name in shared})
+    state.update(statistics(network))
     held = {id(tensor) for tensor in named.values()}
     for name, layer in adapted_layers(network).items():
         for update in layer.updates().values():
@@ -198,12 +198,12 @@ def adapter_state_dict(
                     "network; take the state of that network"
                 )
     if keep_vars:
-        return found
+        return state
     copies: Dict[int, Tensor] = {}  # tied adapters stay one tensor
-    for tensor in found.values():
+    for tensor in state.values():
         if id(tensor) not in copies:
             copies[id(tensor)] = tensor.detach().clone()
-    return {name: copies[id(tensor)] for name, tensor in found.items()}
+    return {name: copies[id(tensor)] for name, tensor in state.items()}
 
 
 def statistics(network: nn.Module) -> Dict[str, Tensor]:
@@ -250,17 +250,17 @@ def _state_dict(
     if args:  # torch's old positional form
         destination, prefix, keep_vars = (*args, destination, prefix, keep_vars)[:3]
     if adapter_weights_only:
-        found = adapter_state_dict(network, masks, keep_vars)
+        state = adapter_state_dict(network, masks, keep_vars)
         if destination is None:
-            return found
-        destination.update({prefix + name: value for name, value in found.items()})
+            return state
+        destination.update({prefix + name: value for name, value in state.items()})
         return destination
-    found = type(network).state_dict(
+    state = type(network).state_dict(
         network, destination=destination, prefix=prefix, keep_vars=keep_vars
     )
     for name, value in _readers(network, masks, True).items():
-        found[prefix + name] = value if keep_vars else value.detach()
-    return found
+        state[prefix + name] = value if keep_vars else value.detach()
+    return state
 
 
 def _zero_grad(network: nn.Module, set_to_none: bool = True) -> None:

@@ -58,7 +58,7 @@ class Update:
 
 
 @dataclass
-class Found:
+class SavedAdapters:
     """All adapters that a state dict holds for a network."""
 
     kinds: Dict[str, str] = field(default_factory=dict)  # by layer
@@ -68,14 +68,14 @@ class Found:
     used: Set[str] = field(default_factory=set)  # keys that belong to an adapter
 
 
-def recognise(network: nn.Module, entries: Mapping[str, Tensor]) -> Found:
+def recognise(network: nn.Module, entries: Mapping[str, Tensor]) -> SavedAdapters:
     """Find the adapters in ``entries`` and check that they fit ``network``.
 
     Raises:
         AdapterError: an unknown layer, a shape that doesn't fit, a missing entry.
     """
-    found = Found()
-    _find_shared(entries, found)
+    saved = SavedAdapters()
+    _find_shared(entries, saved)
     layers = _layers(network)
     for name, layer in layers.items():
         kinds = {
@@ -89,18 +89,18 @@ def recognise(network: nn.Module, entries: Mapping[str, Tensor]) -> Found:
         if len(kinds) > 1:
             raise AdapterError(f"{name}: found entries of both {' and '.join(kinds)}")
         (kind,) = kinds
-        found.kinds[name] = kind
-        found.updates[name] = [
-            _recognise_update(kind, name, layer, part, entries, found) for part in parts(layer)
+        saved.kinds[name] = kind
+        saved.updates[name] = [
+            _recognise_update(kind, name, layer, part, entries, saved) for part in parts(layer)
         ]
-    held = {id(layers[name]) for name in found.kinds}
+    held = {id(layers[name]) for name in saved.kinds}
     for name, layer in layers.items():
         if isinstance(layer, AdaptedLayer) and id(layer) not in held:
             raise AdapterError(
                 f"{name or 'the layer'} has an adapter, but the state dict holds none for it"
             )
-    _refuse_unknown(network, entries, found)
-    return found
+    _refuse_unknown(network, entries, saved)
+    return saved
 
 
 def _layers(network: nn.Module) -> Dict[str, nn.Module]:
@@ -123,7 +123,7 @@ def _layers(network: nn.Module) -> Dict[str, nn.Module]:
     }
 
 
-def _find_shared(entries: Mapping[str, Tensor], found: Found) -> None:
+def _find_shared(entries: Mapping[str, Tensor], saved: SavedAdapters) -> None:
     for key, tensor in entries.items():
         path, _, name = key.rpartition(".")
         last = path.rpartition(".")[2]
@@ -132,9 +132,9 @@ def _find_shared(entries: Mapping[str, Tensor], found: Found) -> None:
             count, rank = tensor.shape[:2]
             size = cols.shape[1] if cols.dim() == 3 else 0
             expect_shape(cols, (count, size, rank), f"{path}.cols")
-            found.prototypes[path] = (tensor, cols)
+            saved.prototypes[path] = (tensor, cols)
         elif name == "weights" and last.startswith("pos_weights_") and tensor.dim() == 3:
-            found.positions[path] = tensor
+            saved.positions[path] = tensor
 
 
 def _need(entries: Mapping[str, Tensor], key: str) -> Tensor:
@@ -149,13 +149,13 @@ def _recognise_update(
     layer: nn.Module,
     part: Part,
     entries: Mapping[str, Tensor],
-    found: Found,
+    saved: SavedAdapters,
 ) -> Update:
     path = join(name, part.update)
     own = {n: entries[join(path, n)] for n in ENTRIES[kind] if join(path, n) in entries}
     for sign in SIGNS[kind]:
         _need(entries, join(path, sign))
-    found.used.update(join(path, n) for n in own)
+    saved.used.update(join(path, n) for n in own)
     weight = part.weight_of(layer).detach()
     where = path or "the layer"
     if kind == "SPLoRA":
@@ -164,27 +164,27 @@ def _recognise_update(
         raise AdapterError(f"{where}: SPLoPA can't adapt {type(layer).__name__}")
     expect_shape(own["layout"], (4,), f"{where}.layout")
     *original, p, q = own["layout"].tolist()
-    prototypes = _prototypes_for(path, (p, q), found)
-    count, rank, _ = found.prototypes[prototypes][0].shape
-    found.used.update(f"{prototypes}.{n}" for n in ("rows", "cols"))
+    prototypes = _prototypes_for(path, (p, q), saved)
+    count, rank, _ = saved.prototypes[prototypes][0].shape
+    saved.used.update(f"{prototypes}.{n}" for n in ("rows", "cols"))
     shared = prototypes != join(path, "prototypes")
     settings, size = Block.recognise(own, weight, where, (count, rank), shared)
     update = Update(path, part, own, settings, size, prototypes)
     if settings.shared_pos_weights:
         shape = (count, *settings.grid(original))
-        fitting = [n for n, w in found.positions.items() if tuple(w.shape) == shape]
+        fitting = [n for n, w in saved.positions.items() if tuple(w.shape) == shape]
         if not fitting:
             raise AdapterError(f"the state dict lacks {join(path, 'pos_weights')}")
         update.positions = fitting[0]
-        found.used.add(f"{fitting[0]}.weights")
+        saved.used.add(f"{fitting[0]}.weights")
     return update
 
 
-def _prototypes_for(path: str, size: Tuple[int, int], found: Found) -> str:
+def _prototypes_for(path: str, size: Tuple[int, int], saved: SavedAdapters) -> str:
     """Path of the prototypes: the layer's own, its nearest ancestor's, or others."""
     fitting = [
         name
-        for name, (rows, cols) in found.prototypes.items()
+        for name, (rows, cols) in saved.prototypes.items()
         if (cols.shape[1], rows.shape[2]) == size
     ]
     if not fitting:
@@ -200,22 +200,22 @@ def _prototypes_for(path: str, size: Tuple[int, int], found: Found) -> str:
     return max(fitting, key=closeness)
 
 
-def _refuse_unknown(network, entries, found: Found) -> None:
+def _refuse_unknown(network, entries, saved: SavedAdapters) -> None:
     every = type(network).named_parameters(network, remove_duplicate=False)
     native = {n for n, _ in every}
     native |= {n for n, _ in network.named_buffers(remove_duplicate=False)}
     names = {n for names in ENTRIES.values() for n in names}
     for key in entries:
         layer, _, name = key.rpartition(".")
-        if name in names and key not in found.used and key not in native:
+        if name in names and key not in saved.used and key not in native:
             raise AdapterError(
                 f"the state dict holds {key}, but the network has no layer "
                 f"{layer or 'of its own'} that such an adapter fits"
             )
 
 
-def attach(network: nn.Module, found: Found, train_others: bool) -> List[str]:
-    """Insert what was found, where it isn't there yet.
+def attach(network: nn.Module, saved: SavedAdapters, train_others: bool) -> List[str]:
+    """Insert what was saved, where it isn't there yet.
 
     Raises:
         AdapterError: a layer can't be adapted or has another adapter. Nothing
@@ -225,25 +225,25 @@ def attach(network: nn.Module, found: Found, train_others: bool) -> List[str]:
     modules = dict(network.named_modules(remove_duplicate=False))
     missing: Dict[str, Dict[str, nn.Module]] = {}
     known = {id(layer) for layer in there.values()}
-    for name, updates in found.updates.items():
+    for name, updates in saved.updates.items():
         layer = modules[name]
         if isinstance(layer, AdaptedLayer):
-            _check_same(layer, name, found.kinds[name], updates)
+            _check_same(layer, name, saved.kinds[name], updates)
         elif id(layer) not in known:
             known.add(id(layer))
-            missing.setdefault(found.kinds[name], {})[name] = layer
-    _check_places(network, found, modules)
+            missing.setdefault(saved.kinds[name], {})[name] = layer
+    _check_places(network, saved, modules)
     for kind, layers in missing.items():
-        check(network, kind, {n: found.updates[n][0].settings for n in layers}, layers)
-    users = _users(found)
+        check(network, kind, {n: saved.updates[n][0].settings for n in layers}, layers)
+    users = _users(saved)
     for kind, layers in missing.items():
-        starts = {name: _start_like(network, found.updates[name], users) for name in layers}
+        starts = {name: _start_like(network, saved.updates[name], users) for name in layers}
         insert(network, kind, starts, layers)
-    if "" in found.updates:
+    if "" in saved.updates:
         keep_to_itself(network)
-    if found.updates:
+    if saved.updates:
         freeze(network, train_others)
-    return list(found.updates)
+    return list(saved.updates)
 
 
 def _check_same(layer, name: str, kind: str, updates: List[Update]) -> None:
@@ -260,9 +260,9 @@ def _check_same(layer, name: str, kind: str, updates: List[Update]) -> None:
             )
 
 
-def _check_places(network, found: Found, modules) -> None:
+def _check_places(network, saved: SavedAdapters, modules) -> None:
     """Shared parameters must have a place in the network."""
-    for updates in found.updates.values():
+    for updates in saved.updates.values():
         for update in updates:
             for path in filter(None, (update.prototypes, update.positions)):
                 owner, _, name = path.rpartition(".")
@@ -280,9 +280,9 @@ def _check_places(network, found: Found, modules) -> None:
                     )
 
 
-def _users(found: Found) -> Dict[str, int]:
+def _users(saved: SavedAdapters) -> Dict[str, int]:
     users: Dict[str, int] = {}
-    for updates in found.updates.values():
+    for updates in saved.updates.values():
         for update in updates:
             users[update.prototypes] = users.get(update.prototypes, 0) + 1
     return users
@@ -292,22 +292,22 @@ def _start_like(network, updates: List[Update], users: Dict[str, int]) -> Callab
     by_part = {update.part.update: update for update in updates}
 
     def start(update: WeightUpdate, part: Part, weight: Tensor) -> None:
-        found = by_part[part.update]
-        settings = found.settings
+        wanted = by_part[part.update]
+        settings = wanted.settings
         if isinstance(settings, LowRankSettings):
             return update.start(weight, settings)
 
         def shared_positions() -> PositionWeights:
-            assert found.original is not None  # every update of blocks has them
-            return PositionWeights(settings, settings.grid(found.original), weight)
+            assert wanted.original is not None  # every update of blocks has them
+            return PositionWeights(settings, settings.grid(wanted.original), weight)
 
-        prototypes = _place(network, found.prototypes, lambda: Prototypes(settings, weight))
-        owner = found.prototypes.rpartition(".")[0]
-        prototypes.shared = users[found.prototypes] > 1 or owner != found.path
+        prototypes = _place(network, wanted.prototypes, lambda: Prototypes(settings, weight))
+        owner = wanted.prototypes.rpartition(".")[0]
+        prototypes.shared = users[wanted.prototypes] > 1 or owner != wanted.path
         positions = None
-        if found.positions:
-            positions = _place(network, found.positions, shared_positions)
-        update.start(weight, settings, prototypes, positions, found.original)
+        if wanted.positions:
+            positions = _place(network, wanted.positions, shared_positions)
+        update.start(weight, settings, prototypes, positions, wanted.original)
 
     return start
 

@@ -50,25 +50,25 @@ def adapted_class(kind: str, plain: Type[nn.Module]) -> Optional[Type[AdaptedLay
 
 
 def _patterns(option: str, patterns: Patterns) -> List[str]:
-    found = _several(patterns, str)
-    if found is None:
+    names = _several(patterns, str)
+    if names is None:
         raise AdapterError(f"{option} {patterns!r}: expected a name, a pattern or several")
-    return found
+    return names
 
 
 def _several(value: Any, kind: type) -> Optional[list]:
     """A list of one, of several or (of None) of no values; None if one is of no ``kind``."""
     if value is None or isinstance(value, kind):
         return [] if value is None else [value]
-    found = list(value) if isinstance(value, Iterable) else [value]
-    return found if all(isinstance(v, kind) for v in found) else None
+    values = list(value) if isinstance(value, Iterable) else [value]
+    return values if all(isinstance(v, kind) for v in values) else None
 
 
 def _types(types: Optional[Sequence[Type[nn.Module]]], applicable: tuple) -> tuple:
-    found = _several(types, type)
-    if found is None:
+    classes = _several(types, type)
+    if classes is None:
         raise AdapterError(f"types {types!r}: expected classes, as [torch.nn.Linear]")
-    return tuple(found) or applicable
+    return tuple(classes) or applicable
 
 
 def select(

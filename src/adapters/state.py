@@ -12,7 +12,7 @@ from .layer import WeightUpdate, attribute, join
 from .low_rank import LowRank
 from .masks import expect_shape
 from .reading import statistics
-from .recognition import Found, attach, recognise, unwrapped, without_wrapper
+from .recognition import SavedAdapters, attach, recognise, unwrapped, without_wrapper
 
 UPDATES: Dict[str, Type[WeightUpdate]] = {"SPLoRA": LowRank, "SPLoPA": Block}
 
@@ -37,7 +37,7 @@ def load_adapter_state_dict(
     """
     restored = restore(network, state)
     network = unwrapped(network)
-    attach(network, restored.found, train_others)
+    attach(network, restored.saved, train_others)
     for key, value in restored.values.items():
         attribute(network, key).copy_(value)
     return restored.masks
@@ -47,7 +47,7 @@ def load_adapter_state_dict(
 class Restored:
     """What a state makes of a network: its adapters, values by name, and masks."""
 
-    found: Found
+    saved: SavedAdapters
     values: Dict[str, Tensor] = field(default_factory=dict)
     masks: Dict[str, Dict[str, Tensor]] = field(default_factory=dict)
 
@@ -65,18 +65,18 @@ def restore(network: nn.Module, state: Mapping[str, Tensor]) -> Restored:
             kind = type(value).__name__
             raise AdapterError(f"the state holds {name}, a {kind}, which isn't of an adapter")
     state, network = without_wrapper(network, state), unwrapped(network)
-    found = recognise(network, state)
-    if not found.updates:
+    saved = recognise(network, state)
+    if not saved.updates:
         raise AdapterError("the state holds no adapter")
     modules = dict(network.named_modules(remove_duplicate=False))
-    whole = Restored(found)
+    whole = Restored(saved)
     values, masks = whole.values, whole.masks
-    for name, updates in found.updates.items():
+    for name, updates in saved.updates.items():
         layer = modules[name]
         sizes: Dict[str, List[Tuple[int, Optional[Tensor]]]] = {}
         for update in updates:
             weight = update.part.weight_of(layer).detach()
-            holder = UPDATES[found.kinds[name]]
+            holder = UPDATES[saved.kinds[name]]
             full, mask = holder.restore(update.entries, weight)
             values.update({join(update.path, n): t for n, t in full.items()})
             masks[update.path] = mask
@@ -87,19 +87,19 @@ def restore(network: nn.Module, state: Mapping[str, Tensor]) -> Restored:
         for path, pieces in sizes.items():
             key = join(name, path)
             if key in state:
-                found.used.add(key)
+                saved.used.add(key)
                 values[key] = _restore_bias(state[key], pieces, key, attribute(layer, path))
             elif path not in extras:  # these were frozen when older states were made
                 raise AdapterError(f"the state lacks {key}")
-    for path, (rows, cols) in found.prototypes.items():
+    for path, (rows, cols) in saved.prototypes.items():
         values.update({f"{path}.rows": rows, f"{path}.cols": cols})
-    values.update({f"{path}.weights": w for path, w in found.positions.items()})
+    values.update({f"{path}.weights": w for path, w in saved.positions.items()})
     for key, value in statistics(network).items():
         if key in state:  # older states have none
             expect_shape(state[key], value.shape, key)
-            found.used.add(key)
+            saved.used.add(key)
             values[key] = state[key]
-    unexpected = sorted(set(state) - found.used)
+    unexpected = sorted(set(state) - saved.used)
     if unexpected:
         raise AdapterError(f"the state holds {unexpected[0]}, which isn't of an adapter")
     return whole

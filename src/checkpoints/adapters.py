@@ -193,21 +193,21 @@ def adapter_files(text: str) -> List[Tuple[str, float]]:
     return files
 
 
-def _take_channels(model: nn.Module, content: Dict[str, Any], what: str) -> None:
+def _cut_to_channels(model: nn.Module, content: Dict[str, Any], origin: str) -> None:
     """Cut the base to the channels that the adapters were trained with."""
     # layers first: the others have their numbers from then on
-    cut(model, _positions(layer_groups(channel_groups(model)), content, what))
-    keep = _positions(channel_groups(model), content, what)
+    cut(model, _positions(layer_groups(channel_groups(model)), content, origin))
+    keep = _positions(channel_groups(model), content, origin)
     weighted = content["weighted_layernorm"]
     if bool(model.cfg.weighted_layernorm) != weighted:
         uncut = all(g.width == g.original_width for g in channel_groups(model).values())
         if not uncut:
-            raise UserError(f"{what}: is of a model with another layer normalization")
+            raise UserError(f"{origin}: is of a model with another layer normalization")
         set_layernorm(model, weighted)
     cut(model, keep)
 
 
-def _positions(groups: Mapping[str, ChannelGroup], content: Dict[str, Any], what: str):
+def _positions(groups: Mapping[str, ChannelGroup], content: Dict[str, Any], origin: str):
     """Where the channels of groups are that the adapters were trained with."""
     keep = {}
     for name, group in groups.items():
@@ -215,12 +215,12 @@ def _positions(groups: Mapping[str, ChannelGroup], content: Dict[str, Any], what
             continue  # written before layers could go
         size, bits = content["channels"].get(name, (0, None))
         if size != group.original_width:
-            raise UserError(f"{what}: is of a model of another shape ({name})")
+            raise UserError(f"{origin}: is of a model of another shape ({name})")
         ids = unpack(bits, size).nonzero()[:, 0]
         present = torch.isin(group.channel_ids.cpu().long(), ids)
         if int(present.sum()) != len(ids):
             raise UserError(
-                f"{what}: was trained with channels of {name} that the checkpoint lost; "
+                f"{origin}: was trained with channels of {name} that the checkpoint lost; "
                 "give the base that was its --pretrained-model"
             )
         if not present.all():
@@ -228,25 +228,25 @@ def _positions(groups: Mapping[str, ChannelGroup], content: Dict[str, Any], what
     return keep
 
 
-def apply_adapters(model: nn.Module, content: Dict[str, Any], what: str) -> None:
+def apply_adapters(model: nn.Module, content: Dict[str, Any], origin: str) -> None:
     """Add adapters from a file to the base that they were trained on, in place.
 
     A base with more channels is cut to theirs.
 
     Args:
-        what: option and file, for messages.
+        origin: option and file, for messages.
 
     Raises:
         UserError: the model is another base, or has adapters already.
     """
     if adapted_layers(model):
-        raise UserError(f"{what}: the checkpoint has adapters already; give their base")
-    _take_channels(model, content, what)
+        raise UserError(f"{origin}: the checkpoint has adapters already; give their base")
+    _cut_to_channels(model, content, origin)
     try:
         load_adapter_state_dict(model, content["adapters"])
     except AdapterError as error:
-        raise UserError(f"{what}: does not fit the checkpoint ({error})") from None
-    _check_base(model, content, what)
+        raise UserError(f"{origin}: does not fit the checkpoint ({error})") from None
+    _check_base(model, content, origin)
 
 
 def apply_weighted_adapters(
@@ -260,29 +260,29 @@ def apply_weighted_adapters(
     Raises:
         UserError: as :func:`apply_adapters`, or adapters that can't be added up.
     """
-    first, weight, what = contents[0]
+    first, weight, origin = contents[0]
     if len(contents) == 1 and weight == 1:
-        return apply_adapters(model, first, what)
+        return apply_adapters(model, first, origin)
     if adapted_layers(model):
-        raise UserError(f"{what}: the checkpoint has adapters already; give their base")
-    _take_channels(model, first, what)
+        raise UserError(f"{origin}: the checkpoint has adapters already; give their base")
+    _cut_to_channels(model, first, origin)
     bank, weights = AdapterBank(model), {}
-    for number, (content, weight, what) in enumerate(contents):
+    for number, (content, weight, origin) in enumerate(contents):
         if not _same_channels(content, first):
             raise UserError(
-                f"{what}: was pruned to other channels than {contents[0][2]}; adapters of one "
+                f"{origin}: was pruned to other channels than {contents[0][2]}; adapters of one "
                 "model can be added up, each other one applies alone"
             )
         name = str(number)
         try:
             bank.add(name, content["adapters"])
             bank.set_active(name)
-            _check_base(model, content, what)
+            _check_base(model, content, origin)
             weights[name] = weight
             bank.set_active(weights)
         except AdapterError as error:
             raise UserError(
-                f"{what}: does not fit the checkpoint or the others ({error})"
+                f"{origin}: does not fit the checkpoint or the others ({error})"
             ) from None
 
 
@@ -294,10 +294,10 @@ def _same_channels(content: Dict[str, Any], other: Dict[str, Any]) -> bool:
     )
 
 
-def _check_base(model: nn.Module, content: Dict[str, Any], what: str) -> None:
+def _check_base(model: nn.Module, content: Dict[str, Any], origin: str) -> None:
     """Refuse adapters that were trained on another base than a model that has them now."""
     if base_digest(model, adapter_state_dict(model)) != content["base"]:
         raise UserError(
-            f"{what}: was trained on another base checkpoint (same shapes, other weights); "
+            f"{origin}: was trained on another base checkpoint (same shapes, other weights); "
             "give the one that was its --pretrained-model"
         )

@@ -123,7 +123,7 @@ def remove_layers(
     return [parameter for layer in gone for parameter in layer.parameters()]
 
 
-def take_depth(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
+def resize_depth(model: nn.Module, channel_ids: Mapping[str, Tensor]) -> None:
     """Give a model as many layers as a cut checkpoint has, before its weights are loaded.
 
     Args:

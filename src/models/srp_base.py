@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters import insert_like
 from ..connectivity.cut import resize_to
 from ..connectivity.groups import ChannelGroup, channel_groups
-from ..connectivity.layers import layer_groups, take_depth
+from ..connectivity.layers import layer_groups, resize_depth
 from ..errors import UserError
 from ..files import reason
 from ..modules.linear import accelerate
@@ -109,7 +109,7 @@ class SRPModel(ScriptForm, TransformerModel):
             group: state_dict.get(f"{prefix}{group}.channel_ids")
             for group in layer_groups(channel_groups(self))
         }
-        take_depth(self, {group: ids for group, ids in depths.items() if ids is not None})
+        resize_depth(self, {group: ids for group, ids in depths.items() if ids is not None})
         super().upgrade_state_dict_named(state_dict, name)
         channel_ids = {}
         for group_name, group in channel_groups(self).items():

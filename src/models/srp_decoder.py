@@ -3,7 +3,7 @@
 from fairseq.models.transformer import TransformerDecoderBase
 
 from ..modules.srp_layer import SRPDecoderLayer
-from .stream import Stack, follow_channels
+from .stream import Stack, tie_stream
 
 
 class SRPDecoder(Stack, TransformerDecoderBase):
@@ -23,7 +23,7 @@ class SRPDecoder(Stack, TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens)
         embedding.tie(self.embed_tokens, weight=1)
         embedding.tie(self.output_projection, weight=1)
-        follow_channels(self, "decoder", embedding, cfg, cfg.max_target_positions)
+        tie_stream(self, "decoder", embedding, cfg, cfg.max_target_positions)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return SRPDecoderLayer(cfg, self._embedding[0])

@@ -3,7 +3,7 @@
 from fairseq.models.transformer import TransformerEncoderBase
 
 from ..modules.srp_layer import SRPEncoderLayer
-from .stream import Stack, follow_channels
+from .stream import Stack, tie_stream
 
 
 class SRPEncoder(Stack, TransformerEncoderBase):
@@ -21,7 +21,7 @@ class SRPEncoder(Stack, TransformerEncoderBase):
         (embedding,) = self._embedding = embed_tokens.channel_group
         super().__init__(cfg, dictionary, embed_tokens)
         embedding.tie(self.embed_tokens, weight=1)
-        follow_channels(self, "encoder", embedding, cfg, cfg.max_source_positions)
+        tie_stream(self, "encoder", embedding, cfg, cfg.max_source_positions)
 
     def build_encoder_layer(self, cfg):
         return SRPEncoderLayer(cfg, self._embedding[0])

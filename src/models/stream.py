@@ -10,7 +10,7 @@ from ..modules.positions import positional_embedding
 from ..modules.scriptable import ScriptForm, copy_as
 
 
-def follow_channels(
+def tie_stream(
     side: nn.Module, name: str, embedding: ChannelGroup, cfg, max_positions: int
 ) -> None:
     """Let layers, dropout, positions and normalizations of the stream have their channels.
