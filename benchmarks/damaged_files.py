@@ -31,7 +31,7 @@ from common import arguments, check, report
 from damage.kind import ANY, OUTCOMES, Kind, attempt, outcome
 
 # The files of a kind are made by function ``kind`` of the module, in a given folder.
-KINDS = {"sparse": "damage.sparse"}
+KINDS = {"sparse": "damage.sparse", "checkpoints": "damage.checkpoints"}
 
 
 class Failure(NamedTuple):
