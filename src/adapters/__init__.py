@@ -10,13 +10,7 @@ from .bank import AdapterBank
 from .block import SPLoPALinear
 from .errors import AdapterError
 from .insertion import SPLoPA, SPLoRA
-from .layer import (
-    AdaptedLayer,
-    adapted_layers,
-    adapted_weight,
-    fuse,
-    reset_parameter_read,
-)
+from .layer import AdaptedLayer, adapted_layers, adapted_weight, fuse, reset_parameter_read
 from .low_rank import (
     SPLoRAConv1d,
     SPLoRAConv2d,

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import AdaptedLinear, WeightUpdate, no_autocast, recording
+from .layer import AdaptedLinear
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .prototypes import BlockSettings, PositionWeights, Prototypes, position_weights
 from .reading import ConfigurableRead
+from .update import WeightUpdate, no_autocast, recording
 
 
 class Block(WeightUpdate):

@@ -6,18 +6,11 @@ from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Type, U
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import (
-    AdaptedLayer,
-    Part,
-    SharedParameters,
-    WeightUpdate,
-    adapted_layers,
-    attribute,
-    parts,
-)
+from .layer import AdaptedLayer, Part, SharedParameters, adapted_layers, attribute, parts
 from .low_rank import LowRankSettings
 from .prototypes import BlockSettings, PositionWeights, Prototypes, block_sides
 from .selection import Patterns, Settings, adapted_class, check, select
+from .update import WeightUpdate
 
 
 def SPLoRA(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .errors import AdapterError
-from .layer import AdaptedLayer, AdaptedLinear, WeightUpdate, no_autocast, recording, uniform
+from .layer import AdaptedLayer, AdaptedLinear
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .reading import ConfigurableRead
+from .update import WeightUpdate, no_autocast, recording, uniform
 
 
 @dataclass(frozen=True)

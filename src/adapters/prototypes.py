@@ -11,8 +11,9 @@ from typing import Sequence, Tuple, Union
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import SharedParameters, uniform
+from .layer import SharedParameters
 from .low_rank import check_init_range
+from .update import uniform
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .layer import (
-    AdaptedLayer,
-    WeightUpdate,
-    adapted_layers,
-    attribute,
-    join,
-    parts,
-    reset_parameter_read,
-)
+from .layer import AdaptedLayer, adapted_layers, attribute, join, parts, reset_parameter_read
+from .update import WeightUpdate
 
 Masks = Mapping[str, Mapping[str, Tensor]]
 

@@ -8,20 +8,12 @@ from torch import Tensor, nn
 from .block import Block
 from .errors import AdapterError
 from .insertion import freeze, insert, keep_to_itself, register
-from .layer import (
-    AdaptedLayer,
-    Part,
-    SharedParameters,
-    WeightUpdate,
-    adapted_layers,
-    attribute,
-    join,
-    parts,
-)
+from .layer import AdaptedLayer, Part, SharedParameters, adapted_layers, attribute, join, parts
 from .low_rank import LowRank, LowRankSettings
 from .masks import expect_shape
 from .prototypes import PositionWeights, Prototypes
 from .selection import CLASSES, Settings, adapted_class, check
+from .update import WeightUpdate
 
 ENTRIES = {
     "SPLoRA": ("rows", "cols", "in_features_mask", "out_features_mask"),

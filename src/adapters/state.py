@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from .block import Block
 from .errors import AdapterError
-from .layer import WeightUpdate, attribute, join
+from .layer import attribute, join
 from .low_rank import LowRank
 from .masks import expect_shape
 from .reading import statistics
 from .recognition import SavedAdapters, attach, recognise, unwrapped, without_wrapper
+from .update import WeightUpdate
 
 UPDATES: Dict[str, Type[WeightUpdate]] = {"SPLoRA": LowRank, "SPLoPA": Block}
 
