@@ -1,4 +1,5 @@
-# make            set up .venv, then run the demo (train, prune in two stages, finetune, report)
+# make            set up .venv, then run the demo (train a model, compress it by one command)
+# make stages     the demo stage by stage (prune in two stages, finetune, translate, report)
 # make setup      set up only
 # make test       run the tests
 # make test-fast  those that train nothing and start no other program
@@ -16,9 +17,9 @@
 # JOBS=N          models that make study makes at a time (default 1)
 # VENV=DIR        environment to use or make (default .venv); one with torch >= 2.10 keeps it
 # PYTHON=PATH     Python 3.11, 3.12 or 3.13 to make it with
-# DATA=multi30k   make and make report with Multi30k and its recipes instead of the demo;
+# DATA=multi30k   make, make stages and make report with Multi30k and its recipes instead of the demo;
 #                 RAW_DIR=DIR where its files lie (otherwise downloaded)
-# DEPTH=1         make prunes the demo's model to one decoder layer of two, beside the model with both
+# DEPTH=1         stage by stage, make prunes the demo's model to one decoder layer of two, beside the model with both
 
 SHELL := bash
 VENV ?= .venv
@@ -31,14 +32,14 @@ JOBS ?= 1
 # scripts change folders, so they get the whole path (not abspath, which takes a space for two paths)
 PY = $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin/python
 
-.PHONY: all demo setup test test-fast check bench report study study-report clean distclean help
+.PHONY: all demo stages setup test test-fast check bench report study study-report clean distclean help
 .NOTPARALLEL:
 
 all: demo
 
-demo: setup
+demo stages: setup
 	@PYTHON="$(PY)" bash scripts/demo.sh --data "$(DATA)" $(if $(RAW_DIR),--raw-dir "$(RAW_DIR)") \
-		$(if $(DEPTH),--keep-decoder-layers "$(DEPTH)")
+		$(if $(filter stages,$@),--stages) $(if $(DEPTH),--keep-decoder-layers "$(DEPTH)")
 
 setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash scripts/setup.sh

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The whole way: preprocess, train, prune in two stages, finetune, translate, report.
+# The whole way: preprocess, train, then compress.py; or stage by stage.
 #
-# Usage: demo.sh [--data demo|multi30k] [--raw-dir DIR] [--keep-decoder-layers N]
+# Usage: demo.sh [--data demo|multi30k] [--raw-dir DIR] [--stages] [--keep-decoder-layers N]
 #                [ARGUMENT for every training step ...]
 #   --data         demo: a small corpus that is generated here (default); models in
 #                  checkpoints/demo. multi30k: the multi30k_*.sh scripts; models in
 #                  checkpoints/multi30k
 #   --raw-dir DIR  with multi30k: folder of its files, instead of a download
+#   --stages       instead of compress.py each of its steps: two pruning stages, finetuning,
+#                  translation, report. Without, the compressed model is in checkpoints/DATA/compressed
 #   --keep-decoder-layers N
-#                  with demo: stage 2 prunes in depth, too, to N decoder layers of two. Its models
+#                  with demo, stage by stage: stage 2 prunes in depth, too, to N decoder layers of two. Its models
 #                  stand beside the others as stage2-decoderN and finetuned-decoderN, table and
 #                  picture in checkpoints/demo-decoderN
 # What has finished is skipped, what was interrupted continues.
@@ -24,18 +26,21 @@ COMPRESSION_RATE=0.2  # parameters kept
 PERIOD=5              # epochs of each pruning stage
 FINETUNING_EPOCHS=5
 FINETUNING_LR=1e-3
+COMPRESSION_EPOCHS=12
 
 take_raw_dir "$@"
 raw=()
 [ -z "$raw_dir" ] || raw=(--raw-dir "$raw_dir")
 data=demo
 layers=
+stages=
 arguments=()
 set -- ${REST[@]+"${REST[@]}"}
 while [ $# -gt 0 ]; do
     case $1 in
         --data) [ $# -ge 2 ] || refuse "--data needs a value"; data=$2; shift ;;
         --data=*) data=${1#*=} ;;
+        --stages) stages=1 ;;
         --keep-decoder-layers) [ $# -ge 2 ] || refuse "$1 needs a value"; layers=$2; shift ;;
         --keep-decoder-layers=*) layers=${1#*=} ;;
         *) arguments+=("$1") ;;
@@ -51,7 +56,7 @@ depth=()
 if [ -n "$layers" ]; then
     [ "$data" = demo ] || refuse "--keep-decoder-layers goes with --data demo: give it to multi30k_srp_pruning.sh"
     [[ $layers =~ ^[12]$ ]] || refuse "--keep-decoder-layers $layers: the demo's model has 2; give 1 or 2"
-    depth=(--keep-decoder-layers "$layers")
+    depth=(--keep-decoder-layers "$layers") stages=1
 fi
 shape=${layers:+-decoder$layers}
 find_python
@@ -112,6 +117,16 @@ translate() {  # translate NAME CHECKPOINT
 
 prepare
 base "${ARGS[@]}"
+if [ -z "$stages" ]; then
+    epochs=()
+    [ "$data" != demo ] || epochs=(--epochs $COMPRESSION_EPOCHS)
+    "$PYTHON" ../src/compress.py "$BIN" --path "$CKPT/base/checkpoint_best.pt" --output "$CKPT/compressed" \
+        --compression-rate $COMPRESSION_RATE ${epochs[@]+"${epochs[@]}"} --lowercase \
+        --tokenizer moses --moses-no-dash-splits --bpe-codes "$BIN/code" \
+        -- ${arguments[@]+"${arguments[@]}"}
+    say "finished"
+    exit
+fi
 pruning "${ARGS[@]}"
 finetuning "${ARGS[@]}"
 translate base checkpoint_best.pt

@@ -142,6 +142,8 @@ def run(args, cfg) -> None:
             **bleu.report(scores),
             **facts,
             **evaluation.report_translation(cfg, steps, engine),
+            "detok": args.detok or _usual_detok(cfg),
+            "target_lang": task.cfg.target_lang,
             "reference": args.reference,
             "skipped_sentences": len(skipped),
             "num_updates": loaded.updates,

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path[0] = str(FOLDER.parent)  # this folder is a package, not a module path
     sys.exit(importlib.import_module(f"{FOLDER.name}.report").main())
 
-from typing import List, Optional  # noqa: E402
+from typing import List, Optional, Sequence  # noqa: E402
 
 import pandas as pd  # noqa: E402
 
@@ -43,7 +43,13 @@ from .files import (
 )
 
 
-def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]) -> None:
+def write(
+    output: Path,
+    numbers: pd.DataFrame,
+    notes: List[str],
+    runs: List[Run],
+    trainings: Sequence[Path] = (),
+) -> None:
     """report.html, report.csv, report.md and report.png in ``output``."""
     with atomic_write(str(output / "report.csv"), encoding="utf-8") as stream:
         numbers.to_csv(stream, index=False)
@@ -55,7 +61,7 @@ def write(output: Path, numbers: pd.DataFrame, notes: List[str], runs: List[Run]
     with atomic_write(str(output / "report.png"), "wb") as stream:
         draw(runs, stream)
     with atomic_write(str(output / "report.html"), encoding="utf-8") as stream:
-        stream.write(page(runs, readable(numbers), notes))
+        stream.write(page(runs, readable(numbers), notes, trainings))
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
@@ -70,6 +76,15 @@ def main(arguments: Optional[List[str]] = None) -> None:
         metavar="DIR",
         help="where report.{html,csv,md,png} go (default: the parent of the first run)",
     )
+    parser.add_argument(
+        "--trainings",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        default=(),
+        help="folders with results.csv, of trainings in between that were not tested: the page "
+        "has curves of them, too",
+    )
     args = parser.parse_args(arguments)
     folders = find_runs(args.runs)
     output = args.output or folders[0].resolve().parent
@@ -77,7 +92,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     make_output_folder(str(output), "--output")
     numbers, notes = table(runs), conditions(runs)
     with ending_quietly("the report is not complete"):
-        write(output, numbers, notes, runs)
+        write(output, numbers, notes, runs, args.trainings)
         print(readable(numbers).to_string(index=False))
         print("\n".join(notes))
         print(f"wrote {output}/report.html, report.csv, report.md and report.png")

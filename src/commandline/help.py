@@ -32,7 +32,8 @@ def missing_part(message: str) -> Optional[str]:
         (f"an --arch of this plug-in: {ARCHITECTURES}", MODEL_REGISTRY["srp"]),
         ("--criterion srp", CRITERION_REGISTRY["srp"]),
     ):
-        ours = _options(part) - _options(part.__mro__[1])  # what fairseq's class has not
+        of_fairseq = next(c for c in part.__mro__ if c.__module__.startswith("fairseq."))
+        ours = _options(part) - _options(of_fairseq)
         for option in message.replace("=", " ").split():
             if option in ours:
                 return f"{option} needs {choice}"

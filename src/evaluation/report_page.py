@@ -1,6 +1,7 @@
 """The report as one page for a browser, which needs nothing but itself."""
 
 import importlib.resources
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import jinja2
@@ -16,19 +17,21 @@ SAMPLES = 8
 COMMAND = ".started"  # the training's command, where scripts/ ran it
 
 
-def _curves(runs: Sequence[Run]) -> Dict[str, List[Series]]:
+def _curves(runs: Sequence[Run], trainings: Sequence[Path]) -> Dict[str, List[Series]]:
     """Validation loss, BLEU and parameters over the updates of all runs, one after the other."""
+    folders = [(folder.name, folder) for folder in trainings]
+    folders += [(run["name"], run["folder"]) for run in runs]
     names = {"valid_loss": "validation loss", "bleu": "BLEU", "parameters": "parameters"}
     curves: Dict[str, List[Series]] = {title: [] for title in names.values()}
     before = 0
-    for run in runs:
-        rows = read_results(str(run["folder"] / RESULTS))
+    for name, folder in folders:
+        rows = read_results(str(folder / RESULTS))
         if not rows:
             continue
         for column, title in names.items():
             known = [row for row in rows if row.get(column)]
             points = [(before + int(r["num_updates"]), float(r[column])) for r in known]
-            curves[title].append(Series(run["name"], points))
+            curves[title].append(Series(name, points))
         before += max((int(row["num_updates"]) for row in rows), default=0)
     return curves
 
@@ -108,7 +111,12 @@ def _against(runs: Sequence[Run], field: str, across: str) -> Optional[str]:
     return chart([Series("", points, labels)], across, "BLEU")
 
 
-def page(runs: Sequence[Run], table: pd.DataFrame, notes: Sequence[str]) -> str:
+def page(
+    runs: Sequence[Run],
+    table: pd.DataFrame,
+    notes: Sequence[str],
+    trainings: Sequence[Path] = (),
+) -> str:
     """The page.
 
     Args:
@@ -116,6 +124,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, notes: Sequence[str]) -> str:
             what it is compared with.
         table: for people, see :func:`~.report_table.readable`.
         notes: conditions of the figures.
+        trainings: folders of others, before the runs', for the curves.
     """
     ends = [runs[0], runs[-1]]
     translations = [read_translations(run["folder"]) for run in ends]
@@ -142,7 +151,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, notes: Sequence[str]) -> str:
         ],
         curves=[
             (title, chart(series, "updates", title), [one.name for one in series])
-            for title, series in _curves(runs).items()
+            for title, series in _curves(runs, trainings).items()
         ],
         sides=_widths(runs[-1]),
         columns=list(table.columns),

@@ -32,7 +32,6 @@ class SRPModel(ScriptForm, TransformerModel):
     among the weights are inserted likewise.
     """
 
-    config_class = SRPConfig
     script_class = TransformerModel
     # called with the model when weights have been loaded, see --adapter-path
     after_loading: Optional[Callable] = None

@@ -174,6 +174,8 @@ def compress(args: argparse.Namespace) -> Optional[Headline]:
     Pipeline(args.output, [recipe.plan(goal)], rest).run()
     headline = finish(args, base, found)
     print("\n".join(headline.lines()))
+    report = next(step.name for step in found if step.name.endswith("-report"))
+    print(f"report: {os.path.join(args.output, report, 'report.html')}")
     return headline
 
 
@@ -216,9 +218,6 @@ def finish(args, base: Base, steps: List[Step]) -> Headline:
         (folders["test-base"], folders["test"]),
         export and os.path.join(args.output, export),
         os.path.join(folders["speed"], SPEED),
-        "none" if base.splitting == PIECES else "moses",
-        base.languages[1],
-        args.lowercase,
     )
     kept = text.keep(args.output, args, base.languages)
     result = {

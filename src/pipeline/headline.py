@@ -1,19 +1,12 @@
 """What a compression brought: BLEU, size and speed before and after, in a few lines."""
 
 import json
-import logging
 import os
-import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from sacrebleu.metrics import BLEU
-from sacrebleu.significance import PairedTest
-
-from ..evaluation.bleu import detokenizer, read_references
-
-SAMPLES = 1000
-_LINE = re.compile(r"^([TD])-(\d+)\t(.*)$")
+from ..evaluation.samples import compare, read_translations
 
 
 @dataclass(frozen=True)
@@ -21,23 +14,25 @@ class Headline:
     """Figures of the model before and after.
 
     Attributes:
-        bleu: before and after; None without references.
-        p: of the paired bootstrap test for the difference, one-sided.
+        scores: BLEU and chrF before and after (None without references), p of the paired
+            bootstrap test for the difference, one-sided, and sacreBLEU's signature.
         bytes: weights in float32 before, what is deployed after.
         parameters: before and after.
         faster: for each engine times as fast as stock fairseq with the uncut model, and as the
             uncut model in the same engine; medians of rounds side by side.
         conditions: of speed.
-        signature: of BLEU.
     """
 
-    bleu: Tuple[Optional[float], Optional[float]]
-    p: Optional[float]
+    scores: Dict[str, Tuple[Optional[float], Optional[float], Optional[float], Optional[str]]]
     bytes: Tuple[int, int]
     parameters: Tuple[int, int]
     faster: Dict[str, Tuple[float, float]]
     conditions: str
-    signature: Optional[str]
+
+    @property
+    def bleu(self) -> Tuple[Optional[float], Optional[float]]:
+        """Before and after."""
+        return self.scores["BLEU"][:2]
 
     def lines(self) -> List[str]:
         """As they are printed."""
@@ -53,43 +48,13 @@ class Headline:
             f"{smaller:.1f} times smaller: {self.bytes[1] / 1e6:.2f} MB instead of "
             f"{self.bytes[0] / 1e6:.2f}, {share:.1%} of its {self.parameters[0]:,} parameters"
         )
-        if None not in self.bleu:
-            p = "" if self.p is None else f", p = {self.p:.3f} (paired bootstrap, one-sided)"
-            found.append(f"BLEU {self.bleu[1]:.2f}, before {self.bleu[0]:.2f}{p}")
-            found.append(f"BLEU: {self.signature}")
-        found.append(f"speed: {self.conditions}")
+        for name, (before, after, p, signature) in self.scores.items():
+            if None in (before, after):
+                continue
+            chance = "" if p is None else f", p = {p:.3f}"
+            found.append(f"{name} {after:.2f}, before {before:.2f}{chance} ({signature})")
+        found.append(f"speed: {self.conditions}; p: paired bootstrap, one-sided")
         return found
-
-
-def read_translations(path: str, detok: str, language: str) -> Tuple[List[str], List[str]]:
-    """Best translations and the data's target side in a file of generate.py, as text.
-
-    Returns:
-        Both in the order of the set; no target side where the file has none.
-    """
-    found: Dict[str, Dict[int, str]] = {"D": {}, "T": {}}
-    with open(path, encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            match = _LINE.match(line.rstrip("\n"))
-            if match:
-                text = match[3].partition("\t")[2] if match[1] == "D" else match[3]
-                found[match[1]].setdefault(int(match[2]), text)
-    plain = detokenizer(detok, language)
-    return tuple([plain(part[n]) for n in sorted(found["D"]) if n in part]
-                 for part in (found["D"], found["T"]))  # fmt: skip
-
-
-def paired_p(first: List[str], second: List[str], references: List[str], lower: bool) -> float:
-    """How often resampling alone makes one system's BLEU better by as much; one-sided."""
-    level = logging.getLogger("sacrebleu").level
-    logging.getLogger("sacrebleu").setLevel(logging.WARNING)
-    try:
-        metric = BLEU(lowercase=lower, references=[references])
-        systems = [("baseline", first), ("system", second)]
-        test = PairedTest(systems, {"BLEU": metric}, None, "bs", n_samples=SAMPLES)
-        return float(test()[1]["BLEU"][1].p_value)
-    finally:
-        logging.getLogger("sacrebleu").setLevel(level)
 
 
 def _report(folder: str) -> Dict[str, Any]:
@@ -102,46 +67,32 @@ def folder_bytes(path: str) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
 
 
-def read_headline(
-    folders: Tuple[str, str],
-    deployed: Optional[str],
-    speed: str,
-    detok: str,
-    language: str,
-    lowercase: bool,
-) -> Headline:
+def read_headline(folders: Tuple[str, str], deployed: Optional[str], speed: str) -> Headline:
     """The figures of two tests.
 
     Args:
         folders: of the steps that translated the test set before and after.
         deployed: folder of the exported model, None if there is none.
         speed: what plan.py wrote of the compressed model.
-        detok: how output becomes text, see generate.py.
     """
     before, after = (_report(folder) for folder in folders)
-    texts = [read_translations(os.path.join(f, "generate.txt"), detok, language) for f in folders]
-    references = texts[0][1]
     with open(speed, encoding="utf-8") as stream:
         measured = json.load(stream)
     how, faster = measured["conditions"], {}
     for row in measured["rows"]:
         if row["share"] < 1:
             faster[row["engine"]] = row["times_fairseq"], row["speed_up"]
-    p = None
-    if after["reference"]:
-        references = read_references(after["reference"], len(texts[0][0]))
-    if len(references) == len(texts[0][0]) == len(texts[1][0]):
-        p = paired_p(texts[0][0], texts[1][0], references, lowercase)
+    runs = [{**before, "name": "before"}, {**after, "name": "after"}]
+    scores = compare(runs, [read_translations(Path(folder)) for folder in folders])
     return Headline(
-        bleu=(before["bleu"], after["bleu"]),
-        p=p,
+        scores={d.name: (*d.scores, d.p_value, d.signature) for d in scores}
+        or {"BLEU": (before["bleu"], after["bleu"], None, after.get("bleu_signature"))},
         bytes=(
             before["model_bytes"],
             folder_bytes(deployed) if deployed else after["model_bytes"],
         ),
-        parameters=(before["uncut_parameters"], after["parameters"]),
+        parameters=(before["parameters"], after["parameters"]),
         faster=faster,
         conditions=f"{how['machine']}, {how['threads']} threads, {how['sentences']} sentences of "
         f"set {how['gen_subset']}, beam {how['beam']}, {how['rounds']} rounds",
-        signature=after.get("bleu_signature"),
     )

@@ -255,9 +255,12 @@ class Recipe:
         self._test("test-base", base.data, base.path)
         self._test("test", translated, model, *engine)
         folders = [os.path.join(args.output, step.name) for step in self.steps[-2:]]
+        scripts = ("pruning.py", "finetuning.py")
+        names = [s.name for s in self.steps if os.path.basename(s.command[0]) in scripts]
+        trainings = [os.path.join(args.output, name, "") for name in names]
         self._speed(goal, translated, model)
         self._add("report", "report.py", *(os.path.join(f, "") for f in folders),
-            "--output", "{here}", results=("report.md",))  # fmt: skip
+            "--output", "{here}", "--trainings", *trainings, results=("report.html",))  # fmt: skip
         return self.steps
 
     def _fast_engine(self) -> Tuple[str, ...]:

@@ -28,6 +28,8 @@ import check_env  # noqa: E402
 import preprocess  # noqa: E402
 import show_samples  # noqa: E402
 
+from src.pipeline import options as compress_options  # noqa: E402
+
 SCRIPTS = sorted(p for p in (ROOT / "scripts").glob("*.sh") if p.name != "common.sh")
 BASH = shutil.which("bash")
 
@@ -627,7 +629,15 @@ def test_the_demo_in_depth_stands_beside_the_other(project, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout, [line for line in log.read_text().splitlines() if "../src" in line]
 
-    _, plain = calls()
+    _, (training, compression) = calls()
+    assert (
+        training.startswith("../src/train.py") and "--save-dir ../checkpoints/demo/base" in training
+    )
+    words = compression.split()
+    assert words[0] == "../src/compress.py" and words[-1] == "--"  # no options of trainings
+    assert "--path ../checkpoints/demo/base/checkpoint_best.pt" in compression
+    compress_options.parse(words[1:])
+    _, plain = calls("--stages")
     assert [line.split()[0] for line in plain].count("../src/pruning.py") == 2
     assert not any("--keep-decoder-layers" in line for line in plain)
     output, deep = calls("--keep-decoder-layers", "1")
@@ -652,6 +662,8 @@ def test_depths_that_the_demo_has_not(project):
     refused(demo("--keep-decoder-layers"), "--keep-decoder-layers needs a value")
     several = demo("--data", "multi30k", "--keep-decoder-layers", "1")
     refused(several, "--keep-decoder-layers goes with --data demo")
+    assert "--stages" in run("make", "-n", "stages", cwd=project).stdout
+    assert "--stages" not in run("make", "-n", cwd=project).stdout
     done = run("make", "-n", "demo", "DEPTH=1", cwd=project)
     assert 'demo.sh --data "demo"' in done.stdout and '--keep-decoder-layers "1"' in done.stdout
     assert "--keep-decoder-layers" not in run("make", "-n", "demo", cwd=project).stdout
