@@ -88,4 +88,7 @@ def keep_zeros(trainer: Trainer, goes_on_from: Optional[Dict[str, Any]]) -> None
         )
     run = KeptZeros(model)
     task.pruning_runs = [*task.pruning_runs, run]
-    logger.info(f"zeros of the model stay zeros: sparsity {run.sparsity:.4f} (--release-zeros)")
+    logger.info(
+        f"weights that are zero stay zero (sparsity {run.sparsity:.4f}); --release-zeros lets "
+        "them learn"
+    )

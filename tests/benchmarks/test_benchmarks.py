@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import importlib
+import os
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ import common  # noqa: E402
 import importance  # noqa: E402
 import translation_speed  # noqa: E402
 
-from src.errors import ending_program
+from src.errors import UserError, ending_program
 
 
 class Task:
@@ -67,6 +69,30 @@ def test_names_of_checkpoints():
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             assert list(translation_speed.short_names(given).values()) == expected
+
+
+def test_damaged_files_are_judged_by_what_readers_make_of_them(tmp_path):
+    from damage.kind import attempt, digest, outcome
+
+    held = {"weights": [torch.ones(3), torch.zeros(2, dtype=torch.int8)], "note": "é"}
+    path = str(tmp_path / "file")
+
+    def refuse(path, room=0):
+        torch.ones(room // 4)
+        raise UserError(f"{path}: is damaged\nhere")
+
+    readers = {
+        "same": lambda path: held,
+        "other": lambda path: {**held, "note": "e"},
+        "refused": refuse,
+        "memory": lambda path: refuse(path, 300 * 2**20),
+        "traceback": lambda path: {}["none"],
+        "crash": lambda path: os.kill(os.getpid(), signal.SIGKILL),
+    }
+    for expected, read in readers.items():
+        assert outcome(attempt(read, path), digest(held), size=100) == expected
+    assert attempt(refuse, path)["refused"] == f"{path}: is damaged here"
+    assert digest(held) != digest({**held, "weights": [-torch.ones(3), held["weights"][1]]})
 
 
 @pytest.mark.parametrize(

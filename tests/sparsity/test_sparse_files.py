@@ -711,6 +711,7 @@ def test_wrong_content_with_right_checksums_is_an_error_of_the_file(
 ):
     """Whoever makes a file can make its checksums, but no other exception."""
     monkeypatch.setattr(storage, "_available_memory", lambda: 10**6)
+    monkeypatch.setattr(storage, "_ASKED_FROM", 10**6)
     data = to_bytes(small_state(), {"note": ""})
     header, buffers = opened(data)
     assert_same(load_bytes(sealed(header, buffers)), small_state())
