@@ -12,6 +12,11 @@ the same dictionaries, validation and test data. Its training part holds every s
 twice: with its own translation, and with the model's best one. So an epoch is twice as
 long: halve the epochs. --without-original leaves people's translations out.
 
+--source-text FILE ... adds further sentences that only the model translates: the more, the
+closer a small model comes to a large one. Lines are as the data's tokens, or raw with
+fairseq's --tokenizer and --bpe (and --lowercase); what the data holds already, validation and
+test sets among it, is left out, and so are repetitions.
+
 Options of the search are generate.py's (--beam 5 is the default here), and so is
 --engine ctranslate2 --quantization int8, which is the fastest on a CPU. What was
 translated is kept in OUTPUT.part: an interrupted run goes on.
@@ -27,18 +32,16 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(f"{FOLDER.name}.distill_data").main())
 
 import argparse  # noqa: E402
+import copy  # noqa: E402
 import hashlib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
-from typing import Dict, List, Optional  # noqa: E402
+from contextlib import suppress  # noqa: E402
+from typing import List, Optional, Sequence  # noqa: E402
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from fairseq import utils  # noqa: E402
-from fairseq.data import Dictionary  # noqa: E402
-from fairseq.data.indexed_dataset import make_builder  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from .checkpoints.adapters import adapter_files  # noqa: E402
@@ -46,9 +49,16 @@ from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks import checksums  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
-from .decoding.translate import make_batches, make_generator, translate  # noqa: E402
-from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .deployment.export import FILES  # noqa: E402
+from .distillation import source_text  # noqa: E402
+from .distillation.output import write_data  # noqa: E402
+from .distillation.translations import (  # noqa: E402
+    above,
+    best_bleu,
+    best_score,
+    empty_lines,
+    translate_set,
+)
 from .errors import UserError  # noqa: E402
 from .files import (  # noqa: E402
     atomic_write,
@@ -62,8 +72,7 @@ from .translation.loading import load  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-TRANSLATIONS, SETTINGS = "translations.txt", "settings"
-_NOT_COPIED = (".part", ".log")
+TRANSLATIONS, ADDED, SETTINGS = "translations.txt", "source_text.txt", "settings"
 # Options of the task that decide what is translated, and how.
 _DECIDING = (
     *("source_lang", "target_lang", "max_source_positions", "max_target_positions"),
@@ -84,6 +93,31 @@ def get_parser() -> argparse.ArgumentParser:
         "--without-original",
         action="store_true",
         help="leave the data's own translations out of the training part",
+    )
+    group.add_argument(
+        "--choose",
+        choices=("score", "bleu"),
+        default="score",
+        help="which of the --beam hypotheses of a training sentence is taken: the model's best "
+        "one, or the one with the highest sentence BLEU against the data's own translation "
+        "(default: score)",
+    )
+    group.add_argument(
+        "--source-text",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further source sentences to translate, one a line, plain or gzipped (.gz)",
+    )
+    group.add_argument(
+        "--lowercase", action="store_true", help="make --source-text lower case first"
+    )
+    group.add_argument(
+        "--least-score",
+        type=float,
+        metavar="S",
+        help="leave out translations of --source-text whose mean log-probability of a token, "
+        "as on H- lines of generate.py, is lower (default: keep all)",
     )
     return parser
 
@@ -117,8 +151,8 @@ def check(args, cfg) -> None:
         ("--replace-unk", cfg.generation.replace_unk),
         ("--print-alignment", cfg.generation.print_alignment),
         ("--model-overrides", model_overrides(cfg.common_eval.model_overrides)),
-        ("--tokenizer", cfg.tokenizer and cfg.tokenizer._name),
-        ("--bpe", cfg.bpe and cfg.bpe._name),
+        ("--tokenizer", not args.source_text and cfg.tokenizer and cfg.tokenizer._name),
+        ("--bpe", not args.source_text and cfg.bpe and cfg.bpe._name),
         ("--remove-bpe/--post-process", cfg.common_eval.post_process),
         ("--detok", args.detok),
         ("--sacrebleu-lowercase", args.sacrebleu_lowercase),
@@ -137,6 +171,15 @@ def check(args, cfg) -> None:
                 f"{option}: would change the sentences that are written, people's "
                 "translations too; leave it out"
             )
+    for option, given in (
+        ("--lowercase", args.lowercase),
+        (f"--least-score {args.least_score}", args.least_score is not None),
+    ):
+        if given and not args.source_text:
+            raise UserError(f"{option}: is of --source-text; give files, or leave it out")
+    for path in args.source_text:
+        if not os.path.isfile(path):
+            raise UserError(f"--source-text {path}: no such file")
     multiple = cfg.dataset.required_batch_size_multiple
     if multiple != 1:
         raise UserError(
@@ -174,7 +217,7 @@ def settings(args, cfg) -> str:
     if args.ctranslate2_model:  # may have been exported anew under the same name
         names = sorted(FILES & set(os.listdir(args.ctranslate2_model)))
         files += [os.path.join(args.ctranslate2_model, name) for name in names]
-    for path in files:
+    for path in [*files, *args.source_text]:
         with open(path, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     engine = [args.engine, args.quantization, args.ctranslate2_model]
@@ -182,112 +225,13 @@ def settings(args, cfg) -> str:
     engine += [cfg.dataset.skip_invalid_size_inputs_valid_test]
     if weighted and weighted != [(adapters, 1.0)]:
         engine += [weight for _, weight in weighted]
+    if args.choose != "score":
+        engine += [args.choose]
+    if args.source_text:
+        engine += [args.lowercase, args.least_score, str(cfg.tokenizer), str(cfg.bpe)]
     task = {name: getattr(cfg.task, name, None) for name in _DECIDING}
     digest.update(str([dict(cfg.generation), engine, task]).encode())
     return digest.hexdigest()
-
-
-def read_translations(path: str, dataset, dictionary: Dictionary) -> Dict[int, List[int]]:
-    """Translations of an interrupted run, by sentence; a last line cut short is left out.
-
-    Args:
-        dataset: the sentences that it was to translate.
-        dictionary: of the translations.
-
-    Raises:
-        UserError: names the line that this tool has not written.
-    """
-    found: Dict[int, List[int]] = {}
-    if not os.path.isfile(path):
-        return found
-    with open(path, "rb") as stream:
-        lines = stream.read().split(b"\n")[:-1]
-    for place, line in enumerate(lines, 1):
-        number, *tokens = (int(x) if x.isdigit() else -1 for x in line.split(b" "))
-        if (
-            not 0 <= number < len(dataset)
-            or number in found
-            or tokens[-1:] != [dictionary.eos()]
-            or not all(0 <= token < len(dictionary) for token in tokens)
-        ):
-            raise UserError(
-                f"{path}: line {place} ({line[:30].decode('ascii', 'backslashreplace')}) is no "
-                "translation that this tool has written; remove the file to translate anew"
-            )
-        found[number] = tokens
-    return found
-
-
-def empty_lines(dataset) -> List[int]:
-    """Numbers of the sentences whose source has no word."""
-    return np.flatnonzero(np.asarray(dataset.src_sizes) <= 1).tolist()
-
-
-def translate_set(args, cfg, loaded, path: str) -> Dict[int, List[int]]:
-    """Translate what ``path`` doesn't hold yet, adding to it batch by batch.
-
-    Returns:
-        Token numbers of the best translation of each sentence, with the end.
-    """
-    task, models = loaded.task, loaded.models
-    dataset = task.dataset(cfg.dataset.gen_subset)
-    found = read_translations(path, dataset, task.target_dictionary)
-    if found:
-        logger.info(f"{len(found):,} sentences were translated before, in {path}")
-    engine = ctranslate2_engine.prepare(args, cfg, task, models[0], loaded.skipped)
-    generator = engine or make_generator(cfg, task, models)
-    # whatever a model makes of an empty line is an invention
-    left_out = {*found, *loaded.skipped, *empty_lines(dataset)}
-    # what fairseq-generate prints lacks them as well
-    no_words = task.target_dictionary.bos(), task.target_dictionary.pad()
-    mode = "r+b" if os.path.isfile(path) else "wb"
-    with refusing_failed_writes(path), open(path, mode) as stream:
-        content = stream.read() if found else b""
-        stream.truncate(content.rfind(b"\n") + 1)  # a line that a kill has cut short
-        stream.seek(0, os.SEEK_END)
-        batches = make_batches(cfg, task, models, left_out)
-        for number, _, _, hypotheses in translate(task, models, generator, batches):
-            tokens = hypotheses[0]["tokens"].tolist()
-            found[number] = [token for token in tokens if token not in no_words]
-            line = " ".join(map(str, [number, *found[number]]))
-            stream.write(f"{line}\n".encode("ascii"))
-            stream.flush()
-    return found
-
-
-def write_data(args, cfg, loaded, found: Dict[int, List[int]], part: str) -> int:
-    """Fill the new folder of data.
-
-    Args:
-        part: the folder, which gets its name when it is complete.
-
-    Returns:
-        Number of training pairs.
-    """
-    task, source = loaded.task, cfg.task.data
-    dataset = task.dataset(cfg.dataset.gen_subset)
-    for entry in os.scandir(source):
-        skipped = entry.name.startswith("train.") or entry.name.endswith(_NOT_COPIED)
-        if entry.is_file() and not skipped:
-            shutil.copyfile(entry.path, os.path.join(part, entry.name))
-    languages = cfg.task.source_lang or task.cfg.source_lang, task.cfg.target_lang
-    prefix = f"train.{'-'.join(languages)}"
-    if not os.path.isfile(os.path.join(source, f"{prefix}.{languages[0]}.idx")):
-        prefix = f"train.{'-'.join(languages[::-1])}"
-    dictionaries = task.source_dictionary, task.target_dictionary
-    # an empty translation teaches nothing
-    distilled = [i for i in range(len(dataset)) if len(found.get(i, ())) > 1]
-    own = [] if args.without_original else range(len(dataset))
-    for side, (language, dictionary) in enumerate(zip(languages, dictionaries)):
-        path = os.path.join(part, f"{prefix}.{language}")
-        builder = make_builder(f"{path}.bin", "mmap", vocab_size=len(dictionary))
-        texts: Optional[List[Tensor]] = (dataset.src, dataset.tgt)[side]  # None: no target
-        for number in own:
-            builder.add_item(texts[number])
-        for number in distilled:
-            builder.add_item(torch.tensor(found[number]) if side else texts[number])
-        builder.finalize(f"{path}.idx")
-    return len(own) + len(distilled)
 
 
 def run(args, cfg) -> None:
@@ -328,14 +272,26 @@ def make(args, cfg, loaded, folder: str) -> None:
     if os.path.isfile(path) and before != key.encode():
         logger.warning(f"{folder}: is of other data, models or options; starting over")
         os.remove(path)
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, ADDED))
     with atomic_write(mark) as stream:
         stream.write(key)
     begin = time.perf_counter()
-    found = translate_set(args, cfg, loaded, path)
+    choose = best_score
+    if args.choose == "bleu":
+        choose = best_bleu(loaded.task.target_dictionary)
+        cfg.generation.nbest = cfg.generation.beam  # what an engine gives back
+    found = translate_set(args, cfg, loaded, path, choose)
+    added, of_text = [], ""
+    if args.source_text:
+        limit = min(model.max_positions()[0] for model in loaded.models)
+        text = source_text.add_set(loaded.task, cfg, args.source_text, args.lowercase, limit)
+        added = translate_text(args, cfg, loaded, os.path.join(folder, ADDED), text)
+        of_text = f", {len(added):,} of them of {len(text.sentences):,} sentences of --source-text"
     seconds = time.perf_counter() - begin
     output = args.output.rstrip("/")
     with refusing_failed_writes(output), new_folder(output) as part:
-        pairs = write_data(args, cfg, loaded, found, part)
+        pairs = write_data(args, cfg, loaded, found, part, added)
         checksums.write(part)
     shutil.rmtree(folder)
     dataset, compared = loaded.task.dataset(cfg.dataset.gen_subset), ""
@@ -346,8 +302,18 @@ def make(args, cfg, loaded, folder: str) -> None:
     left_out = f", {empty:,} empty lines left out" if empty else ""
     print(
         f"{len(found):,} of {len(dataset):,} sentences translated in {seconds:.0f} s{left_out}"
-        f"{compared}; {args.output} has {pairs:,} training pairs"
+        f"{compared}; {args.output} has {pairs:,} training pairs{of_text}"
     )
+
+
+def translate_text(args, cfg, loaded, path: str, text) -> List[Sequence[Tensor]]:
+    """Pairs of the sentences of ``--source-text`` and their translations."""
+    of_text = copy.deepcopy(cfg)
+    of_text.dataset.gen_subset = source_text.NAME
+    of_text.generation.nbest = 1
+    loaded = loaded._replace(skipped=[])
+    choose = best_score if args.least_score is None else above(args.least_score)
+    return source_text.pairs(text, translate_set(args, of_text, loaded, path, choose))
 
 
 def main(arguments: Optional[List[str]] = None) -> None:

@@ -1,13 +1,16 @@
 """Training data whose target side a model has translated."""
 # ruff: noqa: F811  (fixtures are imported)
 
+import gzip
 import shutil
 from pathlib import Path
 
 import pytest
 from fairseq.data import Dictionary, data_utils
+from sacrebleu import sentence_bleu
 
 from src import distill_data, export, generate
+from src.distillation import translations
 from src.errors import UserError, ending_program
 from src.files import sole_process
 from tests.support.training import RUN, run_training
@@ -94,7 +97,7 @@ def test_an_empty_translation_is_no_pair(data, checkpoints, tmp_path, monkeypatc
 
 def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, capsys):
     distill(data, checkpoints.dense, tmp_path / "whole")
-    original, calls = distill_data.make_batches, []
+    original, calls = translations.make_batches, []
 
     def stopping(*args):
         for number, sample in enumerate(original(*args)):
@@ -103,7 +106,7 @@ def test_an_interrupted_run_goes_on(data, checkpoints, tmp_path, monkeypatch, ca
                 raise KeyboardInterrupt
             yield sample
 
-    monkeypatch.setattr(distill_data, "make_batches", stopping)
+    monkeypatch.setattr(translations, "make_batches", stopping)
     with pytest.raises(SystemExit) as stop, ending_program():
         distill(data, checkpoints.dense, tmp_path / "new")
     assert stop.value.code == 130 and not (tmp_path / "new").exists()
@@ -177,7 +180,7 @@ def test_settings_that_are_no_text_start_over(data, checkpoints, tmp_path, monke
 def test_too_long_sentences_are_left_out(data, checkpoints, tmp_path, capsys):
     limit = ["--max-source-positions", "9", "--skip-invalid-size-inputs-valid-test"]
     distill(data, checkpoints.dense, tmp_path / "new", *limit, "--without-original")
-    short = [source for source in read(data, "train", "de") if len(source) <= 9]
+    short = [source for source in read(data, "train", "de") if 1 < len(source) <= 9]
     assert 0 < len(short) < PAIRS
     assert f"{len(short)} of {PAIRS} sentences translated" in capsys.readouterr().out
     found = read(tmp_path / "new", "train", "de")
@@ -319,3 +322,129 @@ def test_one_process_at_a_time(data, checkpoints, tmp_path):
     assert not (part / "translations.txt").exists()
     distill(data, checkpoints.dense, output)
     assert output.is_dir() and not part.exists()
+
+
+def add_text(folder):
+    """Lines of the data's tokens: new ones, one twice, known ones, an empty and a long one."""
+    known = random_pairs(5, PAIRS)
+    lines = ["Hund rot", "ein Ba@@ um läuft .", "Hund rot", known[0][0], "", "Hund " * 40]
+    path = folder / "more.de"
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    packed = folder / "more.de.gz"
+    packed.write_bytes(gzip.compress("eine Frau steht\nHund rot\n".encode()))
+    return str(path), str(packed)
+
+
+@pytest.mark.parametrize("engine", [[], ["--engine", "ctranslate2"]], ids=["pytorch", "ct2"])
+def test_source_text_is_translated_too(data, checkpoints, tmp_path, engine, capsys):
+    distill(data, checkpoints.dense, tmp_path / "without", *engine)
+    files = add_text(tmp_path)
+    distill(data, checkpoints.dense, tmp_path / "new", *engine, "--source-text", *files)
+    said = capsys.readouterr().out
+    words = Dictionary.load(str(data / "dict.de.txt"))
+    lines = ["Hund rot", "ein Ba@@ um läuft .", "eine Frau steht"]
+    expected = [words.encode_line(x, add_if_not_exist=False).tolist() for x in lines]
+    source, before = (
+        read(tmp_path / "new", "train", "de"),
+        read(tmp_path / "without", "train", "de"),
+    )
+    assert source[: len(before)] == before and source[len(before) :] == expected
+    assert "3 of them of 3 sentences of --source-text" in said
+    # what generate.py makes of them
+    folder = shutil.copytree(data, tmp_path / "as test data")
+    write_data(folder, [(line, "the") for line in lines], "test")
+    printed = [str(folder), "--path", checkpoints.dense, *OPTIONS, *engine]
+    generate.main([*printed, "--results-path", str(tmp_path)])
+    found = hypotheses((tmp_path / "generate-test.txt").read_text(), "H")
+    target = Dictionary.load(str(data / "dict.en.txt"))
+    texts = [target.encode_line(found[n], add_if_not_exist=False).tolist() for n in range(3)]
+    assert read(tmp_path / "new", "train", "en")[len(before) :] == texts
+
+
+def test_source_text_that_scores_low_is_left_out(data, checkpoints, tmp_path, capsys):
+    files = add_text(tmp_path)
+    options = ["--source-text", *files, "--least-score", "0"]
+    distill(data, checkpoints.dense, tmp_path / "none", *options)
+    assert "0 of them of 3 sentences of --source-text" in capsys.readouterr().out
+    options[-1] = "-100"
+    distill(data, checkpoints.dense, tmp_path / "all", *options)
+    assert "3 of them of 3 sentences of --source-text" in capsys.readouterr().out
+
+
+def test_a_run_with_source_text_goes_on_and_notices_other_text(
+    data, checkpoints, tmp_path, monkeypatch, capsys
+):
+    files = add_text(tmp_path)
+    options = ["--source-text", *files, "--batch-size", "1"]
+    distill(data, checkpoints.dense, tmp_path / "whole", *options)
+    original = translations.make_batches
+
+    def stopping(cfg, *args):
+        for number, sample in enumerate(original(cfg, *args)):
+            if cfg.dataset.gen_subset == "source-text" and number == 2:
+                raise KeyboardInterrupt
+            yield sample
+
+    monkeypatch.setattr(translations, "make_batches", stopping)
+    with pytest.raises(SystemExit), ending_program():
+        distill(data, checkpoints.dense, tmp_path / "new", *options)
+    part = tmp_path / "new.part"
+    assert len((part / distill_data.ADDED).read_text().splitlines()) == 2
+    monkeypatch.setattr(translations, "make_batches", original)
+    distill(data, checkpoints.dense, tmp_path / "new", *options)
+    for language in ("de", "en"):
+        assert read(tmp_path / "new", "train", language) == read(
+            tmp_path / "whole", "train", language
+        )
+
+
+def test_the_hypothesis_closest_to_the_data_is_chosen(data, checkpoints, tmp_path):
+    distill(data, checkpoints.dense, tmp_path / "bleu", "--choose", "bleu", "--without-original")
+    folder = str(tmp_path / "printed")
+    printed = [str(data), "--path", checkpoints.dense, *OPTIONS, "--nbest", "2"]
+    generate.main([*printed, "--gen-subset", "train", "--results-path", folder])
+    words = Dictionary.load(str(data / "dict.en.txt"))
+    candidates = {}
+    for line in (tmp_path / "printed/generate-train.txt").read_text().splitlines():
+        if line.startswith("H-"):
+            number, _, text = line[2:].split("\t")
+            tokens = words.encode_line(text, add_if_not_exist=False).tolist()
+            candidates.setdefault(int(number), []).append((text, tokens))
+    targets, sources = read(data, "train", "en"), read(data, "train", "de")
+    chosen = dict(
+        zip(
+            map(str, read(tmp_path / "bleu", "train", "de")), read(tmp_path / "bleu", "train", "en")
+        )
+    )
+    different = 0
+    for number, found in candidates.items():
+        if number == EMPTY or str(sources[number]) not in chosen:
+            continue
+        reference = words.string(targets[number], "@@ ")
+        scores = [
+            sentence_bleu(f"{text} ".replace("@@ ", "").strip(), [reference], tokenize="none").score
+            for text, _ in found
+        ]
+        best = scores.index(max(scores))
+        different += best != 0
+        assert chosen[str(sources[number])] == found[best][1]
+    assert different
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--lowercase"], "--lowercase: is of --source-text"),
+        (["--least-score", "-1"], "--least-score -1.0: is of --source-text"),
+        (["--source-text", "/nothing"], "--source-text /nothing: no such file"),
+        (["--source-text", "{latin}"], "--source-text .*latin: can't be read as UTF-8 text"),
+        (["--source-text", "{known}"], "nothing to translate is left: 0 sentences"),
+    ],
+)
+def test_source_text_that_is_refused(data, checkpoints, tmp_path, options, said):
+    (tmp_path / "latin").write_bytes("läuft\n".encode("latin-1"))
+    (tmp_path / "known").write_text(random_pairs(5, PAIRS)[0][0] + "\n")
+    places = {name: str(tmp_path / name) for name in ("latin", "known")}
+    with pytest.raises(UserError, match=said):
+        distill(data, checkpoints.dense, tmp_path / "new", *(x.format(**places) for x in options))
+    assert not (tmp_path / "new").exists()
