@@ -13,12 +13,15 @@ from fairseq_cli import validate as fairseq_validate
 
 from src import (
     average_checkpoints,
+    compress,
     distill_data,
     export,
     export_adapters,
     export_sparse,
     flops_counter,
     generate,
+    plan,
+    pruning,
     sparsity_report,
     trim_vocabulary,
 )
@@ -86,6 +89,26 @@ READERS: Dict[str, Reader] = {
         export_adapters.main, "--path", "{path}", "--output", "{out}/adapters.pt"
     ),
     "trim_vocabulary.py": command(trim_vocabulary.main, "{data}", "--path", "{path}", "--dry-run"),
+    "plan.py": command(
+        *(plan.main, "{data}", "--path", "{path}", "--rates", "0.5", "--depths", "1+1"),
+        *("--rounds", "1", "--sentences", "2", "--engines", "pytorch"),
+    ),
+    "compress.py": command(
+        *(
+            lambda _: compress.main(),
+            "{data}",
+            "--path",
+            "{path}",
+            "--output",
+            "{out}/model",
+            "--dry-run",
+        ),
+        *("--compression-rate", "0.5"),
+    ),
+    "pruning.py": command(
+        *(lambda _: pruning.main(), "{data}", "--pretrained-model", "{path}", *RUN),
+        *("--compression-rate", "0.5", "--save-dir", "{out}"),
+    ),
     "average_checkpoints.py": command(
         average_checkpoints.main, "--inputs", "{path}", "--output", "{out}/average.pt"
     ),
@@ -95,6 +118,7 @@ READERS: Dict[str, Reader] = {
     "--teacher-model": training("--teacher-model", "{path}", "--prob-kd", "1"),
     "--restore-file": training("--restore-file", "{path}", "--reset-dataloader"),
     "--finetune-from-model": training("--finetune-from-model", "{path}"),
+    "--ema-seed-model": training("--store-ema", "--ema-seed-model", "{path}"),
     "fairseq-generate": stock(fairseq_generate.cli_main, *BEAM),
     "fairseq-interactive": stock(
         fairseq_interactive.cli_main, "-s", "de", "-t", "en", "--buffer-size", "4", *BEAM
@@ -107,5 +131,5 @@ WITH_DATA = [
     name
     for name in READERS
     if name not in ("export_sparse.py", "export_adapters.py", "average_checkpoints.py")
-    and name not in ("flops_counter.py", "sparsity_report.py")
+    and name not in ("flops_counter.py", "sparsity_report.py", "--ema-seed-model")
 ]
