@@ -143,7 +143,12 @@ def kind(folder: Path) -> Kind:
 
     def use(tool: str, path: str) -> Any:
         with tempfile.TemporaryDirectory() as out:
-            result = READERS[tool](data, path, Path(out))
+            try:
+                result = READERS[tool](data, path, Path(out))
+            except SystemExit as stop:
+                if stop.code:
+                    raise
+                result = None  # pruned in one shot
         if hasattr(result, "get_model"):
             return dict(result.get_model().state_dict())
         lines = str(result).splitlines()
