@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..sequence_generator import FastSequenceGenerator
 from .sentences import STOCK, Batch, Sentence, Translation, Work, choose, in_batches
 
-SENTENCES = 128  # that a model translates in a round
+SENTENCES = 64  # that a model translates in a round
 CTRANSLATE2_BATCH = 16  # as generate.py has it
 # A model that finds no end would keep the timing waiting.
 MOST_STEPS = {"max_len_a": 2, "max_len_b": 10}
