@@ -172,12 +172,6 @@ RUN = (
     | "needs a GPU; on a CPU leave it out or use --cpu-bf16",
     Needs("cpu_bf16", lambda o: o.criterion in (None, "srp"))
     | "--criterion {o.criterion} trains in float32 all the same; use --criterion srp",
-    Needs(
-        "adaptive_softmax_cutoff",
-        lambda o: o.criterion not in (None, "srp", "label_smoothed_cross_entropy"),
-    )
-    | "has no loss by --criterion {o.criterion}; use --criterion adaptive_loss --ddp-backend "
-    "legacy_ddp, or leave it out",
     Needs("cpu_bf16", lambda o: not o.has_gpu) | "is for CPUs; use --amp or --fp16 on a GPU",
 )
 

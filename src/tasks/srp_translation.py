@@ -151,9 +151,16 @@ class SRPTranslationTask(TranslationTask):
         return self._with_adapters(super().build_model(cfg, from_checkpoint=True))
 
     def _check_model(self, model, cfg) -> None:
-        """Refuse what needs this plug-in's own model with another ``--arch``."""
+        """Refuse what another ``--arch`` than this plug-in's own can't do."""
         if isinstance(model, SRPModel):
             return
+        criterion = getattr(cfg, "criterion", None)
+        adaptive = getattr(getattr(model, "decoder", None), "adaptive_softmax", None)
+        if adaptive is not None and criterion in ("srp", "label_smoothed_cross_entropy"):
+            raise UserError(
+                f"--criterion {criterion}: --adaptive-softmax-cutoff has no gradient by it; use "
+                "--criterion adaptive_loss --ddp-backend legacy_ddp, or leave the cutoff out"
+            )
         for option, given in (
             ("--pretrained-model", self.cfg.pretrained_model),
             ("--compression-rate", self.cfg.compression_rate < 1),
