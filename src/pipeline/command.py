@@ -22,7 +22,7 @@ from ..deployment import loading, text
 from ..errors import UserError
 from ..files import atomic_write, make_output_folder
 from ..training.inherited_options import with_inherited
-from .base import CODES, PIECES, Base, read_base
+from .base import CODES, PIECES, WORDS, Base, read_base
 from .duration import in_words, training_seconds
 from .goal import PLAN, Goal, Plan, given_goal
 from .headline import Headline, read_headline
@@ -54,6 +54,11 @@ def check_base(args, base: Base) -> None:
                 f"--max-types {args.max_types}: text has to be split anew; add {option}, that "
                 "the data were made with"
             )
+    if args.max_types and base.splitting == WORDS:
+        raise UserError(
+            f"--max-types {args.max_types}: the data hold whole words, which can't be split anew; "
+            "leave it out (trim_vocabulary.py takes out types that are not used)"
+        )
 
 
 def check_trainings(args, base: Base, steps: List[Step]) -> None:

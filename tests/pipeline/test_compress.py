@@ -17,9 +17,9 @@ from src.connectivity.budget import ParameterCount
 from src.deployment import loading
 from src.errors import UserError
 from src.pipeline import command
-from src.pipeline.base import CODES, PIECES, WORDS, splitting
-from src.pipeline.goal import Goal
-from src.pipeline.recipe import schedule
+from src.pipeline.base import CODES, PIECES, WORDS, read_base, splitting
+from src.pipeline.goal import Goal, Plan
+from src.pipeline.recipe import Recipe, schedule
 from src.pipeline.runner import Pipeline
 from tests.support.training import ROOT, make_dictionary
 from tests.support.translation import run_tool
@@ -112,6 +112,10 @@ def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys, in_process):
         (["--compression-rate", "0.4", "--gen-subset", "test1"], "no set test1; name another"),
         (["--compression-rate", "0.4", "--reference", "x"], "--reference x: no such file"),
         (["--compression-rate", "0.4", "--bpe-codes", "pyproject.toml"], "no types of subword_nmt"),
+        (["--compression-rate", "0.4", "--max-types", "9"], "whole words, which can't be split"),
+        (["--speed-up", "2", "--keep-decoder-layers", "1"], "--speed-up chooses layers by itself"),
+        (["--speed-up", "0.5"], "--speed-up 0.5: must be above 1"),
+        (["--speed-up", "2", "--megabytes", "1"], "--speed-up --megabytes: exclude each other"),
         (["--compression-rate", "0.4", "--", "--max-tokens", "x"], "--max-tokens x: must be a"),
         (["--compression-rate", "0.4", "--", "--no-such-thing"], "--no-such-thing"),
     ],
@@ -126,6 +130,15 @@ def test_a_folder_of_something_else(data, base, tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(UserError, match="holds something else than a compression"):
         compress(data, base, tmp_path, "--compression-rate", "0.4")
+
+
+def test_another_kind_of_model(data, base, tmp_path):
+    state = torch.load(base)
+    del state["model"]["encoder.embed_tokens.weight"]
+    other = str(tmp_path / "other.pt")
+    torch.save(state, other)
+    with pytest.raises(UserError, match="is no SRP model or fairseq Transformer with encoder and"):
+        compress(data, other, tmp_path / "out", "--compression-rate", "0.4")
 
 
 def test_too_little_disk(data, base, tmp_path, monkeypatch):
@@ -148,6 +161,62 @@ def test_the_recipe_follows_the_size(rate):
 def test_layers_go_little_by_little():
     (part,) = schedule(Goal(0.5, decoder_layers=1), dropout=0.3, epochs=10)
     assert {"--keep-decoder-layers", "--pruning-iter"} <= set(part.options)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """What plan.py wrote of a model of 2+2 layers."""
+    rows = [
+        {
+            **{"engine": engine, "encoder_layers": 2, "decoder_layers": 2, "rate": rate},
+            **{"share": rate, "export_bytes": size * 10**6, "checkpoint_bytes": 4 * size * 10**6},
+            **{"speed_up": 1 / rate, "times_fairseq": 3 / rate},
+        }
+        for engine, more in (("ctranslate2-int8", 0), ("ctranslate2-int8-vmap", 1))
+        for rate, size in ((1.0, 9 + more), (0.5, 5 + more), (0.1, 1 + more))
+    ]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"rows": rows, "conditions": {}}))
+    return path
+
+
+def test_a_size_lies_between_those_that_were_measured(plan, base):
+    measured = Plan(str(plan), "ctranslate2-int8")
+    model = SimpleNamespace(depths=(2, 2))
+
+    def goal(megabytes):
+        return measured.goal(SimpleNamespace(megabytes=megabytes), model)
+
+    assert goal(4.0) == Goal(0.3)  # half way from 2 to 6 MB, with the map
+    assert goal(6.0) == Goal(0.5)
+    words = r"out of reach; .* has 10.00 MB as it is, and 2.00 with 10.0% of the uncut"
+    for megabytes in (1.9, 10.0):
+        with pytest.raises(UserError, match=words):
+            goal(megabytes)
+    assert len(measured.expected(Goal(0.5), model)) == 2
+    assert "6.00 MB, 2.00 times as fast as the uncut" in measured.expected(Goal(0.5), model)[1]
+
+
+def test_the_choice_of_a_speed(plan):
+    content = json.loads(plan.read_text())
+    row = {"encoder_layers": 2, "decoder_layers": 1, "rate": 0.35}
+    plan.write_text(json.dumps({**content, "chosen": row}))
+    found = Plan(str(plan), "pytorch").goal(SimpleNamespace(), SimpleNamespace(depths=(2, 2)))
+    assert found == Goal(0.35, decoder_layers=1)
+
+
+def test_trimmed_data_are_what_trainings_read(data, base, tmp_path):
+    words = arguments(data, base, tmp_path, "--compression-rate", "0.4", "--max-types", "9")
+    args = command.parse(words)
+    steps = {s.name: s for s in Recipe(args, read_base(data, base)).build(Goal(0.4))}
+    trimmed = [f"{tmp_path}/3-trim/{name}" for name in ("data", "model.pt")]
+    assert steps["3-trim"].after == ("2-translate",)
+    for name in ("4-prune-embeddings", "6-finetune", "8-export", "10-test"):
+        assert steps[name].command[1] == trimmed[0] and "3-trim" in steps[name].after
+    words = steps["4-prune-embeddings"].command
+    assert words[words.index("--pretrained-model") + 1] == trimmed[1]
+    assert words[words.index("--max-epoch") + 1] == "2"  # each sentence twice: 5 of 10 in all
+    assert steps["9-test-base"].command[1] == data
 
 
 def test_how_text_was_split():
