@@ -79,8 +79,9 @@ def get_parser() -> ArgumentParser:
         choices=QUANTIZATIONS,
         default="float32",
         help="how weights are stored (default: float32); int8 is a quarter of the size "
-        "and computes in 8-bit integers, int16 and bfloat16 are half of the size and "
-        "fall back to another type where the processor lacks them",
+        "and computes in 8-bit integers, int16, bfloat16 and float16 are half of the size; "
+        "int8_float32, int8_float16 and int8_bfloat16 say what is computed beside; where the "
+        "processor lacks a type (CPUs float16) CTranslate2 computes in another",
     )
     parser.add_argument(
         "--max-length",
@@ -177,7 +178,7 @@ def run(args) -> None:
         refusing_failed_writes(f"--output {args.output}"),
         new_folder(args.output, replace=True) as folder,
     ):
-        export(
+        computed = export(
             model,
             dictionaries,
             folder,
@@ -192,6 +193,8 @@ def run(args) -> None:
     size = os.path.getsize(os.path.join(args.output, MODEL))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"wrote {args.output}: {parameters:,} parameters in {size:,} bytes ({args.quantization})")
+    if computed not in (args.quantization, f"{args.quantization}_float32"):
+        print(f"stored in {args.quantization}: on this CPU CTranslate2 computes in {computed}")
     if found is not None:
         print(_describe(found, task, pairs))
 

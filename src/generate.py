@@ -71,7 +71,7 @@ def translate_set(cfg, loaded: Loaded, stream: TextIO, engine=None) -> Tuple[dic
     """
     task, models, steps = loaded.task, loaded.models, []
     generator = engine or make_generator(cfg, task, models, loaded.language_model)
-    lines = OutputLines(cfg, task, generator, stream)
+    lines = OutputLines(cfg, task, generator, stream, loaded.replacements)
     batches = make_batches(cfg, task, models)
     prefix = cfg.generation.prefix_size
     for translation in translate(task, models, generator, batches, prefix, steps):

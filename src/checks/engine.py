@@ -11,8 +11,11 @@ from .values import AtLeast, Must, Needs, Options, Refused, Unused, check
 VERSION = "4.8.5"
 MODEL = "model.bin"  # in a folder that export.py made
 
-# Options of the search that CTranslate2 has with the same meaning; min_len up to 1.
+# Options of the search that CTranslate2 has with the same meaning; min_len up to 1, and
+# temperature of samples alone.
 _SAME = ("beam", "nbest", "lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len")
+_SAME += ("prefix_size", "no_repeat_ngram_size", "replace_unk")
+_SAME += ("sampling", "sampling_topk", "sampling_topp", "temperature")
 # Options without an effect on the hypotheses of a beam search.
 _NO_EFFECT = ("no_seed_provided", "no_beamable_mm", "no_early_stop", "sacrebleu")
 _UNKNOWN = {name for name in GenerationConfig.__dataclass_fields__ if not name.startswith("_")}
@@ -67,6 +70,8 @@ CTRANSLATE2 = (
     | "has no effect with --engine ctranslate2; leave it out",
     _Unknown(*sorted(_UNKNOWN))
     | "CTranslate2 has nothing that means the same; leave it out or use --engine pytorch",
+    Needs("temperature", "sampling")
+    | "CTranslate2 has it for --sampling alone; leave it out or use --engine pytorch",
     Refused("max_len_b", lambda o: int(o.max_len_a + o.max_len_b) < 1)
     | "leaves no room for a translation; raise it",
     Must("min_len", lambda length: length <= 1)

@@ -56,8 +56,9 @@ SEARCH = (
     "--fairseq-search out",
     Unused("constraints", bare=True) | "binarized data hold none; give them to fairseq-interactive",
     # it takes the alignment for one number a token, which its search does not give
-    Unused("replace_unk", bare=True)
-    | "fairseq's own code fails at the first unknown word that a model writes; leave it out",
+    Needs("replace_unk", lambda o: o.engine == "ctranslate2", bare=True)
+    | "fairseq's own code fails at the first unknown word that a model writes; leave it out, or "
+    "translate with --engine ctranslate2",
     Must("post_process", undoes)
     | "is unknown; give subword_nmt (--remove-bpe), sentencepiece or another one of fairseq's",
 )

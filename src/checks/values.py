@@ -73,7 +73,7 @@ class Needs(Refused):
         given = bool(value)
         if name in _FIELDS:  # of which some are members of an enumeration
             default = _FIELDS[name].default
-            given = value != default and str(value) != str(default)
+            given = value not in (None, default) and str(value) != str(default)
         return given and super().refuses(name, options)
 
 

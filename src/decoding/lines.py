@@ -2,9 +2,10 @@
 
 import copy
 import math
-from typing import Any, Dict, TextIO
+from typing import Any, Dict, Optional, Sequence, TextIO
 
 from fairseq import scoring
+from fairseq.data.data_utils import post_process
 from fairseq_cli.generate import get_symbols_to_strip_from_output
 
 from .translate import Translation
@@ -19,12 +20,15 @@ class OutputLines:
         cfg: fairseq's configuration of the run.
         generator: what made the hypotheses.
         stream: where the lines go.
+        replacements: source words to target words, for unknown words; without it they stay.
 
     Attributes:
         hypotheses: sentence number to the text of its best hypothesis, as in its D- line.
     """
 
-    def __init__(self, cfg, task, generator, stream: TextIO):
+    def __init__(
+        self, cfg, task, generator, stream: TextIO, replacements: Optional[Dict[str, str]] = None
+    ):
         self.cfg, self.stream = cfg, stream
         self.source, self.target = task.source_dictionary, task.target_dictionary
         self.ignored = get_symbols_to_strip_from_output(generator)
@@ -32,8 +36,10 @@ class OutputLines:
         self.symbol = cfg.common_eval.post_process
         self.scorer = scoring.build_scorer(cfg.scoring, self.target)
         self.scored = False
+        self.replacements = replacements
         # text is scored by numbers of its words, and the words may be new
-        self.words = None if self.symbol is None else copy.deepcopy(self.target)
+        same = self.symbol is None and replacements is None
+        self.words = None if same else copy.deepcopy(self.target)
         self.hypotheses: Dict[int, str] = {}
 
     def write(self, translation: Translation) -> None:
@@ -51,6 +57,8 @@ class OutputLines:
         for rank, hypothesis in enumerate(kept):
             tokens = hypothesis["tokens"].int().cpu()
             text = self._string(tokens)
+            if self.replacements is not None and len(hypothesis["alignment"]):
+                text = self._replaced(tokens, hypothesis["alignment"], translation.source)
             plain = self._plain(text)
             if not quiet:
                 self._print_hypothesis(number, hypothesis, text, plain)
@@ -63,6 +71,22 @@ class OutputLines:
         return self.target.string(
             tokens, self.symbol, extra_symbols_to_ignore=self.ignored, **options
         )
+
+    def _replaced(self, tokens, alignment: Sequence[int], source) -> str:
+        """Text of a hypothesis with source words, or theirs, in the place of unknown ones.
+
+        fairseq looks for them after it has joined pieces of words, where numbers of tokens
+        mean nothing.
+        """
+        words = []
+        for token, place in zip(tokens.tolist(), alignment):
+            word = self.target[token]
+            if token == self.target.unk():
+                word = self.source[int(source[place])]
+                word = self.replacements.get(word, word)
+            if token not in self.ignored:
+                words.append(word)
+        return post_process(" ".join(words), self.symbol)
 
     def _plain(self, text: str) -> str:
         """Text without the pieces of ``--bpe`` and the tokens of ``--tokenizer``."""

@@ -10,6 +10,7 @@ from typing import List, Optional
 
 import torch
 
+from ..checks.engine import require_ctranslate2
 from ..errors import UserError
 from .comparison import check_same, load_translator, random_pairs
 from .export import export
@@ -30,8 +31,11 @@ def add_options(parser) -> None:
         default="pytorch",
         help="what computes the translations (default: pytorch); ctranslate2 runs on the "
         "CPU, prints no P- lines and takes, of the search options, --beam, --lenpen, "
-        "--unnormalized, --max-len-a, --max-len-b, --min-len up to 1, and --nbest, of "
-        "which all but the best can differ from fairseq's",
+        "--unnormalized, --max-len-a, --max-len-b, --min-len up to 1, --prefix-size, "
+        "--no-repeat-ngram-size, --sampling with its options and --temperature, "
+        "--replace-unk [FILE] (the unknown word's source word that gets the most attention, "
+        "or what FILE says in a line 'source target'), and --nbest, of which all but the "
+        "best can differ from fairseq's",
     )
     group.add_argument(
         "--quantization",
@@ -74,6 +78,8 @@ def prepare(args, cfg, task, model, skipped: List[int]) -> Optional[CTranslate2G
         torch.set_num_threads(args.cpu_threads)
     if args.engine != "ctranslate2":
         return None
+    if cfg.common.seed is not None and not cfg.generation.no_seed_provided:
+        require_ctranslate2("--engine ctranslate2").set_random_seed(cfg.common.seed)
     dictionaries = task.source_dictionary, task.target_dictionary
     folder, what = args.ctranslate2_model, f"--ctranslate2-model {args.ctranslate2_model}"
     with tempfile.TemporaryDirectory(prefix="srp-ctranslate2-") as temporary:

@@ -55,7 +55,7 @@ def export(
     max_length: Optional[int] = None,
     candidates: Optional[VocabularyMap] = None,
     complete: Callable[[str], None] = lambda folder: None,
-) -> None:
+) -> str:
     """Write a CTranslate2 model into an existing folder and compare it with PyTorch.
 
     The float32 model is always compared, whatever is written in the end: it shows that
@@ -70,6 +70,9 @@ def export(
             model's own limits).
         candidates: what each source type can become; the comparison is without them.
         complete: writes what else belongs into the folder.
+
+    Returns:
+        The type that CTranslate2 computes in on this CPU.
 
     Raises:
         UserError: the model can't be exported, or the exported one differs.
@@ -99,3 +102,4 @@ def export(
         vocabulary_map.check(translator, candidates, dictionaries, sources, limits[1], origin)
     complete(folder)
     checksums.write(folder)
+    return translator.compute_type

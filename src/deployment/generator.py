@@ -7,6 +7,10 @@ score; for an empty source line, where an end at the start is likely, it was 0.8
 
 With a vocabulary map it leaves out all types that are no candidates of the sentences
 translated together: hypotheses have only candidates, and scores are higher.
+
+It also leaves out tokens that would repeat an n-gram before it normalizes, and a prefix
+from its scores. Where there is either, or sampling, all hypotheses are scored once more:
+their scores and order are those of the model, among all types.
 """
 
 import json
@@ -74,10 +78,12 @@ class CTranslate2Generator:
         self.config = self._json("config.json", dict)
         self.translator = load_translator(folder, what, files=self._search_files())
 
-        self.eos, self.pad = target.eos(), target.pad()
+        self.eos, self.pad, self.unknown = target.eos(), target.pad(), target.unk_string()
         self.numbers = {symbol: i for i, symbol in enumerate(self.names[1])}
         self.symbols_to_strip_from_output = {self.eos}
-        self.beam = min(generation.beam, len(target) - 1)
+        self.beam = generation.beam
+        if not generation.sampling:
+            self.beam = min(self.beam, len(target) - 1)
         self.max_len_a, self.max_len_b = generation.max_len_a, generation.max_len_b
         self.limit = min(limit, self.config.get("max_target_positions", limit))
         self.options = {
@@ -94,6 +100,19 @@ class CTranslate2Generator:
             # second that 64 sentences at once give
             "max_batch_size": 16,
         }
+        self.rescoring = bool(generation.prefix_size or generation.no_repeat_ngram_size)
+        if generation.no_repeat_ngram_size:
+            self.options["no_repeat_ngram_size"] = generation.no_repeat_ngram_size
+        self.sampling = generation.sampling
+        if self.sampling:
+            nucleus = generation.sampling_topp > 0
+            self.options.update(
+                beam_size=1,  # with as many hypotheses, each a sample
+                sampling_topk=0 if nucleus else max(generation.sampling_topk, 0),  # 0: all
+                sampling_topp=generation.sampling_topp if nucleus else 1,
+                sampling_temperature=generation.temperature,
+            )
+        self.aligning = generation.replace_unk is not None
 
     def _json(self, name: str, kind: type) -> Any:
         try:
@@ -184,21 +203,77 @@ class CTranslate2Generator:
     ) -> List[List[Dict[str, Any]]]:
         """Hypotheses of each sentence, best first, as fairseq's generator gives them.
 
-        Alignment and attention are empty, and there are no scores of tokens.
+        There are no scores of tokens. With ``--replace-unk``, those of a hypothesis with
+        unknown tokens have an ``alignment``: a place in the source for each token.
         """
         tokens = sample["net_input"]["src_tokens"].cpu()
         names = self.names[0]
         sources = [[names[i] for i in row[row != self.pad].tolist()] for row in tokens]
         length = min(int(self.max_len_a * tokens.shape[1] + self.max_len_b), self.limit - 1)
+        if prefix_tokens is None:
+            found = self._search(sources, None, length)
+        else:
+            found = self._continue(sources, self._prefixes(prefix_tokens, length), length)
+        if self.rescoring or self.sampling:
+            found = self._rescored(sources, found)
+        return [
+            [self._as_fairseq(source, *h) for h in hypotheses]
+            for source, hypotheses in zip(sources, found)
+        ]
+
+    def _prefixes(self, tokens, length: int) -> List[List[str]]:
+        """The beginnings of translations; one that is all of it ends with its end."""
+        prefixes = []
+        for row in tokens.tolist():
+            numbers = [number for number in row if number != self.pad]
+            if self.eos in numbers:
+                numbers = numbers[: numbers.index(self.eos) + 1]
+            if len(numbers) > length or (len(numbers) == length and numbers[-1] != self.eos):
+                numbers = [*numbers[:length], self.eos]
+            prefixes.append([self.names[1][number] for number in numbers])
+        return prefixes
+
+    def _continue(self, sources, prefixes: List[List[str]], length: int):
+        """Hypotheses that begin with prefixes, which are searched for by their length.
+
+        CTranslate2 goes on after an end of sentence that comes right after a prefix, so a word
+        comes first.
+        """
+        end = self.names[1][self.eos]
+        found = [[(prefix, 0.0)] for prefix in prefixes]
+        groups: Dict[int, List[int]] = {}
+        for i, prefix in enumerate(prefixes):
+            if prefix[-1] != end:
+                groups.setdefault(len(prefix), []).append(i)
+        for members in groups.values():
+            parts = [sources[i] for i in members], [prefixes[i] for i in members]
+            for i, hypotheses in zip(members, self._search(*parts, length)):
+                found[i] = hypotheses
+        return found
+
+    def _options(self, prefixes) -> Dict[str, Any]:
+        if prefixes is None:
+            return self.options
+        least = max(self.options["min_decoding_length"], len(prefixes[0]) + 1)
+        return {**self.options, "min_decoding_length": least}
+
+    def _search(self, sources, prefixes, length: int) -> List[List[Hypothesis]]:
         found = [
             self._hypotheses(result)
             for result in self.translator.translate_batch(
                 sources,
+                prefixes,
                 num_hypotheses=self.beam,
                 max_decoding_length=length + 1,  # with end of sentence
-                **self.options,
+                **self._options(prefixes),
             )
         ]
+        if self.sampling:
+            end = self.names[1][self.eos]
+            return [
+                [(w if w[-1] == end else [*w[:length], end], score) for w, score in hypotheses]
+                for hypotheses in found
+            ]
         # a search that came to the last step shows it: too few had finished before
         at_limit = [
             i
@@ -206,25 +281,57 @@ class CTranslate2Generator:
             if any(len(words) > length for words, _ in hypotheses)
         ]
         if at_limit:
-            ended = self._end_at_limit([sources[i] for i in at_limit], length)
-            for i, hypotheses in zip(at_limit, ended):
+            parts = [[x[i] for i in at_limit] if x else None for x in (sources, prefixes)]
+            for i, hypotheses in zip(at_limit, self._end_at_limit(*parts, length)):
                 found[i] = hypotheses
-        return [[self._as_fairseq(*h) for h in hypotheses] for hypotheses in found]
+        return found
+
+    def _rescored(self, sources, found: List[List[Hypothesis]]) -> List[List[Hypothesis]]:
+        """The hypotheses with the model's scores of all their tokens, best first."""
+        penalty = self.options["length_penalty"]
+        scored = self.translator.score_batch(
+            [source for source, hypotheses in zip(sources, found) for _ in hypotheses],
+            [words[:-1] for hypotheses in found for words, _ in hypotheses],
+            max_input_length=0,
+        )
+        totals = (sum(result.log_probs) for result in scored)
+        return [
+            sorted(
+                ((words, next(totals) / len(words) ** penalty) for words, _ in hypotheses),
+                key=lambda hypothesis: -hypothesis[1],
+            )
+            for hypotheses in found
+        ]
+
+    def _align(self, source: List[str], words: List[str]) -> List[int]:
+        """For each word of a hypothesis the word of the source that it looks at most."""
+        (result,) = self.translator.translate_batch(
+            [source],
+            [words[:-1]],
+            beam_size=1,
+            max_decoding_length=len(words),
+            return_attention=True,
+            return_end_token=True,
+            max_input_length=0,
+        )
+        attention = np.asarray(result.attention[0])[:, : max(1, len(source) - 1)]
+        return attention.argmax(axis=1).tolist()
 
     @staticmethod
     def _hypotheses(result) -> List[Hypothesis]:
         return list(zip(result.hypotheses, result.scores))
 
-    def _as_fairseq(self, words: List[str], score: float) -> Dict[str, Any]:
+    def _as_fairseq(self, source: List[str], words: List[str], score: float) -> Dict[str, Any]:
+        unknown = self.aligning and self.unknown in words
         return {
             "tokens": torch.tensor([self.numbers[word] for word in words]),
             "score": torch.tensor(score),
             "attention": None,
-            "alignment": torch.empty(0),
+            "alignment": self._align(source, words) if unknown else torch.empty(0),
             "positional_scores": None,
         }
 
-    def _end_at_limit(self, sources: List[List[str]], length: int):
+    def _end_at_limit(self, sources: List[List[str]], prefixes, length: int):
         """Hypotheses where the limit is reached: fairseq ends them, CTranslate2 does not.
 
         fairseq lets all unfinished hypotheses of ``length`` tokens end there, and the
@@ -237,10 +344,11 @@ class CTranslate2Generator:
         number = 1 if self.beam == 1 else self.beam * length
         results = self.translator.translate_batch(
             sources,
+            prefixes,
             num_hypotheses=number,
             patience=number / self.beam,
             max_decoding_length=length,
-            **self.options,
+            **self._options(prefixes),
         )
         finished: List[List[Hypothesis]] = []
         unfinished = []  # sentence, words, sum of their scores

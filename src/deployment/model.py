@@ -22,6 +22,7 @@ from ..errors import UserError
 from .spec import ACTIVATIONS, SpecBuilder
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int16", "bfloat16")
+QUANTIZATIONS += ("float16", "int8_float16", "int8_bfloat16")
 
 # Parts that some of fairseq's options add to a layer or a side, all of them None
 # in a model that CTranslate2 can compute.

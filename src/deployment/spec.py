@@ -120,6 +120,7 @@ class SpecBuilder:
                 no_final_norm=decoder.layer_norm is None,
                 activation=activation,
                 layernorm_embedding=decoder.layernorm_embedding is not None,
+                alignment_heads=0,  # the mean of all, as in fairseq
             ),
         )
         source, target = lengths

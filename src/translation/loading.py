@@ -1,6 +1,6 @@
 """What a translation starts from: data and models, read once and checked."""
 
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 from fairseq import checkpoint_utils, utils
@@ -14,6 +14,7 @@ from ..checks import translation as checks
 from ..checks.values import model_overrides
 from ..errors import UserError
 from ..evaluation import bleu
+from ..files import reason
 
 
 class Loaded(NamedTuple):
@@ -21,6 +22,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         language_model: of ``--lm-path``, or None.
+        replacements: of ``--replace-unk``, by source word; None without the option.
         skipped: numbers of sentences that are too long and are left out.
         updates: of the training; None for an average of checkpoints.
         references: those of ``--reference``.
@@ -29,9 +31,30 @@ class Loaded(NamedTuple):
     task: FairseqTask
     models: List[BaseFairseqModel]
     language_model: Optional[BaseFairseqModel]
+    replacements: Optional[Dict[str, str]]
     skipped: List[int]
     updates: Optional[int]
     references: Optional[List[str]]
+
+
+def read_replacements(path: Optional[str]) -> Optional[Dict[str, str]]:
+    """What ``--replace-unk`` names: a file of source words and their translations.
+
+    Returns:
+        Empty where the option has no file; None without the option.
+
+    Raises:
+        UserError: there is no such file, or it holds other lines.
+    """
+    try:
+        # fairseq's own value of the option alone is none that its reader can open
+        return utils.load_align_dict("" if path == "@@ " else path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--replace-unk {path}: can't be read ({reason(error)})") from None
+    except IndexError:
+        raise UserError(
+            f"--replace-unk {path}: every line must have a source word and a target word"
+        ) from None
 
 
 def load(args, cfg) -> Loaded:
@@ -54,6 +77,7 @@ def load(args, cfg) -> Loaded:
     task = checks.set_up_task(cfg)
     search_checks.check_task(cfg, task)
     of_language_model = search_checks.read_language_model(cfg, task, args.trust_checkpoint)
+    replacements = read_replacements(cfg.generation.replace_unk)
     dataset, references = task.dataset(cfg.dataset.gen_subset), None
     if args.reference:
         references = bleu.read_references(args.reference, len(dataset))
@@ -91,4 +115,4 @@ def load(args, cfg) -> Loaded:
             [cfg.generation.lm_path], state=of_language_model
         )
     skipped = checks.check_lengths(cfg, task, models)
-    return Loaded(task, models, language_model, skipped, updates, references)
+    return Loaded(task, models, language_model, replacements, skipped, updates, references)

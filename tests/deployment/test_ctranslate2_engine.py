@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from src.connectivity.cut import cut
 from src.deployment import export as deployment
 from src.deployment.generator import CTranslate2Generator
 from src.errors import UserError, ending_program
+from src.sequence_generator import FastSequenceGenerator
 from src.tasks.srp_translation import SRPTranslationConfig, SRPTranslationTask
 from tests.support.translation import (
     ARCH,
@@ -122,6 +124,111 @@ def test_the_same_hypotheses_as_fairseqs_generator(search, both_engines):
             assert [float(h["score"]) for h in mine] == pytest.approx(scores, abs=1e-4)
 
 
+def batch(pairs):
+    """Sentences of fairseq's data set, from lists of source and target words' numbers."""
+    sources, targets = ([torch.tensor([*x, 2]) for x in side] for side in zip(*pairs))
+    tokens = collate_tokens(sources, 1, left_pad=True)
+    lengths = torch.tensor([len(x) for x in sources])
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+    return sample, collate_tokens(targets, 1)
+
+
+def random_batch(sentences=20, longest=9, seed=6):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest, (sentences, 2), generator=generator).tolist()
+    return batch(
+        [[torch.randint(4, 21, (n,), generator=generator).tolist() for n in x] for x in lengths]
+    )
+
+
+def both_generators(both_engines, reference=SequenceGenerator, **search):
+    task, model, folder = both_engines
+    options = GenerationConfig(**{"min_len": 0, **search})
+    theirs = task.build_generator([model], options, seq_gen_cls=reference)
+    dictionaries = task.source_dictionary, task.target_dictionary
+    limit = model.max_decoder_positions()
+    return CTranslate2Generator(folder, dictionaries, options, limit, "model"), theirs, model
+
+
+@pytest.mark.parametrize("search", ["beam 5", "greedy", "n best to the limit", "length penalty"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_same_with_prefixes(search, size, both_engines):
+    """Some targets are as short as the prefix or shorter; some limits are, too.
+
+    A word comes after the prefix, for which fairseq needs its option.
+    """
+    options = {**SEARCHES[search], "nbest": 1, "min_len": size + 1}
+    ours, theirs, model = both_generators(both_engines, prefix_size=size, **options)
+    sample, targets = random_batch()
+    prefix = targets[:, :size]
+    assert (prefix == 2).any() == (size == 4)  # an end within
+    found = ours.generate([model], sample, prefix_tokens=prefix)
+    expected = theirs.generate([model], sample, prefix_tokens=prefix)
+    for mine, its in zip(found, expected, strict=True):
+        assert mine[0]["tokens"].tolist() == its[0]["tokens"].tolist()
+        assert float(mine[0]["score"]) == pytest.approx(float(its[0]["score"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("search", ["beam 5", "greedy"])
+def test_no_repeated_n_grams(search, both_engines):
+    """As in this plug-in's search; fairseq's own forbids nothing on a CPU."""
+    options = {"no_repeat_ngram_size": 2, **SEARCHES[search]}
+    ours, theirs, model = both_generators(both_engines, FastSequenceGenerator, **options)
+    plain, _, _ = both_generators(both_engines, **SEARCHES[search])
+    sample, _ = random_batch()
+    found = ours.generate([model], sample)
+    blocked = 0
+    for mine, its, free in zip(
+        found, theirs.generate([model], sample), plain.generate([model], sample), strict=True
+    ):
+        tokens = mine[0]["tokens"].tolist()
+        pairs = list(zip(tokens, tokens[1:]))
+        assert len(set(pairs)) == len(pairs)
+        blocked += tokens != free[0]["tokens"].tolist()
+        if search == "greedy":  # with a beam the forbidden part changes what else is kept
+            assert tokens == its[0]["tokens"].tolist()
+        if tokens == its[0]["tokens"].tolist():
+            assert float(mine[0]["score"]) == pytest.approx(float(its[0]["score"]), abs=1e-4)
+    assert blocked > 5
+
+
+def test_samples(both_engines):
+    sample, _ = random_batch()
+    greedy, _, model = both_generators(both_engines, beam=1, max_len_b=12)
+    best = dict(sampling=True, sampling_topk=1, beam=1, max_len_b=12)
+    ours, _, _ = both_generators(both_engines, **best)
+    for mine, its in zip(ours.generate([model], sample), greedy.generate([model], sample)):
+        assert mine[0]["tokens"].tolist() == its[0]["tokens"].tolist()
+        assert float(mine[0]["score"]) == pytest.approx(float(its[0]["score"]), abs=1e-4)
+
+    # first words are drawn with the model's probabilities
+    one, _ = batch([([4, 5, 6], [4])])
+    drawn = dict(sampling=True, beam=600, nbest=600, max_len_b=1, temperature=0.7)
+    ours, _, _ = both_generators(both_engines, **drawn)
+    ctranslate2.set_random_seed(3)
+    first = [h["tokens"][0].item() for h in ours.generate([model], one)[0]]
+    previous = torch.tensor([[2]])
+    with torch.no_grad():
+        logits, _ = model.eval()(**one["net_input"], prev_output_tokens=previous)
+    logits[..., 1] = -math.inf
+    expected = (logits[0, 0] / 0.7).softmax(0)
+    share = torch.bincount(torch.tensor(first), minlength=21) / 600
+    assert (share - expected).abs().max() < 0.08
+    assert len(set(first)) > 2
+
+
+def test_a_nucleus_of_samples(both_engines):
+    one, _ = batch([([4, 5, 6], [4])])
+    drawn = dict(sampling=True, beam=200, nbest=200, max_len_b=1, sampling_topp=0.5)
+    ours, _, model = both_generators(both_engines, **drawn)
+    first = {h["tokens"][0].item() for h in ours.generate([model], one)[0]}
+    with torch.no_grad():
+        logits, _ = model.eval()(**one["net_input"], prev_output_tokens=torch.tensor([[2]]))
+    order = logits[0, 0].softmax(0).sort(descending=True)
+    kept = int((order.values.cumsum(0) < 0.5).sum()) + 1
+    assert first <= set(order.indices[:kept].tolist())
+
+
 def translate(corpus, path, *extra):
     arguments = [corpus, "--path", path, *SEARCH, "--min-len", "0", *extra]
     return run_tool(lambda: generate.main(list(arguments)), arguments)
@@ -148,6 +255,64 @@ def test_the_same_lines_and_bleu(corpus, searchable):
     assert their_scores == pytest.approx(scores, abs=1e-4)
     assert score_of(theirs) == score_of(ours)
     assert not sentence_lines(theirs, "P") and sentence_lines(ours, "P")
+
+
+def test_prefixes_and_samples_on_the_command_line(corpus, searchable):
+    options = [*LENGTH, "--engine", "ctranslate2"]
+    output = translate(corpus, searchable["cut"], *options, "--prefix-size", "1")
+    kinds = [
+        {
+            line.split("\t")[0][2:]: line.split("\t")[-1].split()
+            for line in sentence_lines(output, kind)
+        }
+        for kind in "TH"
+    ]
+    for number, target in kinds[0].items():
+        assert "".join(kinds[1][number]).startswith(target[0])
+    assert "Generate test with" in output
+    drawn = [*options, "--sampling", "--beam", "2", "--nbest", "2", "--temperature", "2"]
+    one, same, other = (
+        sentence_lines(translate(corpus, searchable["cut"], *drawn, "--seed", seed), "H")
+        for seed in ("3", "3", "4")
+    )
+    assert one == same != other
+
+
+def test_unknown_words_are_replaced(corpus, searchable, tmp_path):
+    """Of a model that writes them: by the source's words, or what a file has for them."""
+    state = torch.load(searchable["dense"])
+    state["model"]["decoder.embed_tokens.weight"][3] *= 3
+    path = str(tmp_path / "unknown.pt")
+    torch.save(state, path)
+    options = ["--beam", "2", *LENGTH, "--engine", "ctranslate2"]
+    plain = translate(corpus, path, *options)
+    pairs = tmp_path / "words"
+    pairs.write_text("Hund DOG\nein A\n", encoding="utf-8")
+    copied = translate(corpus, path, *options, "--replace-unk")
+    mapped = translate(corpus, path, *options, "--replace-unk", str(pairs))
+    sources = {x[2:].split("\t")[0]: x.split("\t")[1].split() for x in sentence_lines(copied, "S")}
+    replaced = 0
+    for lines in zip(*(sentence_lines(x, "H") for x in (plain, copied, mapped)), strict=True):
+        names, scores, texts = zip(*(line.split("\t") for line in lines))
+        assert len(set(scores)) == len(set(names)) == 1
+        words = [text.split() for text in texts]
+        if len({*map(len, words)}) > 1:  # a piece of a word was put in, and joined
+            continue
+        for before, after, other in zip(*words):
+            if before != "<unk>":
+                assert before == after == other
+            elif sources[names[0][2:]]:
+                assert after in sources[names[0][2:]]
+                assert other == {"Hund": "DOG", "ein": "A"}.get(after, after)
+                replaced += 1
+    assert replaced >= 3
+    with pytest.raises(UserError, match="--replace-unk .*: can't be read"):
+        translate(corpus, path, *options, "--replace-unk", "no/file")
+    pairs.write_text("Hund\n", encoding="utf-8")
+    with pytest.raises(UserError, match="--replace-unk .*: every line must have"):
+        translate(corpus, path, *options, "--replace-unk", str(pairs))
+    with pytest.raises(UserError, match="--replace-unk: .* translate with --engine ctranslate2"):
+        translate(corpus, path, "--replace-unk")
 
 
 def test_quantized_translation_and_its_report(corpus, searchable, tmp_path):
@@ -282,9 +447,7 @@ OPTIONS = {
     "no folder": (dict(ctranslate2_model="x"), {}, "--ctranslate2-model x: has no model"),
     "threads": (dict(engine="pytorch", cpu_threads=0), {}, "--cpu-threads 0: .* least 1"),
     "two models": ({}, dict(path="a.pt:b.pt"), "names several"),
-    "sampling": ({}, dict(sampling=True), "--sampling True: .*--engine pytorch"),
-    "n-grams": ({}, dict(no_repeat_ngram_size=3), "--no-repeat-ngram-size 3"),
-    "prefix": ({}, dict(prefix_size=1), "--prefix-size 1"),
+    "diverse beams": ({}, dict(diverse_beam_groups=5), "--diverse-beam-groups 5"),
     "unknown words": ({}, dict(unkpen=0.5), "--unkpen 0.5"),
     "temperature": ({}, dict(temperature=0.5), "--temperature 0.5"),
     "alignment": ({}, dict(print_alignment="hard"), "--print-alignment hard"),
@@ -332,7 +495,7 @@ REFUSALS = {
         ["--ctranslate2-model", "6 source tokens", "--max-length"],
     ),
     "gated": ([*CT2, "--path", "{gated}"], ["--path", "not finished"]),
-    "n-grams": ([*CT2, "--no-repeat-ngram-size", "3"], ["--no-repeat-ngram-size 3"]),
+    "diverse beams": ([*CT2, "--diverse-beam-groups", "2", "--beam", "4"], ["--diverse-beam"]),
     "not installed": ([*CT2, "missing"], ["--engine", "pip install ctranslate2=="]),
 }
 
