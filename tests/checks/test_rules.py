@@ -403,6 +403,11 @@ EXAMPLES = {
             {"retain_dropout_modules": ["A"]},
             {"retain_dropout": True},
         ),
+        (
+            "--replace-unk: fairseq's own code fails at the first unknown word that a model",
+            {"replace_unk": "words"},
+            {"engine": "ctranslate2"},
+        ),
         ("--temperature 0: must be above 0", {"temperature": 0.0}, {"temperature": 0.5}),
         (
             "--max-len-b 200: leaves no room for the 300 tokens of --min-len; raise it, or give",
@@ -487,6 +492,11 @@ EXAMPLES = {
             "--engine ctranslate2: translates with one model; --path names several",
             {"path": "a:b"},
             {"path": "a"},
+        ),
+        (
+            "--temperature 0.5: CTranslate2 has it for --sampling alone; leave it out or use",
+            {"temperature": 0.5},
+            {"sampling": True},
         ),
         (
             "--max-len-b 0: leaves no room for a translation; raise it",
