@@ -158,7 +158,8 @@ def test_the_output_has_the_latest_inputs_options_and_names_all(pruned, tmp_path
     assert state["optimizer_history"][-1]["num_updates"] == max(updates)
     assert state["cfg"] == latest["cfg"]
     assert "last_optimizer_state" not in state
-    assert set(state["extra_state"]) == {"train_iterator", "SRPTranslationTask"}
+    kept = {"train_iterator", "SRPTranslationTask", "dictionaries"}
+    assert set(state["extra_state"]) == kept
 
 
 def test_generate_and_fairseq_generate_read_it(corpus, checkpoints, tmp_path):

@@ -105,7 +105,7 @@ REFUSALS = {
     "not_finite": (TWO, ["{edited}", "decoder.layers.0.fc1.weight", "NaN"]),
     "other_key": (TWO, ["{edited}", "{fifth}", "decoder.extra"]),
     "no_bias": (TWO, ["{edited}", "lacks decoder.layers.0.fc1.bias, unlike {fifth}"]),
-    "no_tensor": (TWO, ["{edited}", "decoder.extra is a str and no tensor"]),
+    "no_tensor": (TWO, ["{edited}", "its weight decoder.extra is of type str"]),
     "other_shape": (TWO, ["{edited}", "{fifth}", "decoder.layers.0.fc1.bias", "[2]"]),
     "other_dtype": (TWO, ["{edited}", "{fifth}", "decoder.layers.0.fc1.bias", "float16"]),
     "other_heads": (TWO, ["{edited}", "--encoder-attention-heads 4", "{fifth} has 2"]),
