@@ -11,9 +11,9 @@ import pytest
 import torch
 from fairseq_cli import generate as fairseq_generate
 
-from src import average_checkpoints as averaging
+from src import average_checkpoints as command
 from src import checkpoint_utils
-from src.checkpoints import fallback
+from src.checkpoints import averaging, fallback
 from src.checkpoints.averaging import average_checkpoints
 from src.connectivity.groups import channel_groups
 from tests.support.averages import assert_same, average, by_updates, edited, weights
@@ -122,7 +122,7 @@ def test_the_last_epochs_and_updates(tmp_path):
         (tmp_path / f"checkpoint_{name}.pt").touch()
 
     def chosen(*args, **kwargs):
-        found = averaging.last_checkpoints(str(tmp_path), *args, **kwargs)
+        found = command.last_checkpoints(str(tmp_path), *args, **kwargs)
         return [os.path.basename(path)[10:-3] for path in found]
 
     assert chosen(2, by_updates=False) == ["11", "10"]
@@ -218,7 +218,7 @@ def test_an_interrupted_write_leaves_the_old_file(pruned, tmp_path, monkeypatch)
         stream.write(b"new")
         raise OSError("disk full")
 
-    monkeypatch.setattr(averaging.torch, "save", fails)
+    monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(OSError, match="disk full"), quiet_logging():
         average(output, "--inputs", pruned / "checkpoint5.pt")
     assert output.read_text() == "old"
