@@ -6,13 +6,11 @@ sentences as its steps have on average: finished sentences leave a search.
 """
 
 from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from fairseq.data import Dictionary, FairseqDataset, data_utils
 from torch import Tensor
-
-from ..deployment.vocabulary_map import VocabularyMap
 
 STOCK = "fairseq-search"  # fairseq's own search
 
@@ -85,7 +83,7 @@ class Work:
         dictionaries: of source and target.
         beam, batch_size: of the search; CTranslate2 divides batches further.
         device: of engines that run in PyTorch.
-        vocabulary_map: for the engines whose names end with ``MAP``.
+        vocabulary_map: of ``deployment.vocabulary_map``, for the engines that take one.
     """
 
     sentences: Sequence[Sentence]
@@ -93,7 +91,7 @@ class Work:
     beam: int = 5
     batch_size: int = 64
     device: str = "cpu"
-    vocabulary_map: Optional[VocabularyMap] = None
+    vocabulary_map: Any = None
 
 
 class Translation(NamedTuple):
