@@ -5,7 +5,7 @@
         --remove-bpe --report checkpoints/multi30k/base/report.json
 
 Options and output lines are fairseq-generate's (log lines go to standard error);
-then follows BLEU of the detokenized text with sacreBLEU's signature. What
+then follow BLEU and chrF of the detokenized text with sacreBLEU's signatures. What
 differs: this plug-in and its task are the defaults, and so are --num-workers 0 and
 --required-batch-size-multiple 1, because fairseq's 8 leaves out the sentences of
 an incomplete last batch.

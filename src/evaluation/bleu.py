@@ -1,10 +1,10 @@
-"""BLEU of a translated test set, of detokenized text, with sacreBLEU's signature."""
+"""BLEU and chrF of a translated test set, of detokenized text, with sacreBLEU's signatures."""
 
 import hashlib
 import logging
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
 from sacremoses import MosesDetokenizer
 
 from ..errors import UserError
@@ -59,14 +59,22 @@ def corpus_bleu(
         prints, and the ``references_sha256``, by which figures of other texts are found.
     """
     metric = BLEU(lowercase=lowercase, tokenize=tokenize, force=tokenize == "none")
+    digest = hashlib.sha256("\n".join(references).encode()).hexdigest()
+    return {**_scored(metric, hypotheses, references), "references_sha256": digest}
+
+
+def corpus_chrf(
+    hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False
+) -> Dict[str, Any]:
+    """chrF2 of a corpus, by sacreBLEU: its ``score``, ``signature`` and ``line``."""
+    return _scored(CHRF(lowercase=lowercase), hypotheses, references)
+
+
+def _scored(metric, hypotheses: Sequence[str], references: Sequence[str]) -> Dict[str, Any]:
     result = metric.corpus_score(list(hypotheses), [list(references)])
     signature = metric.get_signature().format()
-    return {
-        "score": result.score,
-        "signature": signature,
-        "line": result.format(signature=signature),
-        "references_sha256": hashlib.sha256("\n".join(references).encode()).hexdigest(),
-    }
+    line = result.format(signature=signature)
+    return {"score": result.score, "signature": signature, "line": line}
 
 
 def target_side(cfg, task) -> Optional[List[str]]:
@@ -91,7 +99,7 @@ def score(
     lowercase: bool = False,
     tokenized: bool = False,
 ) -> Dict[str, Dict[str, Any]]:
-    """BLEU of the translations, as far as there is something to compare with.
+    """BLEU and chrF of the translations, as far as there is something to compare with.
 
     Args:
         hypotheses: tokens, one a sentence, in the order of the test set.
@@ -101,7 +109,7 @@ def score(
         tokenized: also BLEU of hypotheses and targets as they are.
 
     Returns:
-        ``bleu`` and ``tokenized_bleu``, each as from :func:`corpus_bleu`.
+        ``bleu`` and ``tokenized_bleu``, as from :func:`corpus_bleu`, and ``chrf``.
     """
     scores = {}
     if any("@@ " in line for line in hypotheses):
@@ -111,16 +119,18 @@ def score(
     if references is not None:
         text = [detokenize(line) for line in hypotheses]
         scores["bleu"] = corpus_bleu(text, references, lowercase)
+        scores["chrf"] = corpus_chrf(text, references, lowercase)
     if tokenized and targets is not None:
         scores["tokenized_bleu"] = corpus_bleu(hypotheses, targets, lowercase, "none")
     return scores
 
 
 def report(scores: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
-    """``bleu`` (None without references), what it is of, and the same tokenized."""
+    """``bleu`` (None without references) and what it is of, ``chrf``, and BLEU of tokens."""
     facts: Dict[str, Any] = {"bleu": None}
     for name, result in scores.items():
         facts[name] = round(result["score"], 4)
         for part in ("signature", "references_sha256"):
-            facts[f"{name}_{part}"] = result[part]
+            if part in result:
+                facts[f"{name}_{part}"] = result[part]
     return facts

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import interactive as fairseq_interactive
-from sacrebleu import corpus_bleu
+from sacrebleu import corpus_bleu, corpus_chrf
 from sacremoses import MosesDetokenizer
 
 from src.checkpoints.rebuild import load_model
@@ -127,6 +127,9 @@ def test_bleu_is_sacrebleus_of_detokenized_text(translated):
     expected = corpus_bleu(detokenized(translated), [references])
     assert f"= {expected.score:.2f} " in translated.split("BLEU|")[1]
     assert "BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in translated
+    chrf = corpus_chrf(detokenized(translated), [references])
+    line = re.search(r"^chrF2\|nrefs:1\|case:mixed\|\S+ = ([\d.]+)$", translated, re.MULTILINE)
+    assert float(line[1]) == pytest.approx(chrf.score, abs=0.05)
 
 
 def test_references_are_matched_by_number_not_by_order(corpus, checkpoints, translated, tmp_path):
@@ -239,7 +242,8 @@ def test_report_holds_what_can_be_checked(corpus, checkpoints, translated, tmp_p
     report = json.loads(path.read_text())
     model = load_model(checkpoints.cut)
     assert report["bleu"] == pytest.approx(score_of(output), abs=0.005)
-    assert report["bleu_signature"] in output
+    assert report["bleu_signature"] in output and report["chrf_signature"] in output
+    assert 0 < report["chrf"] < 100
     assert len(report["bleu_references_sha256"]) == 64 and report["engine"] == "pytorch"
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
     dense = load_model(checkpoints.dense)
