@@ -7,7 +7,7 @@ Legend: blocks of ``p x q``, a grid of ``R x C`` blocks, ``N`` prototypes of ran
 """
 
 import math
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,10 @@ class Block(WeightUpdate):
         return [m for m in (*self._prototypes, *self._positions) if m is not None]
 
     def sources(self) -> List[Tensor]:
-        prototypes = self.shared_prototypes
-        buffers = (self.block_mask, self.row_ids, self.column_ids)
-        return [self.positions, prototypes.rows, prototypes.cols, *buffers]
+        shared, own = self._prototypes[0]._parameters, self._buffers
+        sources: List[Optional[Tensor]] = [shared["rows"], shared["cols"]]
+        sources += [own["block_mask"], own["row_ids"], own["column_ids"]]
+        return [self.positions, *cast(List[Tensor], sources)]
 
     def merge(self, weight: Tensor) -> Tensor:
         """``weight [n, m]`` plus the update, masked, cast once."""

@@ -58,10 +58,13 @@ class Part:
         return attribute(layer, self.update) if self.update else cast(WeightUpdate, layer)
 
 
+_WHOLE = (Part("", "weight", "bias"),)
+
+
 def parts(layer: nn.Module) -> Tuple[Part, ...]:
     """The weight matrices of a layer, plain or adapted."""
     if not isinstance(layer, nn.MultiheadAttention):
-        return (Part("", "weight", "bias"),)
+        return _WHOLE
     width = layer.embed_dim
     pieces = []
     for i, name in enumerate("qkv"):
@@ -186,7 +189,15 @@ class AdaptedLayer(AdapterModule):
         return plain.requires_grad_(True)
 
 
-class AdaptedLinear(AdaptedLayer, nn.Linear):
+class SelfAdapted(AdaptedLayer, WeightUpdate):
+    """A layer that holds the update of its one weight itself."""
+
+    def all_sources(self) -> List[Tensor]:
+        # asked for in every call: attributes of modules take ten times as long to look up
+        return [cast(Tensor, self._parameters["weight"]), *self.sources()]
+
+
+class AdaptedLinear(SelfAdapted, nn.Linear):
     """Base of the adapted linear layers."""
 
     plain_class = nn.Linear

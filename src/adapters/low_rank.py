@@ -6,7 +6,7 @@ Hedegaard et al., *Structured Pruning Adapters* (arXiv 2211.10155), section 3.1.
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Dict, List, Mapping, Optional, Union
+from typing import Dict, List, Mapping, Optional, Union, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .errors import AdapterError
-from .layer import AdaptedLayer, AdaptedLinear
+from .layer import AdaptedLinear, SelfAdapted
 from .masks import check_mask, expect_shape, mask_size, pack, unpack
 from .reading import ConfigurableRead
 from .update import WeightUpdate, no_autocast, recording, uniform
@@ -106,7 +106,8 @@ class LowRank(WeightUpdate):
         return []
 
     def sources(self) -> List[Tensor]:
-        return [self.rows, self.cols]
+        own = self._parameters
+        return [cast(Tensor, own["rows"]), cast(Tensor, own["cols"])]
 
     def merge(self, weight: Tensor) -> Tensor:
         """``weight [n, m, *kernel]`` plus the update (at the centre tap), cast once."""
@@ -262,7 +263,7 @@ class SPLoRALinear(ConfigurableRead, LowRank, AdaptedLinear):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-class _LowRankConv(ConfigurableRead, LowRank, AdaptedLayer, _ConvNd):
+class _LowRankConv(ConfigurableRead, LowRank, SelfAdapted, _ConvNd):
     """The update goes to the centre tap, as two convolutions of size 1."""
 
     def forward(self, x: Tensor) -> Tensor:
