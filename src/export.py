@@ -47,8 +47,8 @@ from fairseq import checkpoint_utils  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints.pretrained import check_dictionaries, check_finite  # noqa: E402
-from .checks.data import load_set, set_up  # noqa: E402
-from .checks.engine import require_ctranslate2  # noqa: E402
+from .checks.ctranslate2_package import require_ctranslate2  # noqa: E402
+from .checks.data import load_set, task_of  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .deployment import text, vocabulary_map  # noqa: E402
 from .deployment.comparison import Pair, subset_pairs  # noqa: E402
@@ -61,8 +61,6 @@ from .deployment.model import (  # noqa: E402
 from .deployment.vocabulary_map import VocabularyMap  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .files import new_folder, refusing_failed_writes  # noqa: E402
-from .options import SRPTranslationConfig  # noqa: E402
-from .tasks.srp_translation import SRPTranslationTask  # noqa: E402
 
 ENGINE_LENGTHS = (1024, 256)  # CTranslate2's default lengths of a source and of a translation
 
@@ -148,16 +146,7 @@ def run(args) -> None:
         raise UserError(f"--vocabulary-map {args.vocabulary_map}: must be at least 1")
     what = f"--path {args.path}"
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
-    config = SRPTranslationConfig(
-        data=args.data,
-        source_lang=args.source_lang,
-        target_lang=args.target_lang,
-        # fairseq fills these in from its other options
-        train_subset="train",
-        dataset_impl=None,
-        required_seq_len_multiple=1,
-    )
-    task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
+    task = task_of(args.data, args.source_lang, args.target_lang)
     dictionaries = task.source_dictionary, task.target_dictionary
     languages = task.cfg.source_lang, task.cfg.target_lang
     check_dictionaries(state, task, what)

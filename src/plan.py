@@ -44,7 +44,7 @@ from .checkpoints.pretrained import (  # noqa: E402
     set_layernorm,
 )
 from .checkpoints.rebuild import model_of  # noqa: E402
-from .checks.data import load_set, set_up  # noqa: E402
+from .checks.data import load_set, task_of  # noqa: E402
 from .checks.speed import ENGINES, MAP  # noqa: E402
 from .commandline.parsing import (  # noqa: E402
     ArgumentParser,
@@ -57,7 +57,6 @@ from .deployment import vocabulary_map  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation.measures import machine  # noqa: E402
 from .files import atomic_write  # noqa: E402
-from .options import SRPTranslationConfig  # noqa: E402
 from .planning.candidates import RATES, candidates, depths_of, is_uncut, usual_depths  # noqa: E402
 from .planning.choice import Choice, choose  # noqa: E402
 from .planning.engines import SENTENCES, make_work, translation  # noqa: E402
@@ -66,7 +65,6 @@ from .planning.options import check, parse_depths, parse_engines, parse_rates  #
 from .planning.picture import draw  # noqa: E402
 from .planning.rows import Row  # noqa: E402
 from .planning.table import readable, to_records  # noqa: E402
-from .tasks.srp_translation import SRPTranslationTask  # noqa: E402
 
 
 def get_parser() -> ArgumentParser:
@@ -181,16 +179,7 @@ def set_up_task(args):
     Raises:
         UserError: the data lack a file, or one of them is damaged.
     """
-    config = SRPTranslationConfig(
-        data=args.data,
-        source_lang=args.source_lang,
-        target_lang=args.target_lang,
-        # fairseq fills these in from its other options
-        train_subset="train",
-        dataset_impl=None,
-        required_seq_len_multiple=1,
-    )
-    task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
+    task = task_of(args.data, args.source_lang, args.target_lang)
     try:
         return task, load_set(task, args.gen_subset, "--gen-subset")
     except FileNotFoundError as error:

@@ -40,11 +40,9 @@ import pandas  # noqa: E402
 
 from .checkpoints.pretrained import check_dictionaries  # noqa: E402
 from .checkpoints.vocabulary_record import RECORD  # noqa: E402
-from .checks.data import set_up  # noqa: E402
+from .checks.data import task_of  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .options import SRPTranslationConfig  # noqa: E402
-from .tasks.srp_translation import SRPTranslationTask  # noqa: E402
 from .vocabulary import extension, output, tables, trimming  # noqa: E402
 from .vocabulary.binarized import DataFolder  # noqa: E402
 from .vocabulary.segmentation import make_splitter  # noqa: E402
@@ -165,16 +163,7 @@ def run(args: argparse.Namespace) -> None:
     splitter = make_splitter(args.bpe_codes, args.sentencepiece_model)
     if os.pathsep in args.data and not os.path.isdir(args.data):
         raise UserError(f"data {args.data}: give one folder")
-    config = SRPTranslationConfig(
-        data=args.data,
-        source_lang=args.source_lang,
-        target_lang=args.target_lang,
-        # fairseq fills these in from its other options
-        train_subset="train",
-        dataset_impl=None,
-        required_seq_len_multiple=1,
-    )
-    task = set_up(lambda: SRPTranslationTask.setup_task(config), args.data)
+    task = task_of(args.data, args.source_lang, args.target_lang)
     dictionaries = task.source_dictionary, task.target_dictionary
     what = f"--path {args.path}"
     state = tables.map_checkpoint(args.path, "--path", args.trust_checkpoint)

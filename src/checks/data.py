@@ -7,6 +7,7 @@ from typing import Callable, Optional, Sequence
 import numpy as np
 from fairseq import utils
 from fairseq.data import data_utils
+from fairseq.tasks import TASK_REGISTRY
 
 from ..errors import UserError
 from ..files import UNREADABLE, reason
@@ -131,6 +132,24 @@ def set_up(make: Callable, folder: str):
             f"data {folder}: its dictionaries (dict.*.txt) can't be read "
             f"({reason(error)}); run fairseq-preprocess anew"
         ) from None
+
+
+def task_of(folder: str, source_lang: Optional[str] = None, target_lang: Optional[str] = None):
+    """The task with a folder's dictionaries, for tools without fairseq's options.
+
+    Raises:
+        UserError: a dictionary is missing or damaged, or the languages are not known.
+    """
+    config = SRPTranslationConfig(
+        data=folder,
+        source_lang=source_lang,
+        target_lang=target_lang,
+        # fairseq fills these in from its other options
+        train_subset="train",
+        dataset_impl=None,
+        required_seq_len_multiple=1,
+    )
+    return set_up(lambda: TASK_REGISTRY["SRPtranslation"].setup_task(config), folder)
 
 
 def load_set(task, subset: str, option: str):

@@ -5,11 +5,8 @@ import os
 from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
 
-from ..errors import UserError
+from .ctranslate2_package import MODEL, require_ctranslate2
 from .values import AtLeast, Must, Needs, Options, Refused, Unused, check
-
-VERSION = "4.8.5"
-MODEL = "model.bin"  # in a folder that export.py made
 
 # Options of the search that CTranslate2 has with the same meaning; min_len up to 1, and
 # temperature of samples alone.
@@ -20,26 +17,6 @@ _SAME += ("sampling", "sampling_topk", "sampling_topp", "temperature")
 _NO_EFFECT = ("no_seed_provided", "no_beamable_mm", "no_early_stop", "sacrebleu")
 _UNKNOWN = {name for name in GenerationConfig.__dataclass_fields__ if not name.startswith("_")}
 _UNKNOWN -= {*_SAME, *_NO_EFFECT}
-
-
-def require_ctranslate2(option: str):
-    """The module ``ctranslate2``.
-
-    Args:
-        option: what the user asked for, for the message.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import ctranslate2
-        import ctranslate2.specs
-    except ImportError as error:
-        raise UserError(
-            f"{option}: needs the package ctranslate2 ({error}); run "
-            f"pip install ctranslate2=={VERSION}"
-        ) from None
-    return ctranslate2
 
 
 class _Unknown(Unused):

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import List
 
 from ..errors import UserError
-from .engine import require_ctranslate2
+from .ctranslate2_package import require_ctranslate2
 from .values import Must, Needs, Options, check
 
 MAP = "-vmap"  # ends the name of an engine that scores a vocabulary map's types alone

@@ -9,7 +9,7 @@ from fairseq.data import Dictionary
 from fairseq.data.data_utils import collate_tokens
 from torch import nn
 
-from ..checks.engine import require_ctranslate2
+from ..checks.ctranslate2_package import require_ctranslate2
 from ..errors import UserError
 from .model import vocabulary
 

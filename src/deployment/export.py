@@ -7,7 +7,7 @@ from fairseq.data import Dictionary
 from torch import nn
 
 from ..checks import checksums
-from ..checks.engine import MODEL
+from ..checks.ctranslate2_package import MODEL
 from ..errors import UserError
 from . import text, vocabulary_map
 from .comparison import Pair, check_same, load_translator, random_pairs

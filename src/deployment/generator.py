@@ -22,7 +22,7 @@ import torch
 from fairseq.data import Dictionary
 
 from ..checks import checksums
-from ..checks.engine import MODEL, require_ctranslate2
+from ..checks.ctranslate2_package import MODEL, require_ctranslate2
 from ..errors import UserError
 from . import vocabulary_map
 from .comparison import load_translator

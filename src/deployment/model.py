@@ -16,7 +16,7 @@ from fairseq.models.transformer import TransformerModelBase
 from torch import nn
 
 from ..adapters import adapted_layers, fuse
-from ..checks.engine import require_ctranslate2
+from ..checks.ctranslate2_package import require_ctranslate2
 from ..connectivity.groups import shrinking_groups
 from ..errors import UserError
 from .spec import ACTIVATIONS, SpecBuilder

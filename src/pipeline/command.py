@@ -22,11 +22,12 @@ from ..deployment import loading, text
 from ..errors import UserError
 from ..files import atomic_write, make_output_folder
 from ..training.inherited_options import with_inherited
-from .base import CODES, PIECES, WORDS, Base, read_base
+from .base import CODES, PIECES, WORDS, Base
 from .duration import in_words, training_seconds
 from .goal import PLAN, Goal, Plan, given_goal
 from .headline import Headline, read_headline
 from .options import check, parse
+from .reading import read_base
 from .recipe import DATA, EXPORT, MODEL, SPEED, Recipe, exports
 from .runner import Pipeline, StepFailed, typed
 from .steps import Step, content_digest
