@@ -49,7 +49,7 @@ from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks import checksums  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
-from .deployment.export import FILES  # noqa: E402
+from .deployment.folder import FILES  # noqa: E402
 from .distillation import source_text  # noqa: E402
 from .distillation.output import write_data  # noqa: E402
 from .distillation.translations import (  # noqa: E402

@@ -47,12 +47,13 @@ from fairseq import checkpoint_utils  # noqa: E402
 
 from .checkpoint_utils import load_checkpoint  # noqa: E402
 from .checkpoints.pretrained import check_dictionaries, check_finite  # noqa: E402
-from .checks.ctranslate2_package import require_ctranslate2  # noqa: E402
+from .checks.ctranslate2_package import MODEL, require_ctranslate2  # noqa: E402
 from .checks.data import load_set, task_of  # noqa: E402
 from .commandline.parsing import ArgumentParser, add_trust, run_writer  # noqa: E402
 from .deployment import text, vocabulary_map  # noqa: E402
 from .deployment.comparison import Pair, subset_pairs  # noqa: E402
-from .deployment.export import MODEL, check_output, export  # noqa: E402
+from .deployment.export import export  # noqa: E402
+from .deployment.folder import check_output  # noqa: E402
 from .deployment.model import (  # noqa: E402
     QUANTIZATIONS,
     check_exportable,

@@ -3,7 +3,8 @@
 from ..errors import UserError
 
 VERSION = "4.8.5"
-MODEL = "model.bin"  # in a folder that export.py made
+# In a folder that export.py made.
+MODEL, VOCABULARY_MAP = "model.bin", "vmap.txt"
 
 
 def require_ctranslate2(option: str):

@@ -22,11 +22,11 @@ import torch
 from fairseq.data import Dictionary
 
 from ..checks import checksums
-from ..checks.ctranslate2_package import MODEL, require_ctranslate2
+from ..checks.ctranslate2_package import MODEL, VOCABULARY_MAP, require_ctranslate2
 from ..errors import UserError
 from . import vocabulary_map
 from .comparison import load_translator
-from .export import FILES
+from .folder import FILES
 from .model import vocabulary
 from .vocabulary_map import VocabularyMap
 
@@ -124,13 +124,13 @@ class CTranslate2Generator:
         return content
 
     def _map(self, target: Dictionary, eos: int) -> Optional[VocabularyMap]:
-        if vocabulary_map.NAME not in self.files:
+        if VOCABULARY_MAP not in self.files:
             return None
         try:
-            text = self.files[vocabulary_map.NAME].decode("utf-8")
+            text = self.files[VOCABULARY_MAP].decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{self.what}: its {vocabulary_map.NAME} is damaged ({error}); export anew"
+                f"{self.what}: its {VOCABULARY_MAP} is damaged ({error}); export anew"
             ) from None
         found = vocabulary_map.from_text(text, self.names, target, self.what)
         # the end of every source, which gets another name
@@ -157,10 +157,10 @@ class CTranslate2Generator:
         ):
             files[name] = json.dumps(content).encode()
         files.pop(checksums.NAME, None)
-        files.pop(vocabulary_map.NAME, None)
+        files.pop(VOCABULARY_MAP, None)
         if self.map is not None:
             text = vocabulary_map.to_text(self.map, self.names)
-            files[vocabulary_map.NAME] = text.encode()
+            files[VOCABULARY_MAP] = text.encode()
         return files
 
     @property

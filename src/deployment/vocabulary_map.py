@@ -12,12 +12,12 @@ from typing import Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple
 import numpy as np
 from fairseq.data import Dictionary
 
+from ..checks.ctranslate2_package import VOCABULARY_MAP
 from ..checks.data import load_set
 from ..errors import UserError
 from .ibm_model1 import LONGEST, Sentences, lexical_table, read_pairs
 from .model import vocabulary
 
-NAME = "vmap.txt"  # where CTranslate2 looks for it
 CANDIDATES = 20  # of a source type
 FREQUENT = 5  # times as many are candidates of any sentence
 
@@ -143,7 +143,8 @@ def from_text(
         if unknown or not tab:
             reason = f"{unknown[0]!r} is in no vocabulary" if tab else "it has no tab"
             raise UserError(
-                f"{what}: line {number + 1} of its {NAME} is damaged ({reason}); export anew"
+                f"{what}: line {number + 1} of its {VOCABULARY_MAP} is damaged ({reason}); export "
+                "anew"
             )
         listed = [numbers[1][name] for name in types]
         if symbol:
@@ -151,7 +152,7 @@ def from_text(
         else:
             found.common.extend(listed)
     if not found.common or not text.endswith("\n"):
-        raise UserError(f"{what}: its {NAME} is not complete; export anew")
+        raise UserError(f"{what}: its {VOCABULARY_MAP} is not complete; export anew")
     return found._replace(common=_with_special(found.common, target))
 
 
@@ -186,7 +187,7 @@ def learn(task, number: int) -> VocabularyMap:
 def write(folder: str, found: VocabularyMap, dictionaries: Dictionaries) -> None:
     """Add the map to an exported model."""
     names = tuple(map(vocabulary, dictionaries))
-    path = os.path.join(folder, NAME)
+    path = os.path.join(folder, VOCABULARY_MAP)
     with open(path, "w", encoding="utf-8", newline="\n") as stream:
         stream.write(to_text(found, names))
 
@@ -225,6 +226,6 @@ def check(
         others = words - {names[1][type_] for type_ in found.of(source)}
         if others:
             raise UserError(
-                f"{what}: CTranslate2 does not read {NAME} as it was written "
+                f"{what}: CTranslate2 does not read {VOCABULARY_MAP} as it was written "
                 f"({min(others)!r} is no candidate); leave --vocabulary-map out"
             )
