@@ -10,7 +10,7 @@ from typing import List, Optional
 
 import torch
 
-from ..checks.engine import require_ctranslate2
+from ..checks.ctranslate2_package import require_ctranslate2
 from ..errors import UserError
 from .comparison import check_same, load_translator, random_pairs
 from .export import export

@@ -17,8 +17,9 @@ from src.connectivity.budget import ParameterCount
 from src.deployment import loading
 from src.errors import UserError
 from src.pipeline import command
-from src.pipeline.base import CODES, PIECES, WORDS, read_base, splitting
+from src.pipeline.base import CODES, PIECES, WORDS, splitting
 from src.pipeline.goal import Goal, Plan
+from src.pipeline.reading import read_base
 from src.pipeline.recipe import Recipe, schedule
 from src.pipeline.runner import Pipeline
 from tests.support.training import ROOT, make_dictionary
