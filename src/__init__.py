@@ -40,18 +40,19 @@ else:
         for _name in ("fairseq.tasks.text_to_speech", "matplotlib"):
             logging.getLogger(_name).setLevel(logging.WARNING)
 
-        from . import fairseq_patches
+        with errors.ending_at_once(os.path.dirname(os.path.abspath(__file__))):
+            from . import fairseq_patches
 
-        with fairseq_patches.deferring(*fairseq_patches.UNUSED):
-            import fairseq  # noqa: F401
+            with fairseq_patches.deferring(*fairseq_patches.UNUSED):
+                import fairseq  # noqa: F401
 
-        from . import checkpoint_utils
-        from .checkpoints import dictionary_record
-        from .criterions import srp as _criterion  # noqa: F401
-        from .models import srp_legacy as _models  # noqa: F401
-        from .optim import srp_adam as _optimizer  # noqa: F401
-        from .tasks import srp_translation as _task  # noqa: F401
-        from .trainer import SRPTrainer
+            from . import checkpoint_utils
+            from .checkpoints import dictionary_record
+            from .criterions import srp as _criterion  # noqa: F401
+            from .models import srp_legacy as _models  # noqa: F401
+            from .optim import srp_adam as _optimizer  # noqa: F401
+            from .tasks import srp_translation as _task  # noqa: F401
+            from .trainer import SRPTrainer
 
         fairseq_patches.install(
             {

@@ -30,6 +30,14 @@ def missing() -> Optional[str]:
     return next((name for name in ("torch", "fairseq") if find_spec(name) is None), None)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was no more memory, which torch says by a RuntimeError."""
+    lack = ("can't allocate memory", "out of memory")
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in lack)
+    return isinstance(error, MemoryError)
+
+
 def users_mistake(error: BaseException) -> Optional[str]:
     """The line to say about a user's mistake.
 
@@ -41,8 +49,9 @@ def users_mistake(error: BaseException) -> Optional[str]:
     Returns:
         None if it is a fault of the program, which needs its traceback.
     """
-    if isinstance(error, MemoryError):
-        return " ".join(f"out of memory: {error}".splitlines()).rstrip(": ")
+    if lacks_memory(error):
+        said = str(error) if isinstance(error, MemoryError) else ""
+        return " ".join(f"out of memory: {said}".splitlines()).rstrip(": ")
     if isinstance(error, ModuleNotFoundError) and missing():
         return (
             f"{missing()} is not installed for {sys.executable}; make the environment with 'make "
@@ -86,6 +95,33 @@ def ending_program() -> Iterator[None]:
     except BaseException as error:
         end_program(error)
         raise
+
+
+@contextmanager
+def ending_at_once(folder: str) -> Iterator[None]:
+    """While libraries are imported, an interruption ends a command at once.
+
+    Some catch it and go on half made.
+
+    Args:
+        folder: of the commands; other programs are left alone.
+    """
+    main = getattr(sys.modules.get("__main__"), "__file__", None) or "."
+    own = os.path.dirname(os.path.abspath(main)) == folder
+    before = signal.getsignal(signal.SIGINT)
+    if not own or before is not signal.default_int_handler:
+        yield
+        return
+
+    def end(*_):
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def install() -> None:

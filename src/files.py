@@ -21,7 +21,7 @@ from typing import Callable, Iterator, Optional
 
 from safetensors import SafetensorError
 
-from .errors import UserError
+from .errors import UserError, lacks_memory
 
 # What readers raise at files that are damaged or hold something else.
 UNREADABLE = (
@@ -35,7 +35,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 def reason(error: Exception) -> str:
     """An error in one line."""
-    if "can't allocate memory" in str(error):  # which torch raises as a RuntimeError
+    if lacks_memory(error):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

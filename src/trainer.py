@@ -30,6 +30,7 @@ from .training.explained_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,
     named,
+    naming_batch_size,
     other_checkpoint,
     refusing_checkpoint,
     refusing_divergence,
@@ -109,7 +110,8 @@ class SRPTrainer(Trainer):
         # of a share that ends with an empty batch fairseq forgets the number of tokens
         samples = [sample for sample in samples if sample] or samples
         before, self._step_ended = self.get_num_updates(), False
-        output = super().train_step(samples, raise_oom)
+        with naming_batch_size(self.cfg, before + 1):
+            output = super().train_step(samples, raise_oom)
         # after an overflow fairseq repeats the step from inside it
         if not self._step_ended:
             updated = self.get_num_updates() > before

@@ -77,13 +77,54 @@ def ending_quietly(interrupted: str):
         raise UserError(f"the output can't be written ({error.strerror})") from None
 
 
-def set_up_logging(stream=sys.stdout) -> None:
-    """fairseq's log lines; ``force`` because importing fairseq has set its own."""
+class _LogHandler(logging.StreamHandler):
+    """Writes log lines; where nobody can take them any more the program goes on without."""
+
+    def handleError(self, record: logging.LogRecord):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # for what is written later, and for Python, which flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        if self.stream is not sys.stderr:
+            print(
+                f"warning: the log can't be written any more ({error.strerror}); going on",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def open_standard_streams() -> None:
+    """Open what the process was started without, as by ``>&-``, on nothing.
+
+    The next file that is opened would get the number of standard output otherwise, and
+    what libraries print.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))
+
+
+def set_up_logging(stream=None) -> None:
+    """fairseq's log lines; ``force`` because importing fairseq has set its own.
+
+    Args:
+        stream: by default standard output.
+    """
+    open_standard_streams()
     logging.basicConfig(
         format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
         level=os.environ.get("LOGLEVEL", "INFO").upper(),
-        stream=stream,
+        handlers=[_LogHandler(stream or sys.stdout)],
         force=True,
     )
     # deprecations inside fairseq and hydra that a user can do nothing about

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoint_utils import unsafe
 from ..connectivity.errors import PruningError
-from ..errors import UserError
+from ..errors import UserError, lacks_memory
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,31 @@ def check_norm(norm: Tensor, update: int, rate: float) -> None:
             f"training has diverged; give a lower one (it is {rate:g} now), a longer "
             "--warmup-updates or a --clip-norm"
         )
+
+
+@contextmanager
+def naming_batch_size(cfg, update: int):
+    """End a training that lacks memory with what makes its steps smaller.
+
+    Args:
+        cfg: all options of the run.
+        update: the one that is made.
+
+    Raises:
+        UserError: names the option of the batches' size.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        dataset = cfg.dataset
+        size = ("max-tokens", dataset.max_tokens)
+        name, value = size if dataset.max_tokens else ("batch-size", dataset.batch_size)
+        raise UserError(
+            f"--{name} {value}: update {update} is out of memory; give less, with a higher "
+            "--update-freq for updates as large, or --checkpoint-activations"
+        ) from None
 
 
 # What the fields of a stage's plan, and what else its errors name, are on the command line.

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.checkpoint_utils import damage
+from tests.support.runs import final_state
 from tests.support.training import ROOT, RUN, TINY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -58,6 +60,24 @@ def test_from_the_scripts_folder_with_workers(data, tmp_path, user_dir):
     command += [*TINY, *RUN, "--max-epoch", "1", "--num-workers", "2"]
     run([*command, "--save-dir", tmp_path], cwd=ROOT / "scripts")
     assert (tmp_path / "checkpoint_last.pt").exists()
+
+
+@pytest.mark.parametrize("gone", ["| head -1", "> /dev/full", ">&-"])
+def test_training_goes_on_without_standard_output(data, tmp_path, gone):
+    command = [sys.executable, str(ROOT / "src" / "train.py"), data, *TINY, *RUN]
+    command += ["--max-epoch", "2", "--log-interval", "1", "--save-dir", str(tmp_path)]
+    line = " ".join(f"'{part}'" for part in command)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line} {gone}"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "the log can't be" in line]
+    assert len(warnings) == (gone != ">&-") and "Traceback" not in done.stderr
+    assert damage(str(tmp_path / "checkpoint_last.pt")) is None
+    assert final_state(tmp_path)["updates"] == 8
 
 
 @pytest.mark.parametrize("script", ["train.py", "pruning.py", "finetuning.py"])

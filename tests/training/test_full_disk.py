@@ -142,3 +142,16 @@ def test_output_of_a_tool_on_a_full_disk():
     assert ended.returncode == 2
     error = b"error: the output can't be written (No space left on device)"
     assert ended.stderr.splitlines()[-1] == error
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_step_without_memory_names_what_makes_it_smaller(data, tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("src.tasks.srp_translation.SRPTranslationTask.train_step", fail)
+    words = "^--max-tokens 200: update 1 is out of memory; give less"
+    with pytest.raises(UserError, match=words):
+        run_training([data, *TINY, *RUN, "--save-dir", tmp_path])
