@@ -48,7 +48,7 @@ def campaign(name: str, kind: Kind, args) -> Tuple[List[Dict], List[Failure]]:
     wholes = [path.read_bytes() for path in kind.originals]
     expected = []
     for path in kind.originals:
-        whole = {n: attempt(read, str(path)) for n, read in kind.readers.items()}
+        whole = {n: attempt(read, str(path), kind.isolated) for n, read in kind.readers.items()}
         expected.append({n: result.get("digest", "") for n, result in whole.items()})
         for reader, result in whole.items():
             if "digest" not in result and "refused" not in result:
@@ -67,7 +67,7 @@ def campaign(name: str, kind: Kind, args) -> Tuple[List[Dict], List[Failure]]:
         path.write_bytes(data)
         counts[damage]["files"] += 1
         for reader, read in kind.readers.items():
-            result = attempt(read, str(path))
+            result = attempt(read, str(path), kind.isolated)
             found = outcome(result, expected[choice][reader], len(data))
             counts[damage][found] += 1
             peaks[damage] = max(peaks[damage], result.get("peak", 0))

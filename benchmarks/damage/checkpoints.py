@@ -133,7 +133,7 @@ def kind(folder: Path) -> Kind:
     for name in ("data", "run"):
         (folder / name).mkdir()
     data, run = write_corpus(folder / "data"), folder / "run"
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         run_training([data, *TINY, *RUN, "--max-epoch", "1", "--save-dir", run])
     trained, average = run / "checkpoint1.pt", folder / "average.pt"
@@ -213,4 +213,5 @@ def kind(folder: Path) -> Kind:
         {name: safely(read) for name, read in readers.items()},
         damages,
         {"other types": change_types},
+        isolated=False,
     )
