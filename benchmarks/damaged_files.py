@@ -5,8 +5,8 @@
 
 Files of each kind are made, then damaged at random: a bit flipped, bytes overwritten, cut
 off, taken out, put in or appended, a page zeroed, two places exchanged, and what a kind
-has of its own. Each damaged file goes through every reader of its kind, in a
-process of its own. It is "refused" (an error that a program says in one line), "same" (what
+has of its own. Each damaged file goes through every reader of its kind, in a process of its own
+or, for checkpoints, in this one (where "memory" tells little). It is "refused" (an error that a program says in one line), "same" (what
 is read is what the undamaged file holds), "other" (it is read, and differs), a "traceback"
 (any other exception), "crash" or "hang". "memory" counts those for which the
 process needed more than twice the file and 200 MB while it refused it. Of forged files, whose
