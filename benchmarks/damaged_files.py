@@ -6,11 +6,11 @@
 Files of each kind are made, then damaged at random: a bit flipped, bytes overwritten, cut
 off, taken out, put in or appended, a page zeroed, two places exchanged, and what a kind
 has of its own. Each damaged file goes through every reader of its kind, in a process of its own
-or, for checkpoints, in this one (where "memory" tells little). It is "refused" (an error that a program says in one line), "same" (what
-is read is what the undamaged file holds), "other" (it is read, and differs), a "traceback"
-(any other exception), "crash" or "hang". "memory" counts those for which the
-process needed more than twice the file and 200 MB while it refused it. Of forged files, whose
-checksums are right, "other" is no failure: nothing in them tells.
+or, for checkpoints, in this one (where "memory" tells little). It is "refused" (an error that a
+program says in one line), "same" (what is read is what the undamaged file holds), "other" (it is
+read, and differs), a "traceback" (any other exception), "crash" or "hang". "memory" counts those
+for which the process needed more than twice the file and 200 MB while it refused it. Of forged
+files, whose checksums are right, "other" is no failure: nothing in them tells.
 
 A failure is printed with the file's number; --only NUMBER repeats one, --keep FOLDER keeps
 its file. The status is 1 if there is one.
