@@ -4,17 +4,15 @@ What they compute is worth nothing; they have the size and the speed of trained 
 """
 
 import copy
-from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
-from fairseq import models
 from fairseq.data import Dictionary
+from fairseq.models import MODEL_REGISTRY
 from torch import nn
 
-from ..checkpoints.pretrained import STRUCTURE
 from ..connectivity.budget import ParameterCount
 from ..connectivity.errors import PruningError
 from ..connectivity.groups import channel_groups
@@ -99,11 +97,10 @@ def rebuilt(name: str, model: nn.Module, dictionaries: Tuple[Dictionary, Diction
     Args:
         name: fairseq's ``transformer``, or ``srp``.
     """
-    options: Dict[str, object] = {n: getattr(model.cfg, n) for n in STRUCTURE}
-    arguments = Namespace(arch=name, _name=name, **options)
-    arguments.weighted_layernorm = model.cfg.weighted_layernorm
+    cfg = copy.deepcopy(model.cfg)
+    cfg.encoder.embed_path = cfg.decoder.embed_path = None  # trained embeddings to begin with
     source, target = dictionaries
     task = SimpleNamespace(source_dictionary=source, target_dictionary=target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return models.build_model(arguments, task).eval()
+        return MODEL_REGISTRY[name].build_model(cfg, task).eval()
