@@ -185,6 +185,18 @@ class ChannelGroup(nn.Module):
         self.heads = len(self.heads_of(channel_ids))
         self.gated = False
 
+    def script_form(self) -> None:
+        """What TorchScript compiles in its place: nothing, as no channel is gated.
+
+        Raises:
+            PruningError: some are.
+        """
+        if self.gated:
+            raise PruningError(
+                "torch.jit.script: a pruning stage is under way; give the model when the stage "
+                "is finished"
+            )
+
     def extra_repr(self) -> str:
         heads = f", heads={self.heads}" if self.heads > 1 else ""
         return f"{self.kind}, {self.width}/{self.original_width}{heads}"

@@ -5,9 +5,6 @@ from typing import Any, Dict, Optional
 from fairseq.modules import LayerDropModuleList
 from torch import nn
 
-from ..connectivity.groups import ChannelGroup
-from ..errors import UserError
-
 
 class ScriptForm:
     """Mixin of modules that ``torch.jit.script`` compiles in another form.
@@ -35,18 +32,23 @@ def copy_as(module: nn.Module, kind: type, **attributes: Any) -> nn.Module:
     return copied
 
 
-def scriptable(module: nn.Module, known: Optional[Dict[int, nn.Module]] = None) -> nn.Module:
+def scriptable(module: nn.Module) -> nn.Module:
     """A module without channel groups that computes the same, of classes that TorchScript knows.
 
     Parameters are shared with ``module``, which stays as it is; updates of adapters are
-    added to copies of their weights.
+    added to copies of their weights. A module whose ``script_form()`` is None, as of channel
+    groups, is left out.
 
     Raises:
-        UserError: channels are shrinking; their gates have no other form.
+        PruningError: channels are shrinking; their gates have no other form.
     """
-    known = {} if known is None else known
+    return _convert(module, {})
+
+
+def _convert(module: nn.Module, known: Dict[int, tuple]) -> Optional[nn.Module]:
+    """The form of a module and of all within; ``known`` keeps modules alive beside theirs."""
     if id(module) not in known:
-        if isinstance(module, ScriptForm):
+        if hasattr(module, "script_form"):
             form = module.script_form()
         elif hasattr(module, "to_module"):  # an adapted layer
             form = scriptable(module.to_module())
@@ -54,15 +56,11 @@ def scriptable(module: nn.Module, known: Optional[Dict[int, nn.Module]] = None) 
             # all layers are there in inference
             dropping = isinstance(module, LayerDropModuleList)
             form = copy_as(module, nn.ModuleList if dropping else type(module))
-        known[id(module)] = form
-        for name, child in list(form._modules.items()):
-            if isinstance(child, ChannelGroup):
-                if child.gated:
-                    raise UserError(
-                        "torch.jit.script: a pruning stage is under way; give the model when "
-                        "the stage is finished"
-                    )
-                del form._modules[name]
-            elif child is not None:
-                form._modules[name] = scriptable(child, known)
-    return known[id(module)]
+        known[id(module)] = module, form
+        children = {} if form is None else form._modules
+        for name, child in list(children.items()):
+            if child is not None:
+                children[name] = _convert(child, known)
+                if children[name] is None:
+                    del children[name]
+    return known[id(module)][1]

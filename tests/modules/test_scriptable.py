@@ -8,8 +8,8 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from src import adapters
 from src.connectivity.cut import cut
+from src.connectivity.errors import PruningError
 from src.connectivity.groups import channel_groups
-from src.errors import UserError
 from src.modules.scriptable import scriptable
 from src.sequence_generator import FastSequenceGenerator
 from tests.support.cuts import random_keep
@@ -124,7 +124,7 @@ def test_dropout_is_fairseqs_own_while_a_scripted_model_trains():
 def test_shrinking_models_are_refused():
     model = build()
     channel_groups(model)["encoder.layers.0.ffn"].shrink(torch.tensor([1, 3]), 0.5)
-    with pytest.raises(UserError, match="torch.jit.script: a pruning stage is under way"):
+    with pytest.raises(PruningError, match="torch.jit.script: a pruning stage is under way"):
         torch.jit.script(model)
     check_trace(model)  # with the gates as they are
 
