@@ -29,7 +29,7 @@ from .training.build_pruning import check_goes_on
 from .training.explained_errors import (
     EXPLAINED_OF_PARTS,
     check_norm,
-    named,
+    explaining,
     naming_batch_size,
     other_checkpoint,
     refusing_checkpoint,
@@ -90,7 +90,7 @@ class SRPTrainer(Trainer):
     # -- the loop -----------------------------------------------------------------
 
     def get_train_iterator(self, *args, **kwargs):
-        with named(f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}"):
+        with explaining(f"data {self.cfg.task.data}, --max-tokens {self.cfg.dataset.max_tokens}"):
             self.epoch_itr = super().get_train_iterator(*args, **kwargs)
         if self.cfg.dataset.curriculum:
             # a loader that is used again keeps the order of its first epoch
@@ -172,13 +172,13 @@ class SRPTrainer(Trainer):
     def _build_optimizer(self):
         names = self.cfg.optimizer._name, self.cfg.lr_scheduler._name
         origin = "--optimizer {}, --lr-scheduler {}".format(*names)
-        with named(origin, kinds=EXPLAINED_OF_PARTS):
+        with explaining(origin, kinds=EXPLAINED_OF_PARTS):
             super()._build_optimizer()
         prepare(self._optimizer, self.cfg.common, self.device.type)
 
     def _build_ema(self):
         path = self.cfg.ema.ema_seed_model
-        with named(f"--ema-seed-model {path}", kinds=(RuntimeError,)):
+        with explaining(f"--ema-seed-model {path}", kinds=(RuntimeError,)):
             super()._build_ema()
         if self._ema is not None:
             check_seed_of_average(self.get_model(), self._ema.get_model(), path)
@@ -262,7 +262,7 @@ class SRPTrainer(Trainer):
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would
         # be of fewer sentences than there are
-        with named(f"--valid-subset {subset}"), self._batch_size_multiple(1):
+        with explaining(f"--valid-subset {subset}"), self._batch_size_multiple(1):
             return super().get_valid_iterator(subset, disable_iterator_cache)
 
     @contextmanager

@@ -69,10 +69,10 @@ def _inferred_languages(folder: str, given: Sequence[Optional[str]]) -> Sequence
             f"data {folder}: holds several pairs of languages, {', '.join(pairs)}; give "
             "--source-lang and --target-lang"
         )
-    for side, mine, its in zip(("source", "target"), given, languages):
-        if mine not in (None, its):
+    for side, language, in_files in zip(("source", "target"), given, languages):
+        if language not in (None, in_files):
             raise UserError(
-                f"--{side}-lang {mine}: alone it has no effect, the data's files say "
+                f"--{side}-lang {language}: alone it has no effect, the data's files say "
                 f"{'-'.join(languages)}; give --source-lang and --target-lang"
             )
     return languages
@@ -102,10 +102,10 @@ def check_subsets(cfg: SRPTranslationConfig, run) -> None:
     names = ("ignore_unused_valid_subsets", "combine_valid_subsets", "disable_validation")
     if any(getattr(run, name, False) for name in names):
         return
-    found = {name.split(".")[0] for name in data_utils._find_extra_valid_paths(cfg.data)}
-    if found:  # as in fairseq, also those that --valid-subset names
+    unused = {name.split(".")[0] for name in data_utils._find_extra_valid_paths(cfg.data)}
+    if unused:  # as in fairseq, also those that --valid-subset names
         raise UserError(
-            f"data {cfg.data}: has more validation sets, {', '.join(sorted(found))}; add "
+            f"data {cfg.data}: has more validation sets, {', '.join(sorted(unused))}; add "
             "--combine-valid-subsets to make one of all, or --ignore-unused-valid-subsets to "
             "validate with those of --valid-subset"
         )

@@ -57,7 +57,7 @@ CTRANSLATE2 = (
 )
 
 
-def check_options(args, cfg) -> None:
+def check_engine_options(args, cfg) -> None:
     """Refuse what the command line alone rules out."""
     options = Options(args, cfg.generation, cfg.common, cfg.common_eval, cfg.task)
     check(ENGINES, options)

@@ -111,7 +111,7 @@ TASK = (
 )
 
 
-def check_options(cfg: SRPTranslationConfig) -> None:
+def check_task_options(cfg: SRPTranslationConfig) -> None:
     """Refuse impossible values of the task's own options."""
     check(TASK, Options(cfg, criterion=str(cfg.importance or "fisher")))
     if cfg.speed_engine is not None:

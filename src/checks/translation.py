@@ -77,7 +77,7 @@ OPTIONS = (
 )
 
 
-def check_options(args, cfg) -> None:
+def check_translation_options(args, cfg) -> None:
     """Refuse what the command line alone rules out."""
     model_overrides(cfg.common_eval.model_overrides)
     parts = cfg.generation, cfg.dataset, cfg.common, cfg.common_eval, cfg.checkpoint
@@ -94,7 +94,7 @@ def check_options(args, cfg) -> None:
     if cfg.common_eval.results_path is not None:
         check_output_folder(cfg.common_eval.results_path, "--results-path")
     check_precision(cfg.task)
-    engine_checks.check_options(args, cfg)
+    engine_checks.check_engine_options(args, cfg)
     for folder in utils.split_paths(cfg.task.data or ""):
         if not os.path.isdir(folder):
             raise UserError(f"data {folder}: there is no such folder of binarized data")

@@ -32,17 +32,17 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
 
-def add_trust(parser, named: str) -> None:
+def add_trust(parser, origins: str) -> None:
     """The option of every tool that reads checkpoints.
 
     Args:
         parser: or a group of its arguments.
-        named: what names the checkpoint, for the help.
+        origins: what names checkpoints, for the help.
     """
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help=f"unpickle any object in {named}: for old checkpoints of your own, since a "
+        help=f"unpickle any object in {origins}: for old checkpoints of your own, since a "
         "pickle can run code",
     )
 
@@ -173,15 +173,15 @@ def _with_own_folder(arguments: Sequence[str]) -> List[str]:
 
     fairseq takes a link to it for another plug-in, which registers the same parts.
     """
-    found: List[str] = []
+    separate: List[str] = []
     for argument in arguments:
         split = argument.startswith("--user-dir=")
-        found += argument.split("=", 1) if split else [argument]
-    named = [i for i, a in enumerate(found[:-1]) if a == "--user-dir"]
-    for i in named:
-        if os.path.realpath(found[i + 1]) == os.path.realpath(PACKAGE):
-            found[i + 1] = PACKAGE
-    return found if named else [*found, "--user-dir", PACKAGE]
+        separate += argument.split("=", 1) if split else [argument]
+    places = [i for i, a in enumerate(separate[:-1]) if a == "--user-dir"]
+    for i in places:
+        if os.path.realpath(separate[i + 1]) == os.path.realpath(PACKAGE):
+            separate[i + 1] = PACKAGE
+    return separate if places else [*separate, "--user-dir", PACKAGE]
 
 
 def fairseq_parser(make: Callable):

@@ -21,7 +21,7 @@ from ..checkpoints.pretrained import (
 )
 from ..checks.data import check_buckets, check_data
 from ..checks.data_files import check_set, read_dictionary
-from ..checks.training import EMBEDDING_FILES, check_options, check_run
+from ..checks.training import EMBEDDING_FILES, check_run, check_task_options
 from ..errors import UserError
 from ..evaluation.results import append_result, read_results, validation_row
 from ..models.srp_base import SRPModel
@@ -30,7 +30,7 @@ from ..planning.in_training import measure_for
 from ..sequence_generator import FastSequenceGenerator
 from ..training.build_pruning import build_pruning
 from ..training.channel_pruning import stage_plan
-from ..training.explained_errors import named
+from ..training.explained_errors import explaining
 from ..training.pruning_run import PruningRun
 from ..training.teacher import check_attention, check_lengths, read_teacher, teacher_file
 
@@ -93,7 +93,7 @@ class SRPTranslationTask(TranslationTask):
     def build_model(self, cfg, from_checkpoint=False):
         if from_checkpoint:
             return self._rebuild_model(cfg)
-        check_options(self.cfg)
+        check_task_options(self.cfg)
         self.set_run_options(cfg)
         state, path = None, self.cfg.pretrained_model
         if path:
@@ -119,7 +119,7 @@ class SRPTranslationTask(TranslationTask):
         return model
 
     def build_criterion(self, cfg, from_checkpoint=False):
-        with named(f"--criterion {cfg._name}"):
+        with explaining(f"--criterion {cfg._name}"):
             return super().build_criterion(cfg, from_checkpoint)
 
     def set_run_options(self, run) -> None:
@@ -179,10 +179,10 @@ class SRPTranslationTask(TranslationTask):
         """Let the model take the adapters of --adapter-path when it has its weights."""
         path = self.cfg.adapter_path
         if path:
-            what = f"--adapter-path {path}"
+            origin = f"--adapter-path {path}"
             if not isinstance(model, SRPModel):
                 raise UserError(
-                    f"{what}: the checkpoint is a {type(model).__name__}, adapters are of "
+                    f"{origin}: the checkpoint is a {type(model).__name__}, adapters are of "
                     "Transformers; give the checkpoint that was adapted"
                 )
             contents = [

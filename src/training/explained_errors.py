@@ -23,11 +23,11 @@ EXPLAINED_OF_PARTS += (NameError, SyntaxError)
 
 
 @contextmanager
-def named(what: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAINED):
+def explaining(origin: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAINED):
     """Give an error in which fairseq says what is wrong the name of what caused it.
 
     Args:
-        what: options and files, with their values.
+        origin: options and files, with their values.
         todo: what to do about it.
         kinds: types of these errors, without their subclasses; others are faults of
             the program and keep their traceback.
@@ -43,7 +43,7 @@ def named(what: str, todo: str = "", kinds: Tuple[Type[Exception], ...] = EXPLAI
         if type(error) not in kinds or not error.args:
             raise
         text = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{what}: {text}{todo and f'. {todo}'}") from None
+        raise UserError(f"{origin}: {text}{todo and f'. {todo}'}") from None
 
 
 def other_checkpoint(path: str, cfg) -> str:
@@ -71,7 +71,7 @@ def refusing_checkpoint(path: str, cfg):
     """
     todo = f"Give the options of its run, or {other_checkpoint(path, cfg)}"
     try:
-        with named(f"checkpoint {path}", todo):
+        with explaining(f"checkpoint {path}", todo):
             yield
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -80,9 +80,9 @@ class SpeedBudget:
     def _chosen(self, trainer: Trainer, plan: StagePlan) -> Tuple[float, ...]:
         speed_up, engine = self.asked["speed_up"], self.asked["speed_engine"]
         rows, measure = self._measure_for(trainer, plan, engine)
-        found = choose(rows, measure, speed_up, str(self))
-        logger.info(f"{self}: {found.reasons(speed_up)}")
-        row = found.row
+        chosen = choose(rows, measure, speed_up, str(self))
+        logger.info(f"{self}: {chosen.reasons(speed_up)}")
+        row = chosen.row
         return (*row.candidate.depths, row.candidate.rate, row.parameters, *row.speed_up)
 
     def applied(self, plan: StagePlan, model) -> StagePlan:

@@ -49,19 +49,19 @@ def read_teacher(task) -> nn.Module:
         UserError: names the option and the file, and what is wrong with it.
     """
     option, path = teacher_file(task.cfg)
-    what = f"{option} {path}"
+    origin = f"{option} {path}"
     state = load_checkpoint(path, option, task.cfg.trust_checkpoint)
-    check_dictionaries(state, task, what)
-    check_finite(state["model"].items(), what)
+    check_dictionaries(state, task, origin)
+    check_finite(state["model"].items(), origin)
     if any(name.startswith("decoder.adaptive_softmax") for name in state["model"]):
         raise UserError(
-            f"{what}: has an adaptive softmax, whose output can't be distilled; "
+            f"{origin}: has an adaptive softmax, whose output can't be distilled; "
             "give a teacher with a plain output projection"
         )
     with torch.random.fork_rng(devices=[]):  # the student's dropout goes on
         model = models.build_model(teacher_arguments(state), task)
-    load_weights(model, state, what)
-    check_not_shrinking(model, what)
+    load_weights(model, state, origin)
+    check_not_shrinking(model, origin)
     model.requires_grad_(False)
     logger.info(f"distilling from {path}")
     return model.eval()
@@ -76,21 +76,21 @@ def check_attention(teacher: nn.Module, student: SRPModel, cfg, attn_kd: float) 
     Raises:
         UserError: it gives no attention maps, or has another number of layers.
     """
-    what = f"--attn-kd {attn_kd:g}: the teacher ({teacher_file(cfg)[0]})"
+    origin = f"--attn-kd {attn_kd:g}: the teacher ({teacher_file(cfg)[0]})"
     if not isinstance(teacher, SRPModel):
         raise UserError(
-            f"{what} is a {type(teacher).__name__}, which gives no attention maps; use --prob-kd"
+            f"{origin} is a {type(teacher).__name__}, which gives no attention maps; use --prob-kd"
         )
-    mine, its = student.decoder.depth, teacher.decoder.depth
-    if mine.original_width != its.original_width:
+    in_student, in_teacher = student.decoder.depth, teacher.decoder.depth
+    if in_student.original_width != in_teacher.original_width:
         raise UserError(
-            f"{what} has {its.original_width} decoder layers before any cut, the model "
-            f"{mine.original_width}; give one with as many, or use --prob-kd"
+            f"{origin} has {in_teacher.original_width} decoder layers before any cut, the model "
+            f"{in_student.original_width}; give one with as many, or use --prob-kd"
         )
-    gone = set(mine.channel_ids.tolist()) - set(its.channel_ids.tolist())
+    gone = set(in_student.channel_ids.tolist()) - set(in_teacher.channel_ids.tolist())
     if gone:
         raise UserError(
-            f"{what} has lost decoder layer {min(gone) + 1}, which the model has; give one that "
+            f"{origin} has lost decoder layer {min(gone) + 1}, which the model has; give one that "
             "has it, or use --prob-kd"
         )
 

@@ -66,7 +66,7 @@ def load(args, cfg) -> Loaded:
     Raises:
         UserError: a mistake in an option or file.
     """
-    checks.check_options(args, cfg)
+    checks.check_translation_options(args, cfg)
     paths = utils.split_paths(cfg.common_eval.path)
     states = [load_checkpoint(p, "--path", args.trust_checkpoint) for p in paths]
     overrides = model_overrides(cfg.common_eval.model_overrides)

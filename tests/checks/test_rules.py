@@ -196,11 +196,6 @@ EXAMPLES = {
             {"max_tokens_valid": "1"},
         ),
         (
-            "--adaptive-softmax-cutoff 9: has no loss by --criterion srp; use --criterion adaptive",
-            {"adaptive_softmax_cutoff": "9"},
-            {"criterion": "adaptive_loss"},
-        ),
-        (
             "--keep-interval-updates-pattern 0: must be at least 1, checkpoints of multiples of it",
             {"keep_interval_updates_pattern": 0},
             {"keep_interval_updates_pattern": -1},

@@ -20,7 +20,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from src import export, generate
 from src.checks import checksums
-from src.checks.engine import check_options
+from src.checks.engine import check_engine_options
 from src.connectivity.cut import cut
 from src.deployment import export as deployment
 from src.deployment.generator import CTranslate2Generator
@@ -467,13 +467,13 @@ OPTIONS = {
 def test_refused_options(case):
     given, configured, expected = OPTIONS[case]
     with pytest.raises(UserError, match=expected):
-        check_options(options_of(**given), configuration(**configured))
+        check_engine_options(options_of(**given), configuration(**configured))
 
 
 def test_options_that_mean_the_same():
     same = dict(beam=3, nbest=2, lenpen=0.6, unnormalized=True, max_len_a=1.5, max_len_b=9)
-    check_options(options_of(), configuration(min_len=0, **same))
-    check_options(options_of(engine="pytorch"), configuration(unkpen=1))
+    check_engine_options(options_of(), configuration(min_len=0, **same))
+    check_engine_options(options_of(engine="pytorch"), configuration(unkpen=1))
 
 
 CT2 = ["--engine", "ctranslate2"]
