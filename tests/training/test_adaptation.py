@@ -338,7 +338,7 @@ def test_adapters_of_the_checkpoint_are_fused_before_it_is_pruned(data, cut_mode
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--adapter-rank", "2"], "--adapter-rank 2.0: needs --adapter"),
+        (["--adapter-rank", "2"], "--adapter-rank 2: needs --adapter"),
         (["--adapter-prototypes", "64"], "--adapter-prototypes 64: needs --adapter splopa"),
         (["--adapter", "splora", "--adapter-block-size", "8"], "needs --adapter splopa"),
         (["--adapter-path", "adapters.pt"], "--adapter-path: is for translation"),
