@@ -29,7 +29,8 @@ from tests.support.training import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SPARSITY = (ROOT / "docs" / "sparsity.md").read_text(encoding="utf-8")
-TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), SPARSITY]
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), SPARSITY, COMMANDS_PAGE]
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```", "\n".join(TEXTS), re.S | re.M)
 BLOCKS = [text for language, text in FENCES if not language]
 PARSERS = {
@@ -114,7 +115,7 @@ def test_options_in_the_table_are_in_the_help(capsys):
     parser = options.get_training_parser(default_task="SRPtranslation")
     show_help(parser, training=True)
     text = capsys.readouterr().out
-    table = README.split("### Key arguments")[1].split("##")[0]
+    table = COMMANDS_PAGE.split("## Key arguments")[1].split("##")[0]
     named = re.findall(r"`(--[a-z-]+|--T)`", table)
     assert len(named) > 12
     for option in named:
