@@ -30,7 +30,12 @@ from tests.support.training import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SPARSITY = (ROOT / "docs" / "sparsity.md").read_text(encoding="utf-8")
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-TEXTS = [README, (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), SPARSITY, COMMANDS_PAGE]
+TEXTS = [
+    README,
+    (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"),
+    SPARSITY,
+    COMMANDS_PAGE,
+]
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```", "\n".join(TEXTS), re.S | re.M)
 BLOCKS = [text for language, text in FENCES if not language]
 PARSERS = {
