@@ -55,6 +55,7 @@ check: setup
 	@"$(dir $(PY))ruff" check .
 	@"$(dir $(PY))ruff" format --check .
 	@"$(dir $(PY))lint-imports"
+	@"$(PY)" -m pytest -q tests/test_structure.py
 	@"$(dir $(PY))mypy"
 
 bench: setup
