@@ -4,6 +4,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -225,7 +226,10 @@ def test_force_replaces_only_a_model(corpus, checkpoints, tmp_path):
     output = run_export([*arguments, "--max-length", "80", "--check-subset", "test"])
     first = (path / "model.bin").stat().st_size
     assert f"in {first:,} bytes (float32)" in output
-    run_export([*arguments, "--max-length", "80", "--quantization", "int8", "--force"])
+    assert "computes in" not in output
+    stored = ["--quantization", "int8_float16", "--force"]  # which no CPU computes in
+    output = run_export([*arguments, "--max-length", "80", *stored])
+    assert re.search("stored in int8_float16: on this CPU CTranslate2 computes in ", output)
     assert (path / "model.bin").stat().st_size < 0.6 * first
     (path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds more than a CTranslate2 model"):
