@@ -110,6 +110,7 @@ def test_damaged_files_are_judged_by_what_readers_make_of_them(tmp_path):
         ("importance", "d --path p --rates 0.5", "--rates 0.5: must be STAGE:RATE"),
         ("importance", "d --path p --samples 3", "--samples 3: must be BATCHESxTOKENS"),
         ("importance", "d --path p", "--path p: no such checkpoint"),
+        ("kills", "--kills 3", "--kills 3: must be at least 4"),
         ("optimizer_time", "--rounds 1", "--rounds 1: must be at least 2"),
         ("precision", "--seeds 1", "--seeds 1: must be at least 2"),
         ("precision", "--data no", "--data no: no such folder"),
