@@ -1,9 +1,11 @@
 """Translations that are timed: a model in an engine, with the sentences it translates."""
 
 import copy
+import logging
 import os
 import tempfile
-from typing import List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from ..checks.speed import MAP, QUANTIZATIONS
 from ..deployment.comparison import load_translator
 from ..deployment.model import build_spec, check_exportable, vocabulary
+from ..deployment.spec import logger as spec_logger
 from ..deployment.vocabulary_map import VocabularyMap
 from ..deployment.vocabulary_map import write as write_map
 from ..errors import UserError
@@ -132,11 +135,23 @@ def _check(results: List[List[dict]], batch: Batch) -> None:
         raise RuntimeError(f"{tokens} tokens were generated instead of {batch.tokens}")
 
 
+@contextmanager
+def _saying_little() -> Iterator[None]:
+    """No warnings of each candidate's shape, which would be those of all others."""
+    level = spec_logger.level
+    spec_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        spec_logger.setLevel(level)
+
+
 def _in_ctranslate2(engine: str, model: nn.Module, work: Work, what: str) -> Translation:
     source, target = work.dictionaries
     check_exportable(model, what)
     limits = [side.max_positions() for side in (model.encoder, model.decoder)]
-    spec = build_spec(model, source, target, what, limits)
+    with _saying_little():
+        spec = build_spec(model, source, target, what, limits)
     spec.optimize(QUANTIZATIONS[engine.removesuffix(MAP)])
     with tempfile.TemporaryDirectory(prefix="srp-plan-") as folder:
         spec.save(folder)

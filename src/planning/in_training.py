@@ -57,5 +57,10 @@ def measure_for(trainer: Trainer, plan: StagePlan, engine: str) -> Tuple[List[Ro
     make = partial(translation, work=work, what="--pretrained-model")
     planner = Planner(model, plan, work, make, [engine], stock=False)
     depths = usual_depths(model, plan)
+    if engine != "pytorch" and not model.cfg.weighted_layernorm:
+        logger.warning(
+            f"--speed-engine {engine}: a model cut without --weighted-layernorm has zeros in the "
+            "place of the embedding channels that are gone, which costs speed there"
+        )
     logger.info(f"measuring what is fast enough in {engine} on this machine")
     return planner(candidates(depths)), planner
