@@ -86,7 +86,8 @@ def _removed_layer(axes, left: int, top: float, rows: int) -> None:
 
 def draw_widths(axes, run: Run) -> None:
     """A cell for each layer and kind of channel: share that remains, and widths."""
-    axes.set_title(f"Widths that remain in {run['name']}", loc="left", color=INK)
+    apart = "\n" if len(run["name"]) > 12 else " "  # beside another title
+    axes.set_title(f"Widths that remain in{apart}{run['name']}", loc="left", color=INK)
     axes.axis("off")
     sides = [(side, layer_rows(run["widths"], side)) for side in ("encoder", "decoder")]
     if not any(rows for _, rows in sides):
