@@ -59,8 +59,8 @@ MEMORIES = (
 _originals: Dict[Patch, Any] = {}
 
 
-# What fairseq's tasks for other purposes import with it, a third of the seconds in which a
-# command starts: scores of classifiers, which bring pandas along.
+# What fairseq's tasks for other purposes import with it, half a second of a command's start:
+# scores of classifiers, which bring pandas along.
 UNUSED = ("sklearn", "sklearn.metrics")
 
 

@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
+from fairseq import checkpoint_utils, tasks
 from fairseq import options as fairseq_options
-from fairseq import tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 from fairseq_cli import generate as fairseq_generate
 
 from src import generate
+from src.tasks.srp_translation import SRPTranslationTask
+from src.translation import loading
 from tests.support.translation import (
     SEARCH,
     USER_DIR,
@@ -101,3 +103,26 @@ def test_lines_are_those_of_fairseq_generate(variant, data, checkpoints, languag
     assert ours == stock
     assert any(line.startswith("Generate test with beam=") for line in ours)
     assert ("--quiet" in options) == (not sentence_lines("\n".join(ours)))
+
+
+def test_data_and_model_are_read_once(data, checkpoints, monkeypatch):
+    read, load_dataset = [], SRPTranslationTask.load_dataset
+
+    def counted(self, split, *args, **kwargs):
+        read.append(split)
+        return load_dataset(self, split, *args, **kwargs)
+
+    def load_checkpoint(path, *args):
+        read.append(path)
+        return loading_checkpoint(path, *args)
+
+    def not_again(*args, **kwargs):
+        raise AssertionError("read again by fairseq")
+
+    loading_checkpoint = loading.load_checkpoint
+    monkeypatch.setattr(SRPTranslationTask, "load_dataset", counted)
+    monkeypatch.setattr(loading, "load_checkpoint", load_checkpoint)
+    monkeypatch.setattr(checkpoint_utils, "load_checkpoint_to_cpu", not_again)
+    arguments = [data, "--path", checkpoints.dense, *SEARCH, "--quiet", "--beam", "1"]
+    run_tool(lambda: generate.main(list(arguments)), arguments)
+    assert sorted(read) == sorted(["test", checkpoints.dense])
