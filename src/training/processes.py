@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+from typing import Optional
 
 from fairseq.distributed import utils as distributed_utils
 
@@ -12,12 +13,17 @@ from ..files import FolderLock, lock_folder
 _PR_SET_PDEATHSIG = 1  # of Linux
 
 
-def claim_folder(folder: str) -> FolderLock:
+def claim_folder(folder: str) -> Optional[FolderLock]:
     """Refuse a folder in which another process trains, and keep others out.
+
+    Returns:
+        None if there is no such folder; a trainer without a run needs none.
 
     Raises:
         UserError: names the folder and what to do.
     """
+    if not os.path.isdir(folder):
+        return None
     return lock_folder(
         folder,
         lambda: UserError(

@@ -15,6 +15,7 @@ from src.checkpoint_utils import damage
 from src.errors import UserError
 from src.files import atomic_write
 from src.trainer import SRPTrainer
+from src.training.processes import claim_folder
 from tests.support.runs import assert_identical, final_state, stop_at
 from tests.support.training import ROOT, RUN, TINY, run_training, stage_of
 
@@ -111,6 +112,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_ends(data, tmp
     first.kill()
     first.wait()
     run_training(command)
+    assert claim_folder(str(tmp_path / "none")) is None
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.8, 0.99])
