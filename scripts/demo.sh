@@ -119,7 +119,11 @@ prepare
 base "${ARGS[@]}"
 if [ -z "$stages" ]; then
     epochs=()
-    [ "$data" != demo ] || epochs=(--epochs $COMPRESSION_EPOCHS)
+    if [ "$data" = demo ]; then
+        epochs=(--epochs $COMPRESSION_EPOCHS)
+        # of another base: made again
+        [ ! "$CKPT/base/checkpoint_best.pt" -nt "$CKPT/compressed/compress.json" ] || rm -rf "$CKPT/compressed"
+    fi
     "$PYTHON" ../src/compress.py "$BIN" --path "$CKPT/base/checkpoint_best.pt" --output "$CKPT/compressed" \
         --compression-rate $COMPRESSION_RATE ${epochs[@]+"${epochs[@]}"} --lowercase \
         --tokenizer moses --moses-no-dash-splits --bpe-codes "$BIN/code" \
