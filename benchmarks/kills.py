@@ -5,7 +5,7 @@
 Stages over widths and layers, weight pruning and adapters train a tiny model, once without a
 break. Then processes of the same command are killed (SIGKILL) after a random time, one after
 the other, until one comes to its end; in every third start a second process of the command
-runs at the same time, which must be refused in one line. Weights and optimizer must be
+is started beside it, which must be refused in one line. Weights and optimizer must be
 the same bit for bit, and no checkpoint may be damaged. Ends with status 1 if anything is not so.
 """
 
@@ -57,6 +57,7 @@ class Process:
 
     def __init__(self, tool, arguments: List[str], log: Path):
         self.log, self.status = log, None
+        log.unlink(missing_ok=True)
         self.pid = os.fork()
         if not self.pid:
             self._run(tool, arguments)
@@ -89,6 +90,13 @@ class Process:
                 time.sleep(0.005)
         return self.status
 
+    def trains(self) -> bool:
+        """Wait until it trains; False if it has ended by then."""
+        while self.wait(0.01) is None:
+            if self.log.exists() and "begin training epoch" in self.log.read_text():
+                return True
+        return False
+
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
@@ -114,9 +122,15 @@ def same(a, b) -> bool:
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
-def refused(process: Process, folder: Path) -> bool:
-    """Whether a second process ended in one line, for the folder's sake."""
+def refused(first: Process, start, folder: Path) -> bool:
+    """Whether a second process ends in one line, for the folder's sake.
+
+    The first is stopped meanwhile, so that it can't come to its end before.
+    """
+    os.kill(first.pid, signal.SIGSTOP)
+    process = start(folder, "second")
     status = process.wait()
+    os.kill(first.pid, signal.SIGCONT)
     lines = [x for x in process.log.read_text().splitlines() if x.startswith("error: ")]
     said = len(lines) == 1 and f"--save-dir {folder}: another process" in lines[0]
     return status == errors.STATUS and said
@@ -146,11 +160,9 @@ def campaign(kind: str, base: str, data: str, folder: Path, kills: int, draw) ->
         starts = 0
         while True:
             process = start(where)
-            if starts % 3 == 1:  # the first may still be loading
-                time.sleep(draw.uniform(0.3, 0.6) * seconds)
-                if process.wait(0) is None:
-                    writers += 1
-                    wrong += not refused(start(where, "second"), where)
+            if starts % 3 == 1 and process.trains():
+                writers += 1
+                wrong += not refused(process, start, where)
             starts += 1
             last = killed >= kills or starts > 6
             if process.wait(600 if last else draw.uniform(0.1, 0.9) * seconds) is None:
