@@ -35,6 +35,7 @@ _PRUNING = "extra_state.SRPTranslationTask"
 _TYPES = {
     "cfg": DictConfig,
     "model": dict,
+    "task_state": dict,
     "extra_state": dict,
     "extra_state.train_iterator": dict,
     "extra_state.train_iterator.epoch": Integral,

@@ -143,7 +143,7 @@ def loading_compared(load: Callable) -> Callable:
                 about = {"extra_state": kept(state), "cfg": state.get("cfg")}
                 read.append((about, f"checkpoint {path}"))
 
-        with comparing(compare), _explaining_sizes(", ".join(filenames)):
+        with comparing(compare), _explaining(", ".join(filenames)):
             loaded = load(filenames, arg_overrides, task, *args, **kwargs)
         for about, what in read:
             check(about, loaded[2], what)
@@ -153,10 +153,15 @@ def loading_compared(load: Callable) -> Callable:
 
 
 @contextmanager
-def _explaining_sizes(path: str) -> Iterator[None]:
+def _explaining(path: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        if str(error).startswith(("Neither args nor cfg", "Could not infer task type")):
+            raise UserError(
+                f"checkpoint {path}: has no options of its run, or none of a task that is known "
+                "here; use another checkpoint of that run"
+            ) from None
         different = re.search(r"size mismatch for (.+?): (.+)", str(error))
         if not different:
             raise

@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu as fairseq_reads
 from fairseq.dataclass.configs import EMAConfig, FairseqBMUFConfig
 from fairseq.logging.meters import AverageMeter
@@ -234,6 +235,7 @@ EDITS = {
     "a weight that is none": ("model.encoder.layers.0.fc1.weight", [1.0]),
     "options": ("cfg", [1]),
     "history": ("optimizer_history", [3]),
+    "task's own": ("task_state", [1]),
     "state": ("extra_state", []),
     "best": ("extra_state.best", "low"),
     "iterator": ("extra_state.train_iterator", 3),
@@ -260,6 +262,19 @@ def test_states_of_other_types(case, data, base, tmp_path):
     for read in (lambda: load_checkpoint(path, "--path"), lambda: fairseq_reads(path)):
         with pytest.raises(UserError, match="checkpoint_last.pt: can't be read as a fairseq"):
             read()
+
+
+@pytest.mark.parametrize("place", ["cfg", "cfg.task"])
+def test_no_options_to_rebuild_a_model_with(place, base, tmp_path):
+    def edit(state):
+        if place == "cfg":
+            state["cfg"] = None
+        else:
+            state["cfg"]["task"] = []
+
+    path = edited(base, tmp_path / "checkpoint.pt", edit)
+    with pytest.raises(UserError, match="checkpoint.pt: has no options of its run"):
+        checkpoint_utils.load_model_ensemble_and_task([path])
 
 
 @pytest.mark.parametrize(
