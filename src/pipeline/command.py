@@ -246,6 +246,8 @@ def compress_from_python(data, path, output, training=(), options=None) -> Optio
         option = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(option)
+        elif isinstance(value, (list, tuple)):
+            words += [option, *map(str, value)] if value else []
         elif value is not None and value is not False:
             words += [option, str(value)]
     return compress(parse([*words, "--", *map(str, training)]))

@@ -74,6 +74,14 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
     text.add_options(group)
     group = parser.add_argument_group("training")
     group.add_argument(
+        "--source-text",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further source sentences for the model to translate, plain or gzipped: raw text with "
+        "the options of text above, else tokens; see distill_data.py",
+    )
+    group.add_argument(
         "--epochs",
         type=int,
         metavar="N",
@@ -163,6 +171,9 @@ def check(args: argparse.Namespace) -> None:
     if rate is not None and not 0 < rate < 1:
         raise UserError(f"--compression-rate {rate:g}: must be in (0, 1), the share to keep")
     text.check(args)
-    if args.reference is not None and not os.path.isfile(args.reference):
-        raise UserError(f"--reference {args.reference}: no such file")
+    files = [("--source-text", path) for path in args.source_text]
+    files += [("--reference", args.reference)] if args.reference is not None else []
+    for option, path in files:
+        if not os.path.isfile(path):
+            raise UserError(f"{option} {path}: no such file")
     check_output_folder(args.output, "--output")

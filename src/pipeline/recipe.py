@@ -1,5 +1,6 @@
 """The steps from a trained model to a compressed one: what the study found best for a size."""
 
+import gzip
 import os
 from argparse import Namespace
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class Recipe:
         folder = os.path.join(self.args.output, name)
         arguments = [word.replace("{here}", folder) for word in arguments]
         given = {self.base.data, self.base.path, *filter(None, (self._reference,))}
-        given |= {self.args.bpe_codes, self.args.sentencepiece_model}
+        given |= {self.args.bpe_codes, self.args.sentencepiece_model, *self.args.source_text}
         files = tuple(dict.fromkeys(word for word in arguments if word in given))
         before = tuple(s.name for s in self.steps if any(self._in(s.name, a) for a in arguments))
         if self.args.trust_checkpoint and self.base.path in files:
@@ -219,18 +220,19 @@ class Recipe:
 
         here = self._add("translate", "distill_data.py", base.data, "--path", base.path,
             *self._languages, "--output", f"{{here}}/{DATA}", "--beam", str(args.beam),
-            "--batch-size", "256", *self._fast_engine(),
+            "--batch-size", "256", *self._fast_engine(), *self._further_text(),
             results=(DATA,), resumes=True, whole=True)  # fmt: skip
         # as long as two epochs of the data, since every sentence is in it twice
         translated, data, start = os.path.join(here, DATA), base.data, base.path
         finetuning_epochs = max(1, round(finetuning_epochs / 2))
-        updates = 2 * finetuning_epochs * base.updates_in_epoch(*self.batch())
+        times = 2 + sum(map(_lines, args.source_text)) / base.pairs["train"]
+        updates = round(times * finetuning_epochs * base.updates_in_epoch(*self.batch()))
         if args.max_types is not None:
             here = self._trim(translated)
             translated = data = os.path.join(here, DATA)
             start = os.path.join(here, MODEL)
             pruning_epochs = max(2, round(pruning_epochs / 2))
-        self.epochs = [2.0 * finetuning_epochs]
+        self.epochs = [times * finetuning_epochs]
         for part in schedule(goal, base.dropout, pruning_epochs, args.quick):
             here = self._add(part.name, "pruning.py", data, "--pretrained-model", start,
                 *self._training(part.dropout, part.epochs), "--srp", "--weighted-layernorm",
@@ -268,6 +270,12 @@ class Recipe:
         if self.exports and not torch.cuda.is_available():
             return "--engine", "ctranslate2", "--quantization", "int8"
         return ()
+
+    def _further_text(self) -> Tuple[str, ...]:
+        """Options of distill_data.py for --source-text."""
+        if not self.args.source_text:
+            return ()
+        return "--source-text", *self.args.source_text, *text.as_arguments(self.args)
 
     def _trim(self, data: str) -> str:
         args = self.args
@@ -309,6 +317,12 @@ class Recipe:
             "--gen-subset", args.gen_subset, "--beam", str(args.beam), "--batch-size", "128",
             *self._remove_bpe, *detok, *lowercase, *reference, *engine,
             "--report", f"{{here}}/{REPORT}", results=(TEXT, REPORT), output=TEXT)  # fmt: skip
+
+
+def _lines(path: str) -> int:
+    """Lines of a file, plain or gzipped."""
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def usual_engine(quantization: str) -> str:

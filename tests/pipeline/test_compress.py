@@ -1,5 +1,6 @@
 """compress.py: one command from a trained model to a compressed one."""
 
+import gzip
 import json
 import re
 import shlex
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 import src
+from src import distill_data
 from src.checkpoints.rebuild import load_model
+from src.commandline import parsing as cli
 from src.connectivity.budget import ParameterCount
 from src.deployment import loading
 from src.errors import UserError
@@ -218,6 +221,25 @@ def test_trimmed_data_are_what_trainings_read(data, base, tmp_path):
     assert words[words.index("--pretrained-model") + 1] == trimmed[1]
     assert words[words.index("--max-epoch") + 1] == "2"  # each sentence twice: 5 of 10 in all
     assert steps["9-test-base"].command[1] == data
+
+
+def test_further_text_is_translated_too(data, base, tmp_path):
+    (tmp_path / "more").write_text("de1 de2\n" * 30)
+    with gzip.open(tmp_path / "more.gz", "wt") as stream:
+        stream.write("de3\n" * 30)
+    files = [str(tmp_path / "more"), str(tmp_path / "more.gz")]
+    updates = []
+    for more in ([], ["--source-text", *files]):
+        words = arguments(data, base, tmp_path, "--compression-rate", "0.4", *more)
+        found = Recipe(command.parse(words), read_base(data, base)).build(Goal(0.4))
+        steps = {step.name: step for step in found}
+        words = steps["5-finetune"].command
+        updates.append(int(words[words.index("--total-num-update") + 1]))
+    assert updates[1] == updates[0] * 3 / 2  # 60 pairs twice, and 60 lines more
+    translation = steps["2-translate"]
+    assert set(files) < set(translation.files)
+    parsed = cli.parse(distill_data.get_parser(), list(translation.command[1:]))
+    assert parsed.source_text == files
 
 
 def test_how_text_was_split():
