@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from typing import Iterator, Optional
 
@@ -134,7 +134,10 @@ def install() -> None:
 
     def end(kind, error, trace):
         if not hasattr(sys, "ps1"):
-            end_program(error)
+            # torch's hook of processes that train together calls this one with a buffer for
+            # standard error, whose words are lost when the program ends here
+            with redirect_stderr(sys.__stderr__ or sys.stderr):
+                end_program(error)
         before(kind, error, trace)
 
     sys.excepthook = end

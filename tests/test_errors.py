@@ -52,6 +52,22 @@ def test_a_mistake_ends_a_program_in_one_line(kind, capsys):
     assert capsys.readouterr().err == "error: a  b.pt: is no checkpoint\n"
 
 
+def test_a_mistake_among_several_processes_is_said_too(tmp_path):
+    """torch wraps the hook of a process that has joined others."""
+    script = (
+        "import torch.distributed as d, src\n"
+        "from src.errors import UserError\n"
+        f"d.init_process_group('gloo', init_method='file://{tmp_path}/x', rank=0, world_size=1)\n"
+        "raise UserError('--rate 7: must be below 1')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: --rate 7: must be below 1"
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyError, RuntimeError, Exception])
 def test_faults_of_the_program_keep_their_traceback(kind, capsys):
     with pytest.raises(kind), ending_program():

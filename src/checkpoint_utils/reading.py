@@ -40,8 +40,9 @@ _TYPES = {
     "extra_state.train_iterator": dict,
     "extra_state.train_iterator.epoch": Integral,
     "extra_state.train_iterator.iterations_in_epoch": Integral,
+    # tensors in runs of several processes
     "extra_state.best": (Real, torch.Tensor),
-    "extra_state.previous_training_time": Real,
+    "extra_state.previous_training_time": (Real, torch.Tensor),
     "extra_state.patience": dict,
     f"extra_state.{DICTIONARIES}": dict,
     f"extra_state.{DICTIONARIES}.languages": list,
