@@ -245,6 +245,8 @@ def pretended_gpu(monkeypatch):
     with monkeypatch.context() as patch:
         for name, answer in _CUDA_CALLS.items():
             patch.setattr(torch.cuda, name, lambda *a, answer=answer, **k: answer)
+        # a torch that is built for CUDA asks the driver for its stream otherwise
+        patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
         patch.setattr(autocast, "__init__", make_on_cpu)
         # by a thread of fairseq's, where calls are not sent anywhere
         patch.setattr(pin_memory, "pin_memory", lambda data, device=None: data)
