@@ -143,9 +143,14 @@ class _File(io.FileIO):
 def new_file(path: str) -> Iterator[str]:
     """A name to write to, whose file appears under ``path`` when the block ends without error.
 
+    A device or a pipe is written to as it is, and never replaced.
+
     Raises:
         UserError: it can't be written; what was there before is as it was.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield path
+        return
     with _temporary(path) as temporary:
         yield temporary
         with refusing_failed_writes(path):

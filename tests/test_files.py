@@ -160,3 +160,14 @@ def test_a_lock_ends_with_its_process(tmp_path):
     holder.wait()
     with files.sole_process(str(tmp_path), KeyError):
         pass
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    before = os.stat("/dev/full")
+    with pytest.raises(UserError, match="/dev/full: can't be written"):
+        with files.atomic_write("/dev/full") as stream:
+            stream.write("x" * 100_000)
+    with files.atomic_write("/dev/null", "wb") as stream:
+        stream.write(b"x")
+    assert os.stat("/dev/full").st_rdev == before.st_rdev != 0
+    assert not os.path.isfile("/dev/null")
