@@ -19,6 +19,7 @@ docs/compress.md.
 
 import importlib
 import sys
+import types
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -27,6 +28,16 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(f"{FOLDER.name}.compress").main())
 
 from .pipeline import command  # noqa: E402
+
+
+class _Callable(types.ModuleType):
+    """This module, which takes the place of the package's function of its name when imported."""
+
+    def __call__(self, data, path, output, training=(), **options):
+        return command.compress_from_python(data, path, output, training, options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 def main():

@@ -53,7 +53,7 @@ class SRPTrainer(Trainer):
             with open_dict(cfg):  # layers that one process drops have no gradient there
                 cfg.distributed_training.find_unused_parameters = True
         end_with_launcher()
-        self._folder = claim_folder(cfg.checkpoint.save_dir) if is_first() else None
+        self._folder = None  # the lock on --save-dir, from the start of a run to its end
         super().__init__(cfg, task, model, criterion, quantizer)
         if getattr(task, "save_dir", "") is None:
             task.set_run_options(all_options(cfg))
@@ -198,6 +198,8 @@ class SRPTrainer(Trainer):
     # -- checkpoints and data ---------------------------------------------------------
 
     def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        if is_first():  # fairseq's training begins with this call, also where there is none
+            self._folder = claim_folder(self.cfg.checkpoint.save_dir)
         written_with = None
         own_model = isinstance(self.get_model(), SRPModel)
         if fairseq_checkpoints.PathManager.isfile(filename):
