@@ -145,16 +145,16 @@ def run(args) -> None:
         raise UserError(f"--max-length {args.max_length}: must be at least 2")
     if args.vocabulary_map is not None and args.vocabulary_map < 1:
         raise UserError(f"--vocabulary-map {args.vocabulary_map}: must be at least 1")
-    what = f"--path {args.path}"
+    origin = f"--path {args.path}"
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     task = task_of(args.data, args.source_lang, args.target_lang)
     dictionaries = task.source_dictionary, task.target_dictionary
     languages = task.cfg.source_lang, task.cfg.target_lang
-    check_dictionaries(state, task, what)
-    check_finite(state["model"].items(), what)
+    check_dictionaries(state, task, origin)
+    check_finite(state["model"].items(), origin)
     (model,), _ = checkpoint_utils.load_model_ensemble([args.path], task=task, state=state)
     model = plain(model.eval())
-    check_exportable(model, what)
+    check_exportable(model, origin)
     limits = [side.max_positions() for side in (model.encoder, model.decoder)]
     if args.max_length is not None:
         if args.max_length > max(limits):
@@ -173,7 +173,7 @@ def run(args) -> None:
             dictionaries,
             folder,
             args.quantization,
-            what,
+            origin,
             pairs,
             args.max_length,
             found,

@@ -163,12 +163,12 @@ def get_parser() -> ArgumentParser:
             f"-{side[0]}", f"--{side}-lang", help=f"{side} language (default: as in DATA)"
         )
     group = parser.add_argument_group("output, beside the table")
-    for kind, what in (
+    for kind, text in (
         ("csv", "plain numbers, a row for each model and engine"),
         ("json", "the same with the conditions and the choice"),
         ("picture", "speed-up against parameters, as PNG"),
     ):
-        group.add_argument(f"--{kind}", metavar="FILE", help=what)
+        group.add_argument(f"--{kind}", metavar="FILE", help=text)
     add_trust(parser, "--path")
     return parser
 
@@ -192,14 +192,14 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
     Returns:
         Rows, what ``--speed-up`` chooses, and the conditions.
     """
-    what = f"--path {args.path}"
+    origin = f"--path {args.path}"
     state = load_checkpoint(args.path, "--path", args.trust_checkpoint)
     task, dataset = set_up_task(args)
     dictionaries = task.source_dictionary, task.target_dictionary
-    check_dictionaries(state, task, what)
-    check_finite(state["model"].items(), what)
-    model = model_of(state, what).float()
-    check_not_shrinking(model, what)
+    check_dictionaries(state, task, origin)
+    check_finite(state["model"].items(), origin)
+    model = model_of(state, origin).float()
+    check_not_shrinking(model, origin)
     if adapted_layers(model):
         model = fuse(model)
     if is_uncut(model):
@@ -218,7 +218,7 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
     work = make_work(
         model, dataset, dictionaries, args.sentences, vocabulary_map=found, option=option, **search
     )
-    make = partial(translation, work=work, what=what)
+    make = partial(translation, work=work, origin=origin)
     planner = Planner(model, plan, work, make, names, args.rounds)
     rows, choice = planner(candidates(depths, rates)), None
     if args.speed_up is not None:

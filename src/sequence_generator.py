@@ -111,7 +111,7 @@ class FastSequenceGenerator(ScriptForm, SequenceGenerator):
                 if hypotheses.done.all():
                     break
                 for cache in caches:
-                    cache.follow(parents)
+                    cache.reorder(parents)
                 stay = hypotheses.leave()
                 if stay is not None:
                     stay = torch.from_numpy(stay).to(source.device)

@@ -165,14 +165,14 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"data {args.data}: give one folder")
     task = task_of(args.data, args.source_lang, args.target_lang)
     dictionaries = task.source_dictionary, task.target_dictionary
-    what = f"--path {args.path}"
+    origin = f"--path {args.path}"
     state = tables.map_checkpoint(args.path, "--path", args.trust_checkpoint)
-    check_dictionaries(state, task, what)
-    tables.check_selectable(state, what)
+    check_dictionaries(state, task, origin)
+    tables.check_selectable(state, origin)
     joined = dictionaries[0] == dictionaries[1]
     if tables.share_one_table(state) and not joined:
         raise UserError(
-            f"{what}: has one table for source and target, but the dictionaries of "
+            f"{origin}: has one table for source and target, but the dictionaries of "
             f"{args.data} differ; give the data it was trained on"
         )
     languages = task.cfg.source_lang, task.cfg.target_lang

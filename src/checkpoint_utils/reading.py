@@ -182,11 +182,11 @@ def _upgraded(state: Any, arg_overrides: Optional[Dict[str, Any]]) -> Dict[str, 
     return state
 
 
-def _read(path: str, what: str, todo: str, arg_overrides=None) -> Dict[str, Any]:
+def _read(path: str, origin: str, todo: str, arg_overrides=None) -> Dict[str, Any]:
     """The state of a checkpoint, compared with its checksums.
 
     Args:
-        what: the file, for messages, and what named it.
+        origin: the file, for messages, and what named it.
         todo: what lets a pickle be trusted.
 
     Raises:
@@ -194,7 +194,7 @@ def _read(path: str, what: str, todo: str, arg_overrides=None) -> Dict[str, Any]
     """
     problem = damage(path)
     if problem:
-        raise UserError(f"{what}: {problem}; use another checkpoint of that run")
+        raise UserError(f"{origin}: {problem}; use another checkpoint of that run")
     try:
         state = read_sparse(path) if is_sparse_file(path) else safe_pickle.load(path)
         return _upgraded(state, arg_overrides)
@@ -203,10 +203,10 @@ def _read(path: str, what: str, todo: str, arg_overrides=None) -> Dict[str, Any]
     except UNREADABLE as error:
         if isinstance(error, pickle.UnpicklingError) and TRUST not in os.environ:
             raise UnsafeCheckpoint(
-                f"{what}: {unsafe(error)}; if you trust its origin, {todo}"
+                f"{origin}: {unsafe(error)}; if you trust its origin, {todo}"
             ) from None
         raise UserError(
-            f"{what}: can't be read as a fairseq checkpoint ({reason(error)}); "
+            f"{origin}: can't be read as a fairseq checkpoint ({reason(error)}); "
             "use another checkpoint of that run"
         ) from None
 

@@ -47,12 +47,12 @@ def _from_json(value: Dict[str, Any]) -> Any:
     return tuple(value[_TUPLE]) if set(value) == {_TUPLE} else value
 
 
-def write_sparse(state: Dict[str, Any], path: str, what: str) -> None:
+def write_sparse(state: Dict[str, Any], path: str, origin: str) -> None:
     """Write a checkpoint's state, without its optimizer's, to a sparse file.
 
     Args:
         state: as ``load_checkpoint`` returns it.
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: the state holds something that can't be kept without pickle.
@@ -66,11 +66,11 @@ def write_sparse(state: Dict[str, Any], path: str, what: str) -> None:
     try:
         text = json.dumps(_to_json({**kept, "extra_state": left}))
     except TypeError as error:
-        raise UserError(f"{what}: holds {error}, which a sparse file has no place for") from None
+        raise UserError(f"{origin}: holds {error}, which a sparse file has no place for") from None
     try:
         save_sparse(path, state["model"], {"format": FORMAT, "checkpoint": text})
     except SparsityError as error:
-        raise UserError(f"{what}: {error}") from None
+        raise UserError(f"{origin}: {error}") from None
 
 
 def read_sparse(path: str) -> Dict[str, Any]:

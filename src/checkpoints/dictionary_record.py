@@ -58,23 +58,23 @@ def kept(state: Mapping[str, Any]) -> Dict[str, Any]:
     return {RECORD: extra[RECORD]} if RECORD in extra else {}
 
 
-def check(state: Mapping[str, Any], task, what: str, other_direction: bool = False) -> None:
+def check(state: Mapping[str, Any], task, origin: str, other_direction: bool = False) -> None:
     """Compare what a checkpoint says of its dictionaries and languages with a task's.
 
     Those of earlier versions say nothing of dictionaries, and of languages if they were given.
 
     Args:
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
         other_direction: let a model of the other direction pass with a warning.
 
     Raises:
         UserError: names the languages, or the dictionary, that differ.
     """
-    check_direction(state, task, what, other_direction)
-    check_digests(state, task, what)
+    check_direction(state, task, origin, other_direction)
+    check_digests(state, task, origin)
 
 
-def check_direction(state: Mapping[str, Any], task, what: str, warn: bool = False) -> None:
+def check_direction(state: Mapping[str, Any], task, origin: str, warn: bool = False) -> None:
     """Refuse a model of the other direction; with one joined dictionary it would fit.
 
     Args:
@@ -83,16 +83,19 @@ def check_direction(state: Mapping[str, Any], task, what: str, warn: bool = Fals
     Raises:
         UserError: names both directions and what to give.
     """
-    mine, its = _languages(task), languages_of(state)
-    if None in (*its, *mine) or its != mine[::-1] or its == mine:
+    given, recorded = _languages(task), languages_of(state)
+    if None in (*recorded, *given) or recorded != given[::-1] or recorded == given:
         return
-    message = f"{what}: translates {its[0]} to {its[1]}, the data is read as {mine[0]} to {mine[1]}"
+    message = (
+        f"{origin}: translates {recorded[0]} to {recorded[1]}, the data is read as {given[0]} to "
+        f"{given[1]}"
+    )
     if not warn:
-        raise UserError(f"{message}; give --source-lang {its[0]} --target-lang {its[1]}")
+        raise UserError(f"{message}; give --source-lang {recorded[0]} --target-lang {recorded[1]}")
     logger.warning(message)
 
 
-def check_digests(state: Mapping[str, Any], task, what: str) -> None:
+def check_digests(state: Mapping[str, Any], task, origin: str) -> None:
     """Refuse other dictionaries, of as many types, say.
 
     Raises:
@@ -104,7 +107,7 @@ def check_digests(state: Mapping[str, Any], task, what: str) -> None:
             continue
         if digest(dictionary) != noted[side]:
             raise UserError(
-                f"{what}: its {side} dictionary is another one than the data's, which has "
+                f"{origin}: its {side} dictionary is another one than the data's, which has "
                 f"{len(dictionary)} types; use the data it was trained on (or preprocess yours "
                 "with its dictionaries)"
             )
@@ -145,8 +148,8 @@ def loading_compared(load: Callable) -> Callable:
 
         with comparing(compare), _explaining(", ".join(filenames)):
             loaded = load(filenames, arg_overrides, task, *args, **kwargs)
-        for about, what in read:
-            check(about, loaded[2], what)
+        for about, origin in read:
+            check(about, loaded[2], origin)
         return loaded
 
     return load_model_ensemble_and_task

@@ -153,11 +153,11 @@ def _weighted(asked: bool, config: SRPConfig, pruned: bool, path: str) -> bool:
     return config.weighted_layernorm
 
 
-def load_weights(model: nn.Module, state: Dict[str, Any], what: str, cfg=None) -> None:
+def load_weights(model: nn.Module, state: Dict[str, Any], origin: str, cfg=None) -> None:
     """Give a model the weights of a checkpoint, all of them.
 
     Args:
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
         cfg: the model's options, which take over widths.
 
     Raises:
@@ -167,7 +167,7 @@ def load_weights(model: nn.Module, state: Dict[str, Any], what: str, cfg=None) -
         model.load_state_dict(state["model"], strict=True, model_cfg=cfg)
     except (RuntimeError, AdapterError) as error:
         raise UserError(
-            f"{what}: its weights don't fit ({' '.join(str(error).split())[:300]})"
+            f"{origin}: its weights don't fit ({' '.join(str(error).split())[:300]})"
         ) from None
 
 
@@ -183,24 +183,24 @@ def load_pretrained(model: nn.Module, cfg, state: Dict[str, Any], path: str) -> 
         UserError: the checkpoint is of another model, of a stage under way, or of a
             training that diverged.
     """
-    what = f"--pretrained-model {path}"
+    origin = f"--pretrained-model {path}"
     check_structure(model, state, path)
-    check_finite(state["model"].items(), what)
-    load_weights(model, state, what, cfg)
-    check_not_shrinking(model, what)
+    check_finite(state["model"].items(), origin)
+    load_weights(model, state, origin, cfg)
+    check_not_shrinking(model, origin)
     history = describe_record(state)
     if history:
         logger.info(f"{path}: {history}")
     if adapted_layers(model):
         logger.info(f"{path}: its adapters are fused with its weights")
-        fuse_adapters(model, what).requires_grad_(True)
+        fuse_adapters(model, origin).requires_grad_(True)
 
 
-def check_not_shrinking(model: nn.Module, what: str) -> None:
+def check_not_shrinking(model: nn.Module, origin: str) -> None:
     """Refuse the model of a pruning stage that is under way.
 
     Args:
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: names a group whose channels are shrinking.
@@ -208,17 +208,17 @@ def check_not_shrinking(model: nn.Module, what: str) -> None:
     shrinking = shrinking_groups(model)
     if shrinking:
         raise UserError(
-            f"{what}: a pruning stage is under way, channels of {shrinking[0]} are shrinking; "
+            f"{origin}: a pruning stage is under way, channels of {shrinking[0]} are shrinking; "
             "let it come to its end"
         )
 
 
-def check_finite(weights: Iterable[Tuple[str, Tensor]], what: str) -> None:
+def check_finite(weights: Iterable[Tuple[str, Tensor]], origin: str) -> None:
     """Refuse weights that hold NaN or infinity, with which every score is NaN.
 
     Args:
         weights: with their names.
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: names the first weight that holds NaN or infinity.
@@ -226,7 +226,7 @@ def check_finite(weights: Iterable[Tuple[str, Tensor]], what: str) -> None:
     for name, value in weights:
         if not torch.isfinite(value).all():
             raise UserError(
-                f"{what}: {name} holds NaN or infinite numbers; its training diverged, use "
+                f"{origin}: {name} holds NaN or infinite numbers; its training diverged, use "
                 "an earlier checkpoint"
             )
 
@@ -243,13 +243,13 @@ def check_structure(model, state: Dict[str, Any], path: str) -> None:
     if not any(name.startswith("encoder.layers.0.self_attn.") for name in state["model"]):
         raise _other_kind(f"--pretrained-model {path}")
     for name in STRUCTURE:
-        mine, its = getattr(model.cfg, name), getattr(config, name)
-        if str(mine) != str(its):
+        in_model, in_checkpoint = getattr(model.cfg, name), getattr(config, name)
+        if str(in_model) != str(in_checkpoint):
             option = f"--{name.replace('_', '-')}"
-            if isinstance(its, bool):
-                different.append(option if its else f"no {option}")
+            if isinstance(in_checkpoint, bool):
+                different.append(option if in_checkpoint else f"no {option}")
             else:
-                different.append(f"{option} {its} (not {mine})")
+                different.append(f"{option} {in_checkpoint} (not {in_model})")
     if different:
         raise UserError(
             f"--pretrained-model {path}: its model has {', '.join(different)}; give these, "
@@ -276,44 +276,45 @@ def check_dimensions(model, cfg: Optional[Dict[str, Any]], path: str, other: str
     for name in STRUCTURE:
         if name.endswith("_positions"):
             continue
-        mine, its = getattr(model.cfg, name), getattr(config, name)
-        if str(mine) != str(its):
+        in_model, in_checkpoint = getattr(model.cfg, name), getattr(config, name)
+        if str(in_model) != str(in_checkpoint):
             option = name.replace("_", "-")
             raise UserError(
-                f"--{option} {mine}: the run of checkpoint {path} has {its}; give that, or {other}"
+                f"--{option} {in_model}: the run of checkpoint {path} has {in_checkpoint}; give "
+                f"that, or {other}"
             )
 
 
-def check_dictionaries(state: Dict[str, Any], task, what: str) -> None:
+def check_dictionaries(state: Dict[str, Any], task, origin: str) -> None:
     """Compare a checkpoint's embeddings with a task's dictionaries, and its languages.
 
     Args:
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: another kind of model, other dictionaries, or the other direction.
     """
-    dictionary_record.check_direction(state, task, what)
+    dictionary_record.check_direction(state, task, origin)
     dictionaries = task.source_dictionary, task.target_dictionary
     for side, dictionary in zip(("encoder", "decoder"), dictionaries):
         table = state["model"].get(f"{side}.embed_tokens.weight")
         if table is None:
-            raise _other_kind(what)
+            raise _other_kind(origin)
         if len(table) != len(dictionary):
             language = "source" if side == "encoder" else "target"
             raise UserError(
-                f"{what}: its {language} dictionary has {len(table)} types, the data's has "
+                f"{origin}: its {language} dictionary has {len(table)} types, the data's has "
                 f"{len(dictionary)}; use the data it was trained on (or preprocess yours "
                 "with its dictionaries)"
             )
     if read_model_config(state).share_all_embeddings and dictionaries[0] != dictionaries[1]:
         raise UserError(
-            f"{what}: has one dictionary for both sides (--share-all-embeddings), the data "
+            f"{origin}: has one dictionary for both sides (--share-all-embeddings), the data "
             "has two; use the data it was trained on (or preprocess yours with its dictionary "
             "and --joined-dictionary)"
         )
-    dictionary_record.check_digests(state, task, what)
+    dictionary_record.check_digests(state, task, origin)
 
 
-def _other_kind(what: str) -> UserError:
-    return UserError(f"{what}: is no SRP model or fairseq Transformer with encoder and decoder")
+def _other_kind(origin: str) -> UserError:
+    return UserError(f"{origin}: is no SRP model or fairseq Transformer with encoder and decoder")

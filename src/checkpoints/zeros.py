@@ -41,11 +41,11 @@ def is_sparse(model: nn.Module) -> bool:
     return sum(counts.values()) >= SPARSE * elements > 0
 
 
-def fuse_adapters(model: nn.Module, what: str) -> nn.Module:
+def fuse_adapters(model: nn.Module, origin: str) -> nn.Module:
     """Fuse a model's adapters with its weights; warn if that fills zeros.
 
     Args:
-        what: option and file of the model, for messages.
+        origin: option and file of the model, for messages.
     """
     before = count_zeros(model)
     fused = fuse(model)
@@ -55,7 +55,7 @@ def fuse_adapters(model: nn.Module, what: str) -> nn.Module:
     zeros, total = sum(before[name] for name in elements), sum(elements.values())
     if filled > SPARSE * total > 0:
         logger.warning(
-            f"{what}: its adapters, fused with sparse weights, fill {filled:,} of "
+            f"{origin}: its adapters, fused with sparse weights, fill {filled:,} of "
             f"{zeros:,} zeros: sparsity {zeros / total:.4f} -> {(zeros - filled) / total:.4f}; "
             "finetune without adapters to keep them, or prune again (--sparsity-config)"
         )

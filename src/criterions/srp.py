@@ -107,8 +107,8 @@ def attention_loss(student, teacher, present):
     ):
         if layer.attention_map is not None:  # a layer that is skipped has none
             maps = (x.attention_map[present] for x in (layer, of_teacher[number]))
-            mine, its = (m.float().clamp_min(tiny).log() for m in maps)
-            total = total + share * F.kl_div(mine, its, reduction="sum", log_target=True)
+            learned, taught = (m.float().clamp_min(tiny).log() for m in maps)
+            total = total + share * F.kl_div(learned, taught, reduction="sum", log_target=True)
     return total
 
 

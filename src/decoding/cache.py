@@ -118,7 +118,7 @@ class BeamCache:
         q = _split(q, len(self.mask), self.heads[layer].cross)
         return _attend(q, *self.memory[layer], self.memory_mask)
 
-    def follow(self, parents: Tensor) -> None:
+    def reorder(self, parents: Tensor) -> None:
         """Hypothesis j goes on from ``parents[:, j]``, ``[B, beam]``."""
         index = parents.unsqueeze(-1).expand(-1, -1, self.mask.shape[-1])
         self.mask = self.mask.gather(1, index)
@@ -209,7 +209,7 @@ class SingleCache:
         q = _heads(q, self.heads[layer].cross)
         return _attend_once(q, *self.memory[layer], self.memory_mask)
 
-    def follow(self, parents: Optional[Tensor]) -> None:
+    def reorder(self, parents: Optional[Tensor]) -> None:
         """Every hypothesis goes on from itself."""
 
     def keep(self, sentences: Tensor) -> None:

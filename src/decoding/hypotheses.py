@@ -182,8 +182,8 @@ class BeamHypotheses(Hypotheses):
         order = np.argsort(ends, axis=1, kind="stable")[:, : self.beam]
         choice = Choice(*(np.take_along_axis(x, order, 1) for x in (beams, tokens, scores)))
         whole = Choice(*(np.zeros((len(self.done), self.beam), x.dtype) for x in choice))
-        for mine, chosen in zip(whole, choice):
-            mine[self.rows] = chosen
+        for values, chosen in zip(whole, choice):
+            values[self.rows] = chosen
         self.history.append(whole)
         return choice
 

@@ -95,23 +95,23 @@ def pytorch_scores(model: nn.Module, target: Dictionary, pairs: Sequence[Pair]):
     return scores
 
 
-def load_translator(folder: str, what: str, **options):
+def load_translator(folder: str, origin: str, **options):
     """``ctranslate2.Translator`` of a folder, on the CPU with torch's number of threads.
 
     Args:
-        what: option and file of the model, for messages.
+        origin: option and file of the model, for messages.
 
     Raises:
         UserError: CTranslate2 is not installed or can't load the folder.
     """
-    ctranslate2 = require_ctranslate2(what)
+    ctranslate2 = require_ctranslate2(origin)
     ctranslate2.set_log_level(logging.ERROR)  # check_same says what it computes in
     threads = torch.get_num_threads()
     try:
         return ctranslate2.Translator(folder, device="cpu", intra_threads=threads, **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what}: CTranslate2 can't load it ({reason})") from None
+        raise UserError(f"{origin}: CTranslate2 can't load it ({reason})") from None
     finally:
         torch.set_num_threads(threads)  # they share OpenMP's setting
 
@@ -152,14 +152,14 @@ def deviation(
     return Deviation(differences.max(), differences.mean(), len(differences))
 
 
-def check_same(translator, quantization, model, dictionaries, pairs, name, what) -> None:
+def check_same(translator, quantization, model, dictionaries, pairs, name, origin) -> None:
     """Compare a translator with its model and log the deviation.
 
     Args:
         quantization: how its weights are stored: float32 must be the same function.
         dictionaries: of source and target.
         name: what the pairs are, for messages.
-        what: option and file of the translator, for messages.
+        origin: option and file of the translator, for messages.
 
     Raises:
         UserError: it is not the same function; says how far off it is.
@@ -171,7 +171,7 @@ def check_same(translator, quantization, model, dictionaries, pairs, name, what)
         allowed, same = f"{GROSS:g} on average", found.mean <= GROSS
     if not same:  # NaN is not
         raise UserError(
-            f"{what}: the {quantization} model in CTranslate2 is not the same: "
+            f"{origin}: the {quantization} model in CTranslate2 is not the same: "
             f"log-probabilities of {name} differ from PyTorch's by {found}, allowed is "
             f"{allowed}"
         )

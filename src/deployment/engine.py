@@ -81,25 +81,25 @@ def prepare(args, cfg, task, model, skipped: List[int]) -> Optional[CTranslate2G
     if cfg.common.seed is not None and not cfg.generation.no_seed_provided:
         require_ctranslate2("--engine ctranslate2").set_random_seed(cfg.common.seed)
     dictionaries = task.source_dictionary, task.target_dictionary
-    folder, what = args.ctranslate2_model, f"--ctranslate2-model {args.ctranslate2_model}"
+    folder, origin = args.ctranslate2_model, f"--ctranslate2-model {args.ctranslate2_model}"
     with tempfile.TemporaryDirectory(prefix="srp-ctranslate2-") as temporary:
         if folder is None:
-            folder, what = temporary, f"--path {cfg.common_eval.path}"
-            export(model, dictionaries, folder, args.quantization or "float32", what)
+            folder, origin = temporary, f"--path {cfg.common_eval.path}"
+            export(model, dictionaries, folder, args.quantization or "float32", origin)
         generator = CTranslate2Generator(
             folder,
             dictionaries,
             cfg.generation,
             model.decoder.max_positions(),
-            what,
+            origin,
             use_map=args.ctranslate2_vocabulary_map != "off",
         )
     if args.ctranslate2_model is not None:
-        its, mine = generator.config.get("weights_sha256"), weights_digest(model)
+        exported, present = generator.config.get("weights_sha256"), weights_digest(model)
         # quantized, the model of another epoch differs no more than its own may
-        if None not in (its, mine) and its != mine:
+        if None not in (exported, present) and exported != present:
             raise UserError(
-                f"{what}: is not of {cfg.common_eval.path}: it was exported from other "
+                f"{origin}: is not of {cfg.common_eval.path}: it was exported from other "
                 "weights; export anew"
             )
         limits = [
@@ -107,13 +107,13 @@ def prepare(args, cfg, task, model, skipped: List[int]) -> Optional[CTranslate2G
             for name, side in (("source", model.encoder), ("target", model.decoder))
         ]
         check_same(
-            load_translator(folder, what),
+            load_translator(folder, origin),
             generator.quantization,
             model,
             dictionaries,
             random_pairs(*dictionaries, limits),
             "random sentences",
-            f"{what}: is not of {cfg.common_eval.path}",
+            f"{origin}: is not of {cfg.common_eval.path}",
         )
     dataset = task.dataset(cfg.dataset.gen_subset)
     generator.check_lengths(dataset, skipped)

@@ -43,7 +43,7 @@ class CTranslate2Generator:
         dictionaries: of source and target.
         generation: fairseq's options of the search.
         limit: most target tokens that the PyTorch model can take.
-        what: option that named the model, for messages.
+        origin: option that named the model, for messages.
         use_map: score only the candidates of the folder's vocabulary map, if it has one.
 
     Attributes:
@@ -59,16 +59,16 @@ class CTranslate2Generator:
         dictionaries: Tuple[Dictionary, Dictionary],
         generation,
         limit: int,
-        what: str,
+        origin: str,
         use_map: bool = True,
     ):
         source, target = dictionaries
-        self.what = what
+        self.what = origin
         self.files = {}
         for name in sorted(FILES & set(os.listdir(folder))):
             with open(os.path.join(folder, name), "rb") as stream:
                 self.files[name] = stream.read()
-        checksums.check_export(self.files, what)
+        checksums.check_export(self.files, origin)
         self.names = vocabulary(source), vocabulary(target)
         self._check_vocabularies()
         self.map = self._map(target, source.eos()) if use_map else None
@@ -76,7 +76,7 @@ class CTranslate2Generator:
         # fairseq makes of an empty line, unless it is a word like any other
         self.names[0][source.eos()] = "\n"  # in no dictionary
         self.config = self._json("config.json", dict)
-        self.translator = load_translator(folder, what, files=self._search_files())
+        self.translator = load_translator(folder, origin, files=self._search_files())
 
         self.eos, self.pad, self.unknown = target.eos(), target.pad(), target.unk_string()
         self.numbers = {symbol: i for i, symbol in enumerate(self.names[1])}

@@ -54,46 +54,46 @@ def weights_digest(model: nn.Module) -> Optional[str]:
     return digest.hexdigest()
 
 
-def check_exportable(model: nn.Module, what: str) -> None:
+def check_exportable(model: nn.Module, origin: str) -> None:
     """Refuse what CTranslate2 can't compute, before any work.
 
     Args:
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: names the option of the model or the state of its channels.
     """
     if not isinstance(model, TransformerModelBase):
         raise UserError(
-            f"{what}: is a {type(model).__name__}; SRP models and fairseq's transformer "
+            f"{origin}: is a {type(model).__name__}; SRP models and fairseq's transformer "
             "can be exported"
         )
     shrinking = shrinking_groups(model)
     if shrinking:
         raise UserError(
-            f"{what}: is of a pruning stage that is not finished (the connectivity of "
+            f"{origin}: is of a pruning stage that is not finished (the connectivity of "
             f"{shrinking[0]} is not all ones); export the checkpoint after the cut"
         )
     activation = str(model.cfg.activation_fn)
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"{what}: has --activation-fn {activation}, CTranslate2 has {', '.join(ACTIVATIONS)}"
+            f"{origin}: has --activation-fn {activation}, CTranslate2 has {', '.join(ACTIVATIONS)}"
         )
     for name, module in model.named_modules():
         for part, option in _EXTRA_PARTS.items():
             if getattr(module, part, None) is not None:
                 raise UserError(
-                    f"{what}: was trained with {option} ({name}.{part}), which "
+                    f"{origin}: was trained with {option} ({name}.{part}), which "
                     "CTranslate2 does not have"
                 )
     for side in (model.encoder, model.decoder):
         if type(side.embed_tokens) is not nn.Embedding:
-            raise UserError(f"{what}: its embedding is no plain table (--adaptive-input)")
+            raise UserError(f"{origin}: its embedding is no plain table (--adaptive-input)")
         orders = {layer.normalize_before for layer in side.layers}
         if len(orders) != 1 or not all(hasattr(x, "self_attn") for x in side.layers):
-            raise UserError(f"{what}: its layers are not all of one kind (--base-layers)")
+            raise UserError(f"{origin}: its layers are not all of one kind (--base-layers)")
     if any(layer.encoder_attn is None for layer in model.decoder.layers):
-        raise UserError(f"{what}: has no cross-attention (--no-cross-attention)")
+        raise UserError(f"{origin}: has no cross-attention (--no-cross-attention)")
 
 
 def vocabulary(dictionary: Dictionary) -> List[str]:
@@ -116,21 +116,21 @@ def build_spec(
     model: nn.Module,
     source: Dictionary,
     target: Dictionary,
-    what: str,
+    origin: str,
     lengths: Sequence[int],
 ):
     """A ``ctranslate2.specs.TransformerSpec`` that computes the same function.
 
     Args:
         model: an SRP model or fairseq's Transformer, see :func:`check_exportable`.
-        what: option and file of the model, for messages.
+        origin: option and file of the model, for messages.
         lengths: most tokens of a source and a target, with end of sentence.
 
     Returns:
         The validated specification in float32; it shares no memory with the model.
     """
-    specs = require_ctranslate2(what).specs
-    spec = SpecBuilder(specs, model, what, lengths).spec
+    specs = require_ctranslate2(origin).specs
+    spec = SpecBuilder(specs, model, origin, lengths).spec
     spec.register_source_vocabulary(vocabulary(source))
     spec.register_target_vocabulary(vocabulary(target))
     spec.config.unk_token = target.unk_word

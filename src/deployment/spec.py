@@ -67,7 +67,7 @@ class SpecBuilder:
 
     Args:
         specs: the module ``ctranslate2.specs``.
-        what: option and file of the model, for messages.
+        origin: option and file of the model, for messages.
         lengths: rows of the position tables of encoder and decoder.
 
     Attributes:
@@ -77,7 +77,7 @@ class SpecBuilder:
         UserError: the layer norms' eps differ.
     """
 
-    def __init__(self, specs, model: nn.Module, what: str, lengths: Sequence[int]):
+    def __init__(self, specs, model: nn.Module, origin: str, lengths: Sequence[int]):
         self.eps: Dict[float, None] = {}
         activation = ACTIVATIONS[str(model.cfg.activation_fn)]
         activation = specs.common_spec.Activation[activation]
@@ -135,7 +135,7 @@ class SpecBuilder:
             self.decoder.width,
         )
         if len(self.eps) != 1:
-            raise UserError(f"{what}: its layer norms have several eps, {list(self.eps)}")
+            raise UserError(f"{origin}: its layer norms have several eps, {list(self.eps)}")
         self.spec.config.layer_norm_epsilon = next(iter(self.eps))
 
     def _side(self, spec, embeddings, side, shape: _Shape, length: int) -> None:

@@ -88,11 +88,11 @@ def _with_special(common: List[int], target: Dictionary) -> List[int]:
     return [*special, *(type_ for type_ in common if type_ not in special)]
 
 
-def check_names(dictionaries: Dictionaries, what: str) -> None:
+def check_names(dictionaries: Dictionaries, origin: str) -> None:
     """Refuse symbols that a line of the map can't hold.
 
     Args:
-        what: the option, for the message.
+        origin: the option, for the message.
 
     Raises:
         UserError: names the first one.
@@ -101,7 +101,7 @@ def check_names(dictionaries: Dictionaries, what: str) -> None:
         for number, symbol in enumerate(vocabulary(dictionary)):
             if not symbol or set(symbol) & set(" \t\n"):
                 raise UserError(
-                    f"{what}: type {number} of the {side} dictionary is {symbol!r}, and "
+                    f"{origin}: type {number} of the {side} dictionary is {symbol!r}, and "
                     "a vocabulary map has no white space in symbols; leave the option out"
                 )
 
@@ -121,13 +121,13 @@ def to_text(found: VocabularyMap, names: Tuple[Sequence[str], Sequence[str]]) ->
 
 
 def from_text(
-    text: str, names: Tuple[Sequence[str], Sequence[str]], target: Dictionary, what: str
+    text: str, names: Tuple[Sequence[str], Sequence[str]], target: Dictionary, origin: str
 ) -> VocabularyMap:
     """What :func:`to_text` wrote, or another program.
 
     Args:
         names: symbols of the source and target types by number.
-        what: option and folder, for the message.
+        origin: option and folder, for the message.
 
     Raises:
         UserError: it is damaged, or of other dictionaries.
@@ -143,7 +143,8 @@ def from_text(
         if unknown or not tab:
             reason = f"{unknown[0]!r} is in no vocabulary" if tab else "it has no tab"
             raise UserError(
-                f"{what}: line {number + 1} of its {VOCABULARY_MAP} is damaged ({reason}); export "
+                f"{origin}: line {number + 1} of its {VOCABULARY_MAP} is damaged ({reason}); "
+                "export "
                 "anew"
             )
         listed = [numbers[1][name] for name in types]
@@ -152,7 +153,7 @@ def from_text(
         else:
             found.common.extend(listed)
     if not found.common or not text.endswith("\n"):
-        raise UserError(f"{what}: its {VOCABULARY_MAP} is not complete; export anew")
+        raise UserError(f"{origin}: its {VOCABULARY_MAP} is not complete; export anew")
     return found._replace(common=_with_special(found.common, target))
 
 
@@ -198,7 +199,7 @@ def check(
     dictionaries: Dictionaries,
     sources: Sequence[Sequence[int]],
     limit: int,
-    what: str,
+    origin: str,
 ) -> None:
     """See that CTranslate2 reads the map as it was meant.
 
@@ -206,7 +207,7 @@ def check(
         translator: ``ctranslate2.Translator`` of a folder that has the map.
         sources: type numbers of sentences, without end of sentence.
         limit: most target tokens.
-        what: option and file of the model, for the message.
+        origin: option and file of the model, for the message.
 
     Raises:
         UserError: another type than the candidates was generated.
@@ -226,6 +227,6 @@ def check(
         others = words - {names[1][type_] for type_ in found.of(source)}
         if others:
             raise UserError(
-                f"{what}: CTranslate2 does not read {VOCABULARY_MAP} as it was written "
+                f"{origin}: CTranslate2 does not read {VOCABULARY_MAP} as it was written "
                 f"({min(others)!r} is no candidate); leave --vocabulary-map out"
             )

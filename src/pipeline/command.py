@@ -105,7 +105,7 @@ def check_ours(args) -> None:
     Raises:
         UserError: says what it holds.
     """
-    folder, what = args.output, f"--output {args.output}"
+    folder, origin = args.output, f"--output {args.output}"
     if not os.path.isdir(folder) or not os.listdir(folder):
         return
     try:
@@ -114,11 +114,12 @@ def check_ours(args) -> None:
         path, digest = mark["path"], mark["model"]
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(
-            f"{what}: holds something else than a compression; give a new folder"
+            f"{origin}: holds something else than a compression; give a new folder"
         ) from None
     if digest != content_digest(args.path):
         raise UserError(
-            f"{what}: holds the compression of another model, {path}; give that, or another folder"
+            f"{origin}: holds the compression of another model, {path}; give that, or another "
+            "folder"
         )
 
 

@@ -86,19 +86,19 @@ def make_work(
     return Work(sentences, dictionaries, beam, batch_size, device, vocabulary_map)
 
 
-def translation(engine: str, model: nn.Module, work: Work, what: str) -> Translation:
+def translation(engine: str, model: nn.Module, work: Work, origin: str) -> Translation:
     """A model in an engine.
 
     Args:
         engine: one of ``ENGINES`` or with ``MAP``, ``pytorch-fp16`` or ``STOCK``.
         model: in evaluation mode, not changed.
-        what: option and file of the model, for messages.
+        origin: option and file of the model, for messages.
 
     Raises:
         UserError: CTranslate2 can't compute the model.
     """
     if engine.removesuffix(MAP) in QUANTIZATIONS:
-        return _in_ctranslate2(engine, model, work, what)
+        return _in_ctranslate2(engine, model, work, origin)
     return _in_pytorch(engine, model, work)
 
 
@@ -146,19 +146,19 @@ def _saying_little() -> Iterator[None]:
         spec_logger.setLevel(level)
 
 
-def _in_ctranslate2(engine: str, model: nn.Module, work: Work, what: str) -> Translation:
+def _in_ctranslate2(engine: str, model: nn.Module, work: Work, origin: str) -> Translation:
     source, target = work.dictionaries
-    check_exportable(model, what)
+    check_exportable(model, origin)
     limits = [side.max_positions() for side in (model.encoder, model.decoder)]
     with _saying_little():
-        spec = build_spec(model, source, target, what, limits)
+        spec = build_spec(model, source, target, origin, limits)
     spec.optimize(QUANTIZATIONS[engine.removesuffix(MAP)])
     with tempfile.TemporaryDirectory(prefix="srp-plan-") as folder:
         spec.save(folder)
         if engine.endswith(MAP):
             write_map(folder, work.vocabulary_map, work.dictionaries)
         size = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
-        translator = load_translator(folder, what)
+        translator = load_translator(folder, origin)
     symbols, batches = vocabulary(source), in_batches(work.sentences, CTRANSLATE2_BATCH)
     texts = [[[symbols[word] for word in x[:-1].tolist()] for x in b.sources] for b in batches]
     search = {

@@ -54,7 +54,7 @@ def measure_for(trainer: Trainer, plan: StagePlan, engine: str) -> Tuple[List[Ro
         vocabulary_map=found,
         option=f"--valid-subset {subset}",
     )
-    make = partial(translation, work=work, what="--pretrained-model")
+    make = partial(translation, work=work, origin="--pretrained-model")
     planner = Planner(model, plan, work, make, [engine], stock=False)
     depths = usual_depths(model, plan)
     if engine != "pytorch" and not model.cfg.weighted_layernorm:

@@ -57,11 +57,11 @@ def share_one_table(state: State) -> bool:
     return same or bool(read_model_config(state).share_all_embeddings)
 
 
-def check_selectable(state: State, what: str) -> None:
+def check_selectable(state: State, origin: str) -> None:
     """Refuse checkpoints whose rows can't be selected.
 
     Args:
-        what: option and file of the checkpoint, for messages.
+        origin: option and file of the checkpoint, for messages.
 
     Raises:
         UserError: a stage is under way, or adapters change the output projection.
@@ -70,14 +70,14 @@ def check_selectable(state: State, what: str) -> None:
     for name, value in weights.items():
         if name.endswith(".connectivity") and (value != 1).any():
             raise UserError(
-                f"{what}: a pruning stage is under way, channels of "
+                f"{origin}: a pruning stage is under way, channels of "
                 f"{name.removesuffix('.connectivity')} are shrinking; let it come to its end"
             )
     module = "decoder.output_projection"
     parts = [name for name in weights if name.startswith(f"{module}.")]
     if parts and f"{module}.weight" not in parts:
         raise UserError(
-            f"{what}: its output projection has adapters ({parts[0]}), with rows for types "
+            f"{origin}: its output projection has adapters ({parts[0]}), with rows for types "
             "inside; fuse them first (finetuning.py --pretrained-model does)"
         )
 
