@@ -149,8 +149,10 @@ def get_parser() -> ArgumentParser:
     group.add_argument(
         "--cpu-threads",
         type=int,
+        default=1,
         metavar="N",
-        help="threads of every engine (default: all cores, or OMP_NUM_THREADS)",
+        help="threads of every engine (default: 1; with several, those of PyTorch and of "
+        "CTranslate2 wait for each other here)",
     )
     group.add_argument(
         "--device",
@@ -219,7 +221,7 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
         model, dataset, dictionaries, args.sentences, vocabulary_map=found, option=option, **search
     )
     make = partial(translation, work=work, origin=origin)
-    planner = Planner(model, plan, work, make, names, args.rounds)
+    planner = Planner(model, plan, work, make, names, args.rounds, cpu_threads=args.cpu_threads)
     rows, choice = planner(candidates(depths, rates)), None
     if args.speed_up is not None:
         first = [row for row in rows if row.engine == names[0]]
@@ -235,6 +237,7 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
         "rounds": args.rounds,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         **machine(),
+        "threads": args.cpu_threads,
     }
     return rows, choice, conditions
 
@@ -262,8 +265,6 @@ def run(args) -> None:
     """Check everything, measure, report."""
     check(args)
     names = parse_engines(args)
-    if args.cpu_threads is not None:
-        torch.set_num_threads(args.cpu_threads)
     rows, choice, conditions = measure(args, names)
     write(args, rows, choice, conditions)
     print(readable(rows))

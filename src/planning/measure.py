@@ -12,7 +12,7 @@ from ..evaluation.measures import serialized_bytes
 from .candidates import cut_to, depths_of, is_uncut, rebuilt
 from .rows import Candidate, Row
 from .sentences import STOCK, Translation, Work
-from .timing import Ratio, interleave, ratio
+from .timing import Ratio, interleave, ratio, threads
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Planner:
         engines: their names.
         rounds: how often everything is timed.
         stock: time fairseq's own search with the uncut model, too.
+        cpu_threads: of every engine.
     """
 
     def __init__(
@@ -44,13 +45,16 @@ class Planner:
         engines: Sequence[str],
         rounds: int = ROUNDS,
         stock: bool = True,
+        cpu_threads: int = 1,
     ):
+        self._threads = cpu_threads
         self.model, self.plan, self.work = model, plan, work
         self._make, self.engines, self.rounds = make, list(engines), rounds
         uncut = model if is_uncut(model) else rebuilt("srp", model, work.dictionaries)
-        self._base: Dict[str, Translation] = {
-            engine: make(engine, uncut) for engine in self.engines
-        }
+        with threads(cpu_threads):
+            self._base: Dict[str, Translation] = {
+                engine: make(engine, uncut) for engine in self.engines
+            }
         self._uncut = Candidate(*depths_of(uncut), 1.0)
         self._given = self._uncut
         if uncut is not model:
@@ -97,14 +101,16 @@ class Planner:
             if model is None:
                 continue
             self._sizes[candidate] = self._size(model)
-            for engine in engines:
-                timed[engine, candidate] = self._make(engine, model)
+            with threads(self._threads):
+                for engine in engines:
+                    timed[engine, candidate] = self._make(engine, model)
         runs = {name: found.run for name, found in timed.items()}
         if STOCK in self._base:
             runs[STOCK, None] = self._base[STOCK].run
         models = len({candidate for _, candidate in timed})
         logger.info(f"timing {models} models in {', '.join(engines)}")
-        seconds = interleave(runs, self.rounds, progress=_log_round)
+        with threads(self._threads):
+            seconds = interleave(runs, self.rounds, progress=_log_round)
         return [self._row(*name, found, seconds) for name, found in timed.items()]
 
     def _row(self, engine: str, candidate: Candidate, found: Translation, seconds) -> Row:

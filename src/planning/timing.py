@@ -3,7 +3,10 @@
 import random
 import statistics
 import time
-from typing import Callable, Dict, Hashable, List, NamedTuple, Sequence, TypeVar
+from contextlib import contextmanager
+from typing import Callable, Dict, Hashable, Iterator, List, NamedTuple, Sequence, TypeVar
+
+import torch
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -14,6 +17,20 @@ class Ratio(NamedTuple):
     median: float
     low: float
     high: float
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """A block in which PyTorch, and engines that are made in it, have so many threads.
+
+    With several, those of PyTorch and of CTranslate2 in one process wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interleave(
