@@ -257,7 +257,10 @@ def sole_process(folder: str, occupied: Callable[[], BaseException]) -> Iterator
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise occupied() from None
-        yield
+        try:
+            yield
+        finally:  # also for processes that were forked meanwhile and are slow to end
+            fcntl.flock(stream, fcntl.LOCK_UN)
 
 
 class FolderLock:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,20 @@ def test_a_device_is_written_to_and_not_replaced():
         stream.write(b"x")
     assert os.stat("/dev/full").st_rdev == before.st_rdev != 0
     assert not os.path.isfile("/dev/null")
+
+
+def test_a_folder_is_free_when_its_work_is_done_though_a_fork_lives_on(tmp_path):
+    def occupied():
+        return UserError("occupied")
+
+    with files.sole_process(str(tmp_path), occupied):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with files.sole_process(str(tmp_path), occupied):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
