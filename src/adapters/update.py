@@ -1,5 +1,6 @@
 """What holds the parameters of an update, and remembers what it computed from them."""
 
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -87,7 +88,7 @@ class AdapterModule(nn.Module):
         return super()._apply(keep_precision, recurse)
 
 
-class WeightUpdate(AdapterModule):
+class WeightUpdate(AdapterModule, ABC):
     """What holds the parameters of one weight's update: a layer, or a module within it."""
 
     mask_names: Tuple[str, ...] = ()
@@ -95,57 +96,57 @@ class WeightUpdate(AdapterModule):
     start: Callable[..., None]
     fits: Callable[..., bool]
 
+    @abstractmethod
     def share(self, other: Any) -> None:
         """Use the parameters of a layer that has the same weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self) -> None:
         """Leave nothing of the update in the module."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shared_modules(self) -> List[nn.Module]:
         """The modules with parameters that other layers may use as well."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sources(self) -> List[Tensor]:
         """Everything that the update is computed from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merge(self, weight: Tensor) -> Tensor:
         """``weight`` plus the update, cast once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """The learned parameters of what ``mask`` keeps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_weight(self, weight: Tensor, mask: Mapping[str, Tensor]) -> Tensor:
         """What ``mask`` keeps of the base weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_masks(self, mask: Mapping[str, Tensor], where: str) -> None:
         """Raises AdapterError for a mask that doesn't fit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mask_bits(self) -> int:
         """How many bits the masks have in a file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def packed_masks(self, mask: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """Bit-packed masks, and what else a file needs to rebuild the update."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def out_mask(mask: Mapping[str, Tensor]) -> Optional[Tensor]:
         """The outputs whose bias is kept, ``[n]``, or None for all."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def restore(
         cls, entries: Mapping[str, Tensor], weight: Tensor
     ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
         """Full parameters and buffers from saved entries, zero where masked; and masks."""
-        raise NotImplementedError
 
 
 def _unchanged(known: List[Tuple[Tensor, int, int]], tensors: List[Tensor]) -> bool:

@@ -5,17 +5,10 @@ from argparse import Namespace
 import pytest
 
 from src.checks import training, validation
-from src.checks.values import check
 from src.connectivity.stage import StagePlan
 from src.options import SRPTranslationConfig
 from src.training import command
-from tests.support.rules import (
-    assert_refuses_and_accepts,
-    assert_says,
-    changed,
-    messages_of,
-    rules_of,
-)
+from tests.support.rules import rule_tests
 
 TASK = SRPTranslationConfig(data="data")
 RUN = Namespace(criterion="srp", optimizer="srp_adam", train_subset="train", save_interval=1)
@@ -319,17 +312,8 @@ def no_optional_package(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda package: None)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_usual_options_are_accepted(name):
-    table, parts = TABLES[name]
-    check(table, changed(parts))
-
-
-@rules_of(TABLES)
-def test_every_rule_refuses_and_accepts(name, rule):
-    assert_refuses_and_accepts(rule, TABLES[name][1], EXAMPLES.get(name, ()))
-
-
-@messages_of(EXAMPLES)
-def test_a_refusal_names_the_option_and_what_to_do(name, line, bad, repair):
-    assert_says(*TABLES[name], line, bad, repair)
+(
+    test_usual_options_are_accepted,
+    test_every_rule_refuses_and_accepts,
+    test_a_refusal_names_the_option_and_what_to_do,
+) = rule_tests(TABLES, EXAMPLES)

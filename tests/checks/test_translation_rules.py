@@ -9,13 +9,7 @@ from src.checks import engine, search, speed, translation
 from src.checks.values import AtLeast, Must, Options, Unused, check
 from src.errors import UserError
 from src.options import SRPTranslationConfig
-from tests.support.rules import (
-    assert_refuses_and_accepts,
-    assert_says,
-    changed,
-    messages_of,
-    rules_of,
-)
+from tests.support.rules import rule_tests
 
 TASK = SRPTranslationConfig(data="data")
 SEARCH = (configs.GenerationConfig(), configs.CommonConfig(), configs.DatasetConfig())
@@ -181,20 +175,11 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_usual_options_are_accepted(name):
-    table, parts = TABLES[name]
-    check(table, changed(parts))
-
-
-@rules_of(TABLES)
-def test_every_rule_refuses_and_accepts(name, rule):
-    assert_refuses_and_accepts(rule, TABLES[name][1], EXAMPLES.get(name, ()))
-
-
-@messages_of(EXAMPLES)
-def test_a_refusal_names_the_option_and_what_to_do(name, line, bad, repair):
-    assert_says(*TABLES[name], line, bad, repair)
+(
+    test_usual_options_are_accepted,
+    test_every_rule_refuses_and_accepts,
+    test_a_refusal_names_the_option_and_what_to_do,
+) = rule_tests(TABLES, EXAMPLES)
 
 
 def test_values_as_they_are_shown():

@@ -30,14 +30,6 @@ def own_examples(rule, accepted):
             yield {name: "other"}, {name: getattr(accepted, name)}
 
 
-def rules_of(tables):
-    """Parameters of a test of every rule: its table's name and itself."""
-    rules = [(name, rule) for name, (table, _) in tables.items() for rule in table]
-    return pytest.mark.parametrize(
-        "name, rule", rules, ids=[f"{name}-{rule.names[0]}" for name, rule in rules]
-    )
-
-
 def assert_refuses_and_accepts(rule, parts, examples):
     """A rule refuses something, of its own kind or of the examples, and accepts it repaired."""
 
@@ -50,17 +42,38 @@ def assert_refuses_and_accepts(rule, parts, examples):
     assert not any(refuses({**bad, **repair}) for bad, repair in refused)
 
 
-def messages_of(examples):
-    """Parameters of a test of every message: the table's name, and the example."""
-    messages = [(name, *example) for name, some in examples.items() for example in some]
-    return pytest.mark.parametrize(
-        "name, line, bad, repair", messages, ids=[message[1][:60] for message in messages]
-    )
-
-
 def assert_says(table, parts, line, bad, repair):
     """A table refuses what is bad with the line, and nothing once it is repaired."""
     with pytest.raises(UserError) as error:
         check(table, changed(parts, bad))
     assert str(error.value).startswith(line)
     check(table, changed(parts, {**bad, **repair}))
+
+
+def rule_tests(tables, examples):
+    """The tests of a file's tables: options as usual, every rule, every message."""
+    rules = [(name, rule) for name, (table, _) in tables.items() for rule in table]
+    messages = [(name, *example) for name, some in examples.items() for example in some]
+
+    @pytest.mark.parametrize("name", tables)
+    def test_usual_options_are_accepted(name):
+        table, parts = tables[name]
+        check(table, changed(parts))
+
+    @pytest.mark.parametrize(
+        "name, rule", rules, ids=[f"{name}-{rule.names[0]}" for name, rule in rules]
+    )
+    def test_every_rule_refuses_and_accepts(name, rule):
+        assert_refuses_and_accepts(rule, tables[name][1], examples.get(name, ()))
+
+    @pytest.mark.parametrize(
+        "name, line, bad, repair", messages, ids=[message[1][:60] for message in messages]
+    )
+    def test_a_refusal_names_the_option_and_what_to_do(name, line, bad, repair):
+        assert_says(*tables[name], line, bad, repair)
+
+    return (
+        test_usual_options_are_accepted,
+        test_every_rule_refuses_and_accepts,
+        test_a_refusal_names_the_option_and_what_to_do,
+    )

@@ -1,5 +1,6 @@
 """A weight stored as its nonzero values, and products with it."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, NamedTuple, Optional, Self, Tuple, TypeVar
 
 import torch
@@ -151,7 +152,7 @@ Dense = TypeVar("Dense", bound=nn.Module)
 Product = TypeVar("Product", bound=Callable)
 
 
-class StoredWeight(nn.Module):
+class StoredWeight(nn.Module, ABC):
     """Base class of layers whose weight is stored as values and indices.
 
     The state dict has ``values`` ``[n]``, ``crow_indices`` ``[out + 1]``,
@@ -203,13 +204,13 @@ class StoredWeight(nn.Module):
         self.forget()
 
     @classmethod
+    @abstractmethod
     def from_dense(cls, layer: Any) -> Self:
         """Store the nonzero weights of a dense layer, which is left unchanged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dense(self) -> nn.Module:
         """A dense layer with exactly these weights."""
-        raise NotImplementedError
 
     def give(self, layer: Dense) -> Dense:
         """Set a dense layer's weight and bias to what is stored."""
