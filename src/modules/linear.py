@@ -94,20 +94,6 @@ class Linear(ScriptForm, nn.Linear):
 
 def accelerate(model: nn.Module) -> None:
     """Make every plain ``nn.Linear`` of a model a :class:`Linear`, in place."""
-    _change_class(model, nn.Linear, Linear)
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """Make every :class:`Linear` of a model a plain ``nn.Linear``, in place.
-
-    Tools look for that very class, such as ``torch.ao.quantization.quantize_dynamic``, which
-    leaves others as they are without a word.
-    """
-    _change_class(model, Linear, nn.Linear)
-    return model
-
-
-def _change_class(model: nn.Module, old: type, new: type) -> None:
     for module in model.modules():
-        if type(module) is old:
-            module.__class__ = new
+        if type(module) is nn.Linear:
+            module.__class__ = Linear

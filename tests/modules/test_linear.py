@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.modules.linear import Linear, accelerate, linear, plain
+from src.modules.linear import Linear, accelerate, linear
+from src.modules.scriptable import scriptable
 from tests.support.onednn import needs_onednn, record_onednn
 from tests.support.training import batch, build
 
@@ -138,14 +139,14 @@ def test_accelerate_changes_plain_layers_only():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's, that torchao takes over
-def test_dynamic_quantization_finds_plain_layers():
+def test_dynamic_quantization_finds_the_layers_of_the_scriptable_form():
     quantize = torch.ao.quantization.quantize_dynamic
     model = build().float()
     tokens = batch()
     with torch.no_grad():
         exact, _ = model(*tokens)
         number = sum(type(module) is Linear for module in model.modules())
-        quantized = quantize(plain(model), {nn.Linear})
+        quantized = quantize(scriptable(model), {nn.Linear})
         rounded, _ = quantized(*tokens)
     found = [m for m in quantized.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
     assert len(found) == number > 30
