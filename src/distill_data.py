@@ -49,6 +49,8 @@ from .checkpoints.pretrained import check_not_shrinking  # noqa: E402
 from .checks import checksums  # noqa: E402
 from .checks.values import model_overrides  # noqa: E402
 from .commandline import parsing as cli  # noqa: E402
+from .decoding.translate import make_generator  # noqa: E402
+from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .deployment.folder import FILES  # noqa: E402
 from .distillation import source_text  # noqa: E402
 from .distillation.output import write_data  # noqa: E402
@@ -281,12 +283,14 @@ def make(args, cfg, loaded, folder: str) -> None:
     if args.choose == "bleu":
         choose = best_bleu(loaded.task.target_dictionary)
         cfg.generation.nbest = cfg.generation.beam  # what an engine gives back
-    found = translate_set(args, cfg, loaded, path, choose)
+    engine = ctranslate2_engine.prepare(args, cfg, loaded.task, loaded.models[0], loaded.skipped)
+    generator = engine or make_generator(cfg, loaded.task, loaded.models)
+    found = translate_set(cfg, loaded, generator, path, choose)
     added, of_text = [], ""
     if args.source_text:
         limit = min(model.max_positions()[0] for model in loaded.models)
         text = source_text.add_set(loaded.task, cfg, args.source_text, args.lowercase, limit)
-        added = translate_text(args, cfg, loaded, os.path.join(folder, ADDED), text)
+        added = translate_text(args, cfg, loaded, generator, os.path.join(folder, ADDED), text)
         of_text = f", {len(added):,} of them of {len(text.sentences):,} sentences of --source-text"
     seconds = time.perf_counter() - begin
     output = args.output.rstrip("/")
@@ -306,14 +310,13 @@ def make(args, cfg, loaded, folder: str) -> None:
     )
 
 
-def translate_text(args, cfg, loaded, path: str, text) -> List[Sequence[Tensor]]:
+def translate_text(args, cfg, loaded, generator, path: str, text) -> List[Sequence[Tensor]]:
     """Pairs of the sentences of ``--source-text`` and their translations."""
     of_text = copy.deepcopy(cfg)
     of_text.dataset.gen_subset = source_text.NAME
-    of_text.generation.nbest = 1
     loaded = loaded._replace(skipped=[])
     choose = best_score if args.least_score is None else above(args.least_score)
-    return source_text.pairs(text, translate_set(args, of_text, loaded, path, choose))
+    return source_text.pairs(text, translate_set(of_text, loaded, generator, path, choose))
 
 
 def main(arguments: Optional[List[str]] = None) -> None:

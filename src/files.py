@@ -8,6 +8,7 @@ not, and the next writer of the same name removes it.
 import ctypes
 import fcntl
 import glob
+import gzip
 import io
 import os
 import pickle
@@ -121,6 +122,24 @@ def _temporary(path: str) -> Iterator[str]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(descriptor)
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def read_lines(path: str, option: str) -> Iterator[str]:
+    """Lines of a file of text, plain or gzipped, without a byte order mark.
+
+    Raises:
+        UserError: it can't be read as UTF-8 text.
+    """
+    opener = gzip.open if path.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
+            for line in stream:
+                yield line.rstrip("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path}: can't be read as UTF-8 text ({reason(error)})") from None
 
 
 # -- writing -------------------------------------------------------------------------------

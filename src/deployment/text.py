@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from typing import Any, Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 from ..errors import UserError
 from . import translator
@@ -75,15 +75,24 @@ def vocabulary_file(data: str, language: str) -> Optional[str]:
 
 
 def write(folder: str, args, data: str, languages: Tuple[str, str]) -> None:
-    """Write into an exported folder what its translator needs.
+    """Write into an exported folder its translator, and what that needs.
+
+    Args:
+        args, data, languages: as of :func:`write_splitting`.
+    """
+    shutil.copyfile(translator.__file__, os.path.join(folder, TRANSLATOR))
+    write_splitting(folder, args, data, languages)
+
+
+def write_splitting(folder: str, args, data: str, languages: Tuple[str, str]) -> None:
+    """Write into a folder how text is split, for ``translator.Text``; nothing if it is not.
 
     Args:
         args: with the options of :func:`add_options`, checked.
         data: the data's folder.
         languages: of source and target.
     """
-    shutil.copyfile(translator.__file__, os.path.join(folder, TRANSLATOR))
-    if not args.tokenizer and not args.bpe:
+    if not (args.tokenizer or args.bpe or args.lowercase):
         return
     restricted = vocabulary_file(data, languages[0])
     if args.bpe == "subword_nmt":
@@ -105,19 +114,3 @@ def write(folder: str, args, data: str, languages: Tuple[str, str]) -> None:
         }
         json.dump(content, stream, indent=1)
         stream.write("\n")
-
-
-def keep(folder: str, args, languages: Tuple[str, str]) -> Dict[str, Any]:
-    """Copy codes into a folder of a compression.
-
-    Returns:
-        fairseq's options of tokenizer and codes, files by their names there.
-    """
-    kept = {name: getattr(args, name) for name in ("tokenizer", "bpe", "lowercase")}
-    kept["moses_no_dash_splits"] = args.moses_no_dash_splits
-    kept["source_lang"], kept["target_lang"] = languages
-    for name, file in (("bpe_codes", CODES), ("sentencepiece_model", PIECES)):
-        kept[name] = file if getattr(args, name) else None
-        if kept[name]:
-            shutil.copyfile(getattr(args, name), os.path.join(folder, file))
-    return kept

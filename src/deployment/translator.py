@@ -95,6 +95,15 @@ class Text:
         return line if self.moses is None else self.detokenizer.detokenize(line.split())
 
 
+def read_text(folder: str) -> Optional[Text]:
+    """How text is split, as a folder says; None if it says nothing."""
+    path = os.path.join(folder, TEXT)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as stream:
+        return Text(folder, json.load(stream))
+
+
 class Translator:
     """The exported model of a folder.
 
@@ -115,10 +124,7 @@ class Translator:
         check(folder)
         with open(config, encoding="utf-8") as stream:
             self.config = json.load(stream)
-        self.text = None
-        if os.path.isfile(os.path.join(folder, TEXT)):
-            with open(os.path.join(folder, TEXT), encoding="utf-8") as stream:
-                self.text = Text(folder, json.load(stream))
+        self.text = read_text(folder)
         self.has_map = os.path.isfile(os.path.join(folder, MAP))
         self.engine = ctranslate2.Translator(folder, device="cpu", intra_threads=threads)
 

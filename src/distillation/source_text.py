@@ -1,10 +1,9 @@
 """Additional source sentences for distillation, from files of text."""
 
-import gzip
 import logging
 import os
 import re
-from typing import Callable, Iterable, Iterator, List, NamedTuple, Sequence, Set
+from typing import Callable, Iterable, List, NamedTuple, Sequence, Set
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from fairseq.data.data_utils import load_indexed_dataset
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import reason
+from ..files import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +34,6 @@ class SourceText(NamedTuple):
             f"repeated, {self.known:,} that are in the data, {self.too_long:,} longer than any "
             f"training sentence, {self.empty:,} empty"
         )
-
-
-def read_lines(path: str, option: str) -> Iterator[str]:
-    """Lines of a file of text, plain or gzipped, without a byte order mark.
-
-    Raises:
-        UserError: it can't be read as UTF-8 text.
-    """
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
-            for line in stream:
-                yield line.rstrip("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{option} {path}: can't be read as UTF-8 text ({reason(error)})") from None
 
 
 def known_sources(folder: str, language: str, dictionary: Dictionary) -> Set[bytes]:

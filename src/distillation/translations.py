@@ -8,8 +8,7 @@ import numpy as np
 import sacrebleu
 from fairseq.data import Dictionary
 
-from ..decoding.translate import Translation, make_batches, make_generator, translate
-from ..deployment import engine as ctranslate2_engine
+from ..decoding.translate import Translation, make_batches, translate
 from ..errors import UserError
 from ..files import refusing_failed_writes
 
@@ -94,12 +93,13 @@ def empty_lines(dataset) -> List[int]:
 
 
 def translate_set(
-    args, cfg, loaded, path: str, choose: Choose = best_score
+    cfg, loaded, generator, path: str, choose: Choose = best_score
 ) -> Dict[int, List[int]]:
     """Translate what ``path`` doesn't hold yet, adding to it batch by batch.
 
     Args:
         cfg: fairseq's; ``--gen-subset`` is the set.
+        generator: fairseq's, or an engine.
         choose: the hypothesis to keep.
 
     Returns:
@@ -111,8 +111,6 @@ def translate_set(
     found = read_translations(path, dataset, task.target_dictionary)
     if found:
         logger.info(f"{len(found):,} sentences were translated before, in {path}")
-    engine = ctranslate2_engine.prepare(args, cfg, task, models[0], loaded.skipped)
-    generator = engine or make_generator(cfg, task, models)
     # whatever a model makes of an empty line is an invention
     left_out = {*found, *loaded.skipped, *empty_lines(dataset)}
     # what fairseq-generate prints lacks them as well

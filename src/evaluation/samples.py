@@ -10,7 +10,8 @@ import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from .bleu import detokenizer
+from ..errors import UserError
+from .bleu import detokenizer, read_references
 
 TRANSLATIONS = "generate.txt"  # standard output of generate.py, beside its report
 RESAMPLES = 1000
@@ -45,7 +46,8 @@ def read_translations(folder: Path) -> Dict[int, Sentence]:
     if not path.is_file():
         return {}
     sentences: Dict[int, Sentence] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    # other separators may stand inside a sentence
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
         kind, dash, rest = line.partition("-")
         number, *fields = rest.split("\t")
         if dash and kind in ("S", "T", "D") and number.isdigit() and fields:
@@ -63,8 +65,10 @@ def _references(run: Dict[str, Any], sentences: Dict[int, Sentence]) -> Optional
     """The references that the run's BLEU is of; None if they can't be had any more."""
     path = run.get("reference")
     if path and Path(path).is_file():
-        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-        references = text.removesuffix("\n").split("\n")
+        try:
+            references = read_references(path, len(sentences))
+        except UserError:  # changed since
+            return None
     else:
         references = _text([sentences[n].get("T", "") for n in sorted(sentences)], run)
     digest = hashlib.sha256("\n".join(references).encode()).hexdigest()
@@ -95,7 +99,10 @@ def compare(
         if abs(bleu.corpus_score(text, [references]).score - run["bleu"]) > 0.005:
             return []
         systems.append((run["name"], text))
-    metrics = {"BLEU": BLEU(lowercase=lowercase), "chrF2": CHRF()}  # sacreBLEU's names
+    metrics = {
+        "BLEU": BLEU(lowercase=lowercase),
+        "chrF2": CHRF(lowercase=lowercase),
+    }  # sacreBLEU's names
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     _, results = PairedTest(systems, metrics, [references], test_type="bs", n_samples=RESAMPLES)()
     differences = []

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import List, Optional, Tuple
 
+from fairseq import utils
 from fairseq.data import Dictionary, LanguagePairDataset
 from torch import nn
 
@@ -27,7 +28,6 @@ class Base:
         max_tokens, batch_size: a batch of it; one of them, the other is None.
         update_freq: batches of an update.
         train: the training data.
-        pairs: sentences of each set that is used.
     """
 
     data: str
@@ -43,7 +43,6 @@ class Base:
     batch_size: Optional[int]
     update_freq: int
     train: LanguagePairDataset
-    pairs: Dict[str, int]
 
     @property
     def parameters(self) -> int:
@@ -59,17 +58,22 @@ class Base:
         """Share of the uncut model's parameters that it has: 1 unless it was cut before."""
         return ParameterCount(self.model).share
 
-    def updates_in_epoch(
-        self, max_tokens: Optional[int], batch_size: Optional[int], update_freq: int
-    ) -> int:
-        """Updates of an epoch of the training data in one process."""
-        batches = self.train.batch_by_size(
-            self.train.ordered_indices(),
+    def batches(self, max_tokens: Optional[int], batch_size: Optional[int]) -> List[List[int]]:
+        """Sentences of each batch of the training data, without those that are too long."""
+        limits = utils.resolve_max_positions(self.model.max_positions(), max_tokens)
+        indices, _ = self.train.filter_indices_by_size(self.train.ordered_indices(), limits)
+        return self.train.batch_by_size(
+            indices,
             max_tokens=max_tokens,
             max_sentences=batch_size,
             required_batch_size_multiple=8,
         )
-        return math.ceil(len(batches) / update_freq)
+
+    def updates_in_epoch(
+        self, max_tokens: Optional[int], batch_size: Optional[int], update_freq: int
+    ) -> int:
+        """Updates of an epoch of the training data in one process."""
+        return math.ceil(len(self.batches(max_tokens, batch_size)) / update_freq)
 
 
 def splitting(*dictionaries: Dictionary) -> str:

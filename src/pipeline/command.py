@@ -62,7 +62,7 @@ def check_base(args, base: Base) -> None:
         )
 
 
-def check_trainings(args, base: Base, steps: List[Step]) -> None:
+def check_trainings(args, steps: List[Step]) -> None:
     """Refuse options for fairseq's training that it does not know.
 
     Raises:
@@ -127,7 +127,7 @@ def mark_ours(args) -> None:
     """Say in the folder what it is of."""
     make_output_folder(args.output, "--output")
     with atomic_write(os.path.join(args.output, MARK), encoding="utf-8") as stream:
-        mark = {"path": args.path, "data": args.data, "model": content_digest(args.path)}
+        mark = {"path": args.path, "model": content_digest(args.path)}
         json.dump(mark, stream, indent=1)
         stream.write("\n")
 
@@ -137,14 +137,15 @@ def describe(args, base: Base, goal: Goal, plan: Plan, recipe: Recipe) -> List[s
     layers = "{}+{}".format(*base.depths)
     lines = [
         f"{args.path}: {base.parameters:,} parameters, {layers} layers, "
-        f"{base.languages[0]} to {base.languages[1]}; {base.pairs['train']:,} training pairs",
+        f"{base.languages[0]} to {base.languages[1]}; {len(base.train):,} training pairs",
         f"to keep: {goal.rate:.1%} of the uncut model's parameters, {goal.depths(base)} layers",
-        *plan.expected(goal, base),
+        # of other tables than those that will be there
+        *(plan.expected(goal, base) if args.max_types is None else ()),
     ]
     if not exports():
         lines.append("ctranslate2 is not installed: no export, the result runs in PyTorch")
     seconds = training_seconds(base, recipe.batch(), recipe.epochs)
-    lines.append(f"its trainings take {in_words(seconds)} on this machine, at most")
+    lines.append(f"its trainings take about {in_words(seconds)} on this machine, validation apart")
     return lines
 
 
@@ -168,7 +169,7 @@ def compress(args: argparse.Namespace) -> Optional[Headline]:
     if goal is not None:
         goal.check(base)
     recipe = Recipe(args, base)
-    check_trainings(args, base, recipe.build(goal or Goal(0.5)))
+    check_trainings(args, recipe.build(goal or Goal(0.5)))
     if args.dry_run:
         return dry_run(args, base)
     mark_ours(args)
@@ -225,14 +226,15 @@ def finish(args, base: Base, steps: List[Step]) -> Headline:
         (folders["test-base"], folders["test"]),
         export and os.path.join(args.output, export),
         os.path.join(folders["speed"], SPEED),
+        trimmed=args.max_types is not None,
     )
-    kept = text.keep(args.output, args, base.languages)
+    data = os.path.join(names.get("trim", names["translate"]), DATA)
+    text.write_splitting(args.output, args, os.path.join(args.output, data), base.languages)
     result = {
         **asdict(headline),
         "export": export,
         "model": os.path.join(names["model"], MODEL),
-        "data": os.path.join(names.get("trim", names["translate"]), DATA),
-        "text": kept,
+        "data": data,
     }
     with atomic_write(os.path.join(args.output, loading.RESULT), encoding="utf-8") as stream:
         json.dump(result, stream, indent=1)
@@ -242,6 +244,8 @@ def finish(args, base: Base, steps: List[Step]) -> Headline:
 
 def compress_from_python(data, path, output, training=(), options=None) -> Optional[Headline]:
     """compress.py of arguments, see ``srp.compress``."""
+    if isinstance(training, str):
+        raise UserError(f"training {training}: give a list of options, one a word")
     words = [str(data), "--path", str(path), "--output", str(output)]
     for name, value in (options or {}).items():
         option = f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""How long a pipeline's trainings take on this machine, at most."""
+"""About how long a pipeline's trainings take on this machine."""
 
 import time
 from typing import Iterable, Tuple
@@ -20,12 +20,7 @@ def seconds_per_update(base: Base, batch: Tuple) -> float:
     tokens, sentences, frequency = batch
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, pad = base.train, base.train.tgt_dict.pad()
-    batches = train.batch_by_size(
-        train.ordered_indices(),
-        max_tokens=tokens,
-        max_sentences=sentences,
-        required_batch_size_multiple=8,
-    )
+    batches = base.batches(tokens, sentences)
     middle = batches[len(batches) // 2]
     sample = train.collater([train[i] for i in middle])
     inputs = {name: x.to(device) for name, x in sample["net_input"].items()}

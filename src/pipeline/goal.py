@@ -31,8 +31,8 @@ class Goal(NamedTuple):
 
     def depths(self, base: Base) -> str:
         """Layers that stay, as plan.py has them: ``3+1``."""
-        layers = base.depths
-        return f"{self.encoder_layers or layers[0]}+{self.decoder_layers or layers[1]}"
+        kept = self.encoder_layers, self.decoder_layers
+        return "{}+{}".format(*(there if n is None else n for n, there in zip(kept, base.depths)))
 
     def check(self, base: Base) -> None:
         """Refuse what the model can't be cut to.
@@ -81,15 +81,21 @@ class Plan:
         Raises:
             UserError: nothing that was measured is as small as ``--megabytes`` asks for.
         """
-        row = self.chosen or self._of_size(args.megabytes)
+        row = self.chosen or self._of_size(args.megabytes, base.share)
         layers = row["encoder_layers"], row["decoder_layers"]
         kept = [None if n == there else n for n, there in zip(layers, base.depths)]
         return Goal(row["rate"], *kept)
 
-    def _of_size(self, megabytes: float) -> Row:
-        """A row between two that were measured, whose files are so large."""
-        size = "export_bytes" if self._mine()[0]["export_bytes"] else "checkpoint_bytes"
-        rows = sorted(self._mine(), key=lambda row: row[size])
+    def _of_size(self, megabytes: float, share: float) -> Row:
+        """A row between two that were measured, whose files are so large.
+
+        Args:
+            share: of the uncut model's parameters that the model has.
+        """
+        rows = [row for row in self.rows if row["engine"] == self.engine]
+        rows = [row for row in rows if row["share"] <= share + 1e-6]  # the uncut one is there, too
+        size = "export_bytes" if rows[0]["export_bytes"] else "checkpoint_bytes"
+        rows.sort(key=lambda row: row[size])
         target = megabytes * 1e6
         if rows[0][size] > target or rows[-1][size] <= target:
             raise UserError(
@@ -102,9 +108,6 @@ class Plan:
         way = (target - small[size]) / (large[size] - small[size])
         rate = small["share"] + way * (large["share"] - small["share"])
         return {**small, "rate": float(f"{rate:.4g}")}
-
-    def _mine(self) -> List[Row]:
-        return [row for row in self.rows if row["engine"] == self.engine]
 
     def expected(self, goal: Goal, base: Base) -> List[str]:
         """Size and speed of the model that was measured for a goal, in words."""

@@ -67,13 +67,16 @@ def folder_bytes(path: str) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
 
 
-def read_headline(folders: Tuple[str, str], deployed: Optional[str], speed: str) -> Headline:
+def read_headline(
+    folders: Tuple[str, str], deployed: Optional[str], speed: str, trimmed: bool = False
+) -> Headline:
     """The figures of two tests.
 
     Args:
         folders: of the steps that translated the test set before and after.
         deployed: folder of the exported model, None if there is none.
         speed: what plan.py wrote of the compressed model.
+        trimmed: its vocabulary is, and so that of the uncut model beside it.
     """
     before, after = (_report(folder) for folder in folders)
     with open(speed, encoding="utf-8") as stream:
@@ -94,5 +97,6 @@ def read_headline(folders: Tuple[str, str], deployed: Optional[str], speed: str)
         parameters=(before["parameters"], after["parameters"]),
         faster=faster,
         conditions=f"{how['machine']}, {how['threads']} threads, {how['sentences']} sentences of "
-        f"set {how['gen_subset']}, beam {how['beam']}, {how['rounds']} rounds",
+        f"set {how['gen_subset']}, beam {how['beam']}, {how['rounds']} rounds"
+        + (", the uncut model with the trimmed vocabulary" if trimmed else ""),
     )

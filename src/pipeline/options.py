@@ -5,11 +5,14 @@ import os
 from typing import List, Optional
 
 from ..checks.speed import ENGINES, check_engine, check_speed_up
+from ..checks.speed import QUANTIZATIONS as TIMED
 from ..commandline.parsing import ArgumentParser, add_trust
 from ..deployment import text
 from ..deployment.model import QUANTIZATIONS
 from ..errors import UserError
 from ..files import check_output_folder
+
+LAYERS = ("--keep-encoder-layers", "--keep-decoder-layers")
 
 
 def get_parser(description: Optional[str] = None) -> ArgumentParser:
@@ -60,8 +63,8 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
         "--speed-engine",
         choices=ENGINES,
         metavar="ENGINE",
-        help=f"the engine that speed and size are of: {', '.join(ENGINES)} (default: that of "
-        "--quantization, where it is installed)",
+        help=f"the engine that speed and size are of: {', '.join(ENGINES)} (default: "
+        "CTranslate2 with float32 or int8 of --quantization, where it is installed)",
     )
     group = parser.add_argument_group("vocabulary and text")
     group.add_argument(
@@ -112,7 +115,7 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
     )
     group = parser.add_argument_group("running")
     group.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, and do nothing"
+        "--dry-run", action="store_true", help="measure, and print what would be done"
     )
     add_trust(group, "--path")
     return parser
@@ -141,8 +144,8 @@ def check(args: argparse.Namespace) -> None:
         "--megabytes": args.megabytes,
     }
     given = [option for option, value in targets.items() if value is not None]
-    layers = [f"--keep-{s}-layers" for s in ("encoder", "decoder")]
-    layers = [o for o, n in zip(layers, (args.keep_encoder_layers, args.keep_decoder_layers)) if n]
+    kept = args.keep_encoder_layers, args.keep_decoder_layers
+    layers = [o for o, n in zip(LAYERS, kept) if n is not None]
     if len(given) > 1:
         raise UserError(f"{' '.join(given)}: exclude each other; give one of them")
     if not given and not layers:
@@ -158,7 +161,19 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--megabytes {args.megabytes:g}: must be above 0")
     if args.speed_engine is not None:
         check_engine(args.speed_engine, "--speed-engine")
+    measured = args.speed_up is not None or args.megabytes is not None
+    if measured and args.max_types is not None:
+        raise UserError(
+            f"--max-types {args.max_types}: {given[0]} is measured before the vocabulary is "
+            "trimmed; give --compression-rate instead"
+        )
+    if measured and not args.speed_engine and args.quantization not in TIMED.values():
+        raise UserError(
+            f"--quantization {args.quantization}: speed and size are measured with "
+            f"{' or '.join(TIMED.values())}; add --speed-engine, one of {', '.join(ENGINES)}"
+        )
     for option, value, least in (
+        *((option, n, 1) for option, n in zip(LAYERS, kept)),
         ("--max-types", args.max_types, 1),
         ("--epochs", args.epochs, 2),
         ("--beam", args.beam, 1),

@@ -39,7 +39,7 @@ def read_base(
         UserError: the checkpoint is of another kind of model, damaged or half pruned; the data
             lack a set, or are of other dictionaries.
     """
-    what = f"--path {path}"
+    origin = f"--path {path}"
     state = load_checkpoint(path, "--path", trust)
     if os.pathsep in data and not os.path.isdir(data):
         raise UserError(f"data {data}: give one folder")
@@ -47,11 +47,10 @@ def read_base(
         languages = dictionary_record.languages_of(state)
     task = task_of(data, *languages)
     dictionaries = task.source_dictionary, task.target_dictionary
-    check_dictionaries(state, task, what)
-    check_finite(state["model"].items(), what)
-    model = model_of(state, what)
-    check_not_shrinking(model, what)
-    pairs = {}
+    check_dictionaries(state, task, origin)
+    check_finite(state["model"].items(), origin)
+    model = model_of(state, origin)
+    check_not_shrinking(model, origin)
     for subset in ("train", "valid", test):
         try:
             dataset = load_set(task, subset, f"data {data}:")
@@ -60,7 +59,6 @@ def read_base(
             raise UserError(f"data {data}: has no set {subset}{hint}") from None
         if dataset.tgt is None:
             raise UserError(f"data {data}: its set {subset} has no target side")
-        pairs[subset] = len(dataset)
     return Base(
         data,
         path,
@@ -68,7 +66,6 @@ def read_base(
         model,
         splitting(*dictionaries),
         train=task.dataset("train"),
-        pairs=pairs,
         **_training(state),
     )
 

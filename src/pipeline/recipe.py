@@ -1,9 +1,9 @@
 """The steps from a trained model to a compressed one: what the study found best for a size."""
 
-import gzip
 import os
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -12,6 +12,7 @@ import torch
 from ..checks.speed import QUANTIZATIONS
 from ..deployment import text
 from ..errors import UserError
+from ..files import read_lines
 from .base import CODES, PIECES, Base
 from .goal import PLAN, Goal, given_goal
 from .steps import Step
@@ -141,6 +142,13 @@ class Recipe:
         path = os.path.join(self.base.data, name)
         return path if os.path.isfile(path) else None
 
+    @cached_property
+    def _times(self) -> float:
+        """Sentences of the translated data, in those of the data."""
+        paths = self.args.source_text
+        lines = sum(1 for path in paths for _ in read_lines(path, "--source-text"))
+        return 2 + lines / len(self.base.train)
+
     # -- trainings ---------------------------------------------------------------------
 
     def batch(self) -> Tuple[Optional[int], Optional[int], int]:
@@ -225,7 +233,7 @@ class Recipe:
         # as long as two epochs of the data, since every sentence is in it twice
         translated, data, start = os.path.join(here, DATA), base.data, base.path
         finetuning_epochs = max(1, round(finetuning_epochs / 2))
-        times = 2 + sum(map(_lines, args.source_text)) / base.pairs["train"]
+        times = self._times
         updates = round(times * finetuning_epochs * base.updates_in_epoch(*self.batch()))
         if args.max_types is not None:
             here = self._trim(translated)
@@ -239,7 +247,7 @@ class Recipe:
                 *part.options, "--validate-interval", str(part.epochs), *args.training,
                 results=(LAST, BEST), resumes=True)  # fmt: skip
             start = os.path.join(here, LAST)
-            self.epochs.append(part.epochs * (1 if args.max_types is None else 2))
+            self.epochs.append(part.epochs * (1 if args.max_types is None else times))
         dropout = base.dropout if goal.rate >= LARGE else base.dropout / 3
         here = self._add("finetune", "finetuning.py", translated, "--pretrained-model", start,
             *self._training(dropout, finetuning_epochs),
@@ -317,12 +325,6 @@ class Recipe:
             "--gen-subset", args.gen_subset, "--beam", str(args.beam), "--batch-size", "128",
             *self._remove_bpe, *detok, *lowercase, *reference, *engine,
             "--report", f"{{here}}/{REPORT}", results=(TEXT, REPORT), output=TEXT)  # fmt: skip
-
-
-def _lines(path: str) -> int:
-    """Lines of a file, plain or gzipped."""
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as stream:
-        return sum(1 for _ in stream)
 
 
 def usual_engine(quantization: str) -> str:

@@ -26,15 +26,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux
 
 
 class StepFailed(Exception):
-    """A step ended in an error that is no mistake of the user's.
-
-    Args:
-        status: of its program.
-    """
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
+    """A step ended in an error that is no mistake of the user's."""
 
 
 def typed(command: Sequence[str]) -> str:
@@ -164,7 +156,7 @@ class Pipeline:
             self.say(f"{step.name}: {typed(step.command)}")
             self._execute(step)
         if not self._all_there(step):
-            raise StepFailed(f"{step.name} ended without {' and '.join(step.results)}", 1)
+            raise StepFailed(f"{step.name} ended without {' and '.join(step.results)}")
         self._keep(step, replace(due, finished=True, seconds=time.monotonic() - begin))
 
     def _keep(self, step: Step, record: Record) -> None:
@@ -179,8 +171,9 @@ class Pipeline:
             StepFailed: it ended with another status.
         """
         log = self.path(step, LOG)
-        # Python buffers lines that go to a pipe
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # Python buffers lines that go to a pipe; one process trains, as updates are counted,
+        # unless the caller names its GPUs
+        environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "PYTHONUNBUFFERED": "1"}
         with open(log, "a", encoding="utf-8") as stream:
             output = subprocess.PIPE
             if step.output is not None:
@@ -228,7 +221,7 @@ class Pipeline:
         tail = "\n".join(lines[-15:])
         if status < 0:
             tail += f"\nended by {signal.Signals(-status).name}"
-        raise StepFailed(f"{tail}\n{step.name} failed; the whole log is {log}", status)
+        raise StepFailed(f"{tail}\n{step.name} failed; the whole log is {log}")
 
 
 def _end_with_parent() -> None:

@@ -142,7 +142,7 @@ def test_a_damaged_folder_is_refused(raw, tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name}: is damaged"):
+    with pytest.raises(UserError, match=f"{name}: is damaged"):
         src.load(str(folder))
 
 

@@ -17,7 +17,7 @@ from src.evaluation.samples import compare, marked, read_translations, spread
 from tests.support.reports import RUNS, write_run
 from tests.support.translation import quiet_logging
 
-TARGETS = [f"the {word} man sees a dog on street no. {n} ." for n, word in enumerate("abcdefgh")]
+TARGETS = [f"The {word} man sees a dog on street no. {n} ." for n, word in enumerate("abcdefgh")]
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -25,7 +25,7 @@ BROWSER = next(
 
 def translate(folder, change, **facts):
     """A run with translations of eight sentences, and the BLEU that they have."""
-    lines = [change(n, text) for n, text in enumerate(TARGETS)]
+    lines = [change(n, text.lower()) for n, text in enumerate(TARGETS)]  # BLEU is of lower case
     text = [line.replace(" .", ".") for line in lines]
     references = [line.replace(" .", ".") for line in TARGETS]
     run = folder / folder_name(facts)
@@ -70,7 +70,8 @@ def test_scores_intervals_and_chance_are_those_of_the_translations(runs):
     assert bleu.scores == pytest.approx((100.0, read[1]["bleu"]))
     references = [line.replace(" .", ".") for line in TARGETS]
     text = [t.replace("dog", "cat") if n % 2 else t for n, t in enumerate(references)]
-    assert chrf.scores[1] == pytest.approx(CHRF().corpus_score(text, [references]).score)
+    expected = CHRF(lowercase=True).corpus_score(text, [references]).score
+    assert chrf.scores == pytest.approx((100.0, expected)) and "case:lc" in chrf.signature
     assert bleu.p_value < 0.05 and bleu.intervals[1] > 0
     assert "tok:13a" in bleu.signature and "nc:6" in chrf.signature
 

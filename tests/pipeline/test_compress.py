@@ -113,6 +113,9 @@ def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys, in_process):
         (["--compression-rate", "1.5"], r"--compression-rate 1.5: must be in \(0, 1\)"),
         (["--compression-rate", "0.001"], "at least 0.[0-9]+ .* parameters. stay"),
         (["--compression-rate", "0.4", "--epochs", "1"], "--epochs 1: must be at least 2"),
+        (["--keep-decoder-layers", "0"], "--keep-decoder-layers 0: must be at least 1"),
+        (["--megabytes", "2", "--max-types", "9"], "--max-types 9: --megabytes is measured before"),
+        (["--speed-up", "2", "--quantization", "int16"], "--quantization int16: speed and size"),
         (["--compression-rate", "0.4", "--epochs", "9", "--quick"], "has no part in --quick"),
         (["--compression-rate", "0.4", "--gen-subset", "test1"], "no set test1; name another"),
         (["--compression-rate", "0.4", "--reference", "x"], "--reference x: no such file"),
@@ -187,7 +190,7 @@ def plan(tmp_path):
 
 def test_a_size_lies_between_those_that_were_measured(plan, base):
     measured = Plan(str(plan), "ctranslate2-int8")
-    model = SimpleNamespace(depths=(2, 2))
+    model = SimpleNamespace(depths=(2, 2), share=1.0)
 
     def goal(megabytes):
         return measured.goal(SimpleNamespace(megabytes=megabytes), model)
@@ -198,6 +201,9 @@ def test_a_size_lies_between_those_that_were_measured(plan, base):
     for megabytes in (1.9, 10.0):
         with pytest.raises(UserError, match=words):
             goal(megabytes)
+    model.share = 0.5  # it was cut before: the uncut one is out of reach
+    with pytest.raises(UserError, match="has 6.00 MB as it is"):
+        goal(6.5)
     assert len(measured.expected(Goal(0.5), model)) == 2
     assert "6.00 MB, 2.00 times as fast as the uncut" in measured.expected(Goal(0.5), model)[1]
 
@@ -281,3 +287,13 @@ def test_the_documented_commands():
     assert len(commands) == 2
     for line in commands:
         command.parse(shlex.split(line))
+
+
+def test_sentences_that_fill_no_batch_are_left_out_as_in_trainings(data, base):
+    found = read_base(data, base)
+    sizes = found.train.sizes.max(1)
+    limit = int(sizes.max()) - 1
+    kept = {int(i) for batch in found.batches(limit, None) for i in batch}
+    short = {i for i, size in enumerate(sizes) if size <= limit}
+    # fairseq leaves an incomplete last batch out
+    assert kept <= short and len(short) - 8 < len(kept) < len(sizes) - 1
