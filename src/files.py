@@ -8,7 +8,6 @@ not, and the next writer of the same name removes it.
 import ctypes
 import fcntl
 import glob
-import gzip
 import io
 import os
 import pickle
@@ -45,6 +44,7 @@ def reason(error: Exception) -> str:
 
 
 def fsync(path: str) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,16 +72,26 @@ def refusing_failed_writes(path: str) -> Iterator[None]:
 # -- temporary names -----------------------------------------------------------------------
 
 
-def _lock(path: str) -> Optional[int]:
-    """Lock a folder until the descriptor is closed; None if another process holds it."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _locked(descriptor: int) -> Optional[bool]:
+    """Whether a lock could be had; None on a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def _lock(path: str) -> Optional[int]:
+    """Lock a folder until the descriptor is closed; None if another process holds it.
+
+    Where there are no locks, none is held.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    if _locked(descriptor) is False:
         os.close(descriptor)
         return None
-    except OSError:  # a file system without locks
-        pass
     return descriptor
 
 
@@ -89,12 +99,12 @@ def _remove_left_over(path: str) -> None:
     """Remove temporary folders for ``path`` whose process was killed."""
     for left in glob.glob(f"{glob.escape(path)}.tmp-????????"):
         try:
-            descriptor = _lock(left)
+            descriptor = os.open(left, os.O_RDONLY)
         except OSError:  # gone by now, or another user's
             continue
-        if descriptor is not None:
+        if _locked(descriptor):
             shutil.rmtree(left, ignore_errors=True)
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -122,24 +132,6 @@ def _temporary(path: str) -> Iterator[str]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(descriptor)
-
-
-# -- reading -------------------------------------------------------------------------------
-
-
-def read_lines(path: str, option: str) -> Iterator[str]:
-    """Lines of a file of text, plain or gzipped, without a byte order mark.
-
-    Raises:
-        UserError: it can't be read as UTF-8 text.
-    """
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
-            for line in stream:
-                yield line.rstrip("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{option} {path}: can't be read as UTF-8 text ({reason(error)})") from None
 
 
 # -- writing -------------------------------------------------------------------------------
@@ -270,16 +262,19 @@ def sole_process(folder: str, occupied: Callable[[], BaseException]) -> Iterator
 
     Args:
         occupied: makes the exception to raise if another process is at work there.
+
+    Raises:
+        Exception: what ``occupied`` makes.
     """
     with open(os.path.join(folder, "lock"), "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise occupied() from None
+        locked = _locked(stream.fileno())
+        if locked is False:
+            raise occupied()
         try:
             yield
         finally:  # also for processes that were forked meanwhile and are slow to end
-            fcntl.flock(stream, fcntl.LOCK_UN)
+            if locked:
+                fcntl.flock(stream, fcntl.LOCK_UN)
 
 
 class FolderLock:
@@ -312,6 +307,9 @@ def lock_folder(folder: str, occupied: Callable[[], BaseException]) -> FolderLoc
 
     Args:
         occupied: makes the exception to raise if another process has locked it.
+
+    Raises:
+        Exception: what ``occupied`` makes.
     """
     folder = os.path.realpath(folder)
     lock = _folder_locks.get(folder)

@@ -46,7 +46,7 @@ from .decoding.translate import Step, make_batches, make_generator, translate  #
 from .deployment import engine as ctranslate2_engine  # noqa: E402
 from .evaluation import bleu  # noqa: E402
 from .evaluation import measures as evaluation  # noqa: E402
-from .files import atomic_write, refusing_failed_writes  # noqa: E402
+from .files import atomic_write, make_output_folder  # noqa: E402
 from .translation import options  # noqa: E402
 from .translation.loading import Loaded, load  # noqa: E402
 
@@ -92,8 +92,7 @@ def output_stream(cfg):
     folder = cfg.common_eval.results_path
     if folder is None:
         return nullcontext(sys.stdout)
-    with refusing_failed_writes(f"--results-path {folder}"):
-        os.makedirs(folder, exist_ok=True)
+    make_output_folder(folder, "--results-path")
     name = os.path.join(folder, f"generate-{cfg.dataset.gen_subset}.txt")
     return atomic_write(name, encoding="utf-8")
 

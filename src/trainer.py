@@ -264,15 +264,15 @@ class SRPTrainer(Trainer):
     def get_valid_iterator(self, subset, disable_iterator_cache=False):
         # fairseq drops a last batch that is no multiple of 8: losses and BLEU would
         # be of fewer sentences than there are
-        with explaining(f"--valid-subset {subset}"), self._batch_size_multiple(1):
+        with explaining(f"--valid-subset {subset}"), self._all_sentences():
             return super().get_valid_iterator(subset, disable_iterator_cache)
 
     @contextmanager
-    def _batch_size_multiple(self, multiple: int):
+    def _all_sentences(self):
         dataset = self.cfg.dataset
         before = dataset.required_batch_size_multiple
         with open_dict(self.cfg):
-            dataset.required_batch_size_multiple = multiple
+            dataset.required_batch_size_multiple = 1
         try:
             yield
         finally:

@@ -189,3 +189,18 @@ def test_a_folder_is_free_when_its_work_is_done_though_a_fork_lives_on(tmp_path)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_where_there_are_no_locks_writers_leave_each_other_alone(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    path = str(tmp_path / "file")
+    with files.atomic_write(path) as first:
+        first.write("first")
+        with files.atomic_write(path) as second:
+            second.write("second")
+    assert Path(path).read_text() == "first"
+    with files.sole_process(str(tmp_path), AssertionError):
+        pass

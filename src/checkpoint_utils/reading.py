@@ -26,7 +26,7 @@ from ..files import UNREADABLE, reason
 from ..sparsity import SparsityError, is_sparse_file
 from . import safe_pickle
 from .safe_pickle import TRUST, refused, trusted_pickle
-from .sparse_checkpoint import DICTIONARIES, read_sparse
+from .sparse_checkpoint import DICTIONARIES, read_head, read_sparse
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ def damage(path: str) -> Optional[str]:
     """What is wrong with a checkpoint file, or None. Reads it once while it is the same."""
     try:
         status = os.stat(path)
-    except OSError as error:
+        return _damage(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError as error:  # not remembered: it may pass
         return f"it can't be read ({reason(error)})"
-    return _damage(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
@@ -94,8 +94,8 @@ def _damage(path: str, *version: int) -> Optional[str]:
     except pickle.UnpicklingError as error:
         # what it refuses is no damage, and what was made of nonsense has a checksum
         logger.debug(f"{path}: {reason(error)}")
-    except OSError as error:
-        return f"it can't be read ({reason(error)})"
+    except OSError:
+        raise
     except UNREADABLE as error:  # the archive's own description is damaged
         return f"it is damaged ({reason(error)})"
     return None
@@ -109,7 +109,7 @@ def read_config(path: str) -> Optional[Dict[str, Any]]:
         is loaded.
     """
     try:
-        state = read_sparse(path) if is_sparse_file(path) else safe_pickle.load(path, mmap=True)
+        state = read_head(path) if is_sparse_file(path) else safe_pickle.load(path, mmap=True)
         return state.get("cfg")
     except (*UNREADABLE, SparsityError):
         return None
@@ -163,7 +163,7 @@ def _check_parts(state: Dict[str, Any]) -> None:
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"its {name} is of type {type(value).__name__}")
     for name, value in (state.get("model") or {}).items():
-        if not torch.is_tensor(value):
+        if not torch.is_tensor(value) and not name.endswith("_ema"):  # of data2vec's, a mapping
             raise TypeError(f"its weight {name} is of type {type(value).__name__}")
 
 
@@ -179,6 +179,9 @@ def _upgraded(state: Any, arg_overrides: Optional[Dict[str, Any]]) -> Dict[str, 
         overwrite_args_by_name(state["cfg"], arg_overrides or {})
     state = checkpoint_utils._upgrade_state_dict(state)
     _check_parts(state)
+    last = (state.get("optimizer_history") or [{}])[-1]
+    if last.get("optimizer_name") == "_CopiesAtOnce":  # until 0.2.0; fairseq's name is compared
+        last["optimizer_name"] = "FP16Optimizer"
     return state
 
 

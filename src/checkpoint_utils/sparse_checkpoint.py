@@ -73,8 +73,8 @@ def write_sparse(state: Dict[str, Any], path: str, origin: str) -> None:
         raise UserError(f"{origin}: {error}") from None
 
 
-def read_sparse(path: str) -> Dict[str, Any]:
-    """The state that :func:`write_sparse` was given, without an optimizer's.
+def read_head(path: str) -> Dict[str, Any]:
+    """What a sparse file says of its checkpoint beside the weights.
 
     Raises:
         SparsityError: the file is damaged or holds no checkpoint.
@@ -85,9 +85,18 @@ def read_sparse(path: str) -> Dict[str, Any]:
             f"{path}: is a sparse file, but holds no checkpoint; make it with export_sparse.py"
         )
     try:
-        head = json.loads(about["checkpoint"], object_hook=_from_json)
+        return json.loads(about["checkpoint"], object_hook=_from_json)
     except (KeyError, ValueError, TypeError) as error:
         raise SparsityError(f"{path}: its description is damaged ({error})") from None
+
+
+def read_sparse(path: str) -> Dict[str, Any]:
+    """The state that :func:`write_sparse` was given, without an optimizer's.
+
+    Raises:
+        SparsityError: the file is damaged or holds no checkpoint.
+    """
+    head = read_head(path)
     limit = _FREE + _UNFOLDED * os.path.getsize(path)
     weights = load_sparse(path, limit=limit)
     return {"args": None, "criterion": None, **head, "model": weights}

@@ -16,6 +16,8 @@ class DurablePathManager(PathManager):
 
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if not (PathManager.supports_rename(src_path) and PathManager.supports_rename(dst_path)):
+            return PathManager.copy(src_path, dst_path, overwrite)
         if os.path.exists(dst_path) and not overwrite:
             return False
         with open(src_path, "rb") as source, atomic_write(dst_path, "wb") as stream:

@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ..checkpoint_utils import load_checkpoint
+from ..connectivity.groups import shrinking_in
 from ..errors import UserError
+from ..sparsity import parameter_name
 from . import dictionary_record
 from .pretrained import STRUCTURE, read_model_config
 
@@ -88,12 +90,12 @@ def check_usable(path: str, state: State) -> None:
                 f"--inputs {path}: {name} holds NaN or infinite numbers; its training "
                 "diverged, leave it out"
             )
-        if name.endswith(".connectivity") and (value != 1).any():
-            raise UserError(
-                f"--inputs {path}: a pruning stage is under way, channels of "
-                f"{name[: -len('.connectivity')]} are shrinking; take checkpoints from "
-                "after the cut"
-            )
+    group = shrinking_in(state["model"])
+    if group is not None:
+        raise UserError(
+            f"--inputs {path}: a pruning stage is under way, channels of {group} are shrinking; "
+            "take checkpoints from after the cut"
+        )
 
 
 class RunningSum:
@@ -223,7 +225,7 @@ def removed_weights(state: State) -> Dict[str, Tensor]:
     task = parts.get("SRPTranslationTask") or {}
     pruners = task.get("weight_pruning", {}).get("pruners", ())
     masks = [mask for pruner in pruners for mask in pruner["masks"].items()]
-    return {f"{layer}.weight": ~kept for layer, kept in masks}
+    return {parameter_name(layer): ~kept for layer, kept in masks}
 
 
 def without_weights(state: State) -> State:

@@ -113,17 +113,18 @@ def open_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))
 
 
-def set_up_logging(stream=None) -> None:
+def set_up_logging(stream=None, level: str = "INFO") -> None:
     """fairseq's log lines; ``force`` because importing fairseq has set its own.
 
     Args:
         stream: by default standard output.
+        level: of what is said, unless ``LOGLEVEL`` is set.
     """
     open_standard_streams()
     logging.basicConfig(
         format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
-        level=os.environ.get("LOGLEVEL", "INFO").upper(),
+        level=os.environ.get("LOGLEVEL", level).upper(),
         handlers=[_LogHandler(stream or sys.stdout)],
         force=True,
     )

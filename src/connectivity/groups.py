@@ -217,6 +217,15 @@ def shrinking_groups(model: nn.Module) -> List[str]:
     return [name for name, group in channel_groups(model).items() if group.gated]
 
 
+def shrinking_in(weights: Mapping[str, Tensor]) -> Optional[str]:
+    """Name of a group that shrinks, of those whose state a model's weights hold; or None."""
+    for name, value in weights.items():
+        group, _, part = name.rpartition(".")
+        if part == "connectivity" and bool((value != 1).any()):
+            return group
+    return None
+
+
 def attention_groups(groups: Mapping[str, ChannelGroup]) -> List[Tuple[ChannelGroup, ChannelGroup]]:
     """The query/key and the value/output group of each attention module."""
     return [(g.same_heads, g) for g in groups.values() if g.same_heads is not None]

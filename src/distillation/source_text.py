@@ -11,8 +11,8 @@ from fairseq.data import Dictionary, LanguagePairDataset, ListDataset
 from fairseq.data.data_utils import load_indexed_dataset
 from torch import Tensor
 
+from ..checks.text import read_lines
 from ..errors import UserError
-from ..files import read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -53,13 +53,17 @@ class _CopiesAtOnce(FP16Optimizer):
         pairs = list(zip(self._gradients, (p.grad for p in self.fp16_params)))
         present = [pair for pair in pairs if pair[1] is not None]
         if len(present) < len(pairs):
-            foreach_zero_([mine for mine, grad in pairs if grad is None])
+            foreach_zero_([own for own, grad in pairs if grad is None])
         if present:
             foreach_copy_(*map(list, zip(*present)))
 
     @torch.no_grad()
     def _sync_fp32_params_to_fp16(self):
         foreach_copy_([p.detach() for p in self.fp16_params], self._copies)
+
+
+# fairseq writes the name into checkpoints, and refuses to go on with another
+_CopiesAtOnce.__name__ = FP16Optimizer.__name__
 
 
 def prepare(optimizer: FairseqOptimizer, common, device: str) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import sys
@@ -260,9 +259,7 @@ def compress_from_python(data, path, output, training=(), options=None) -> Optio
 
 def main(arguments: List[str], description: Optional[str] = None) -> Optional[int]:
     """The command line tool; returns its status."""
-    set_up_logging(sys.stderr)
-    for name in ("fairseq", __name__.partition(".")[0]):  # steps say it in their logs
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging(sys.stderr, "WARNING")  # steps say the rest in their logs
     args = parse(arguments, description)
     with ending_quietly("the same command goes on"):
         try:

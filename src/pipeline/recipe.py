@@ -10,9 +10,9 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from ..checks.speed import QUANTIZATIONS
+from ..checks.text import read_lines
 from ..deployment import text
 from ..errors import UserError
-from ..files import read_lines
 from .base import CODES, PIECES, Base
 from .goal import PLAN, Goal, given_goal
 from .steps import Step

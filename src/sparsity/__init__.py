@@ -32,7 +32,7 @@ from .magnitude import (
     prune_by_threshold,
     random_prune_by_pct,
 )
-from .prunable import apply_masks, calc_num_prunable_params, masks
+from .prunable import apply_masks, calc_num_prunable_params, masks, parameter_name
 from .pruning.config import load_config
 from .pruning.hooks import Pruning
 from .pruning.masking import Mask
@@ -60,6 +60,7 @@ __all__ = [
     "load_config",
     "load_sparse",
     "masks",
+    "parameter_name",
     "parse_pattern",
     "prepare",
     "prune_by_pct",

@@ -117,7 +117,7 @@ def masks(model: nn.Module) -> Dict[str, Tensor]:
         shape: True where it is not zero.
     """
     return {
-        _parameter_name(name): layer.get_parameter("weight").detach() != 0
+        parameter_name(name): layer.get_parameter("weight").detach() != 0
         for name, layer in prunable_layers(model).items()
     }
 
@@ -153,5 +153,6 @@ def apply_masks(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
 
 
-def _parameter_name(layer: str) -> str:
+def parameter_name(layer: str) -> str:
+    """Name of the weight of a layer with this name; the whole model's is empty."""
     return f"{layer}.weight" if layer else "weight"

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint_utils import load_checkpoint
 from ..checkpoints import dictionary_record
 from ..checkpoints.pretrained import STRUCTURE, read_model_config
+from ..checks.values import spell
 from ..commandline.parsing import ArgumentParser
 from ..errors import UserError
 
@@ -20,10 +21,6 @@ LANGUAGES = ("source_lang", "target_lang")
 SMOOTHED = ("srp", "label_smoothed_cross_entropy")
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def as_dict(part: Any) -> Dict[str, Any]:
     """A part of a checkpoint's options, whichever form they have there."""
     if isinstance(part, DictConfig):
@@ -31,7 +28,9 @@ def as_dict(part: Any) -> Dict[str, Any]:
     return dict(vars(part) if isinstance(part, argparse.Namespace) else part or {})
 
 
-def known_options(state: Dict[str, Any], arch: Optional[str], criterion: Optional[str]):
+def known_options(
+    state: Dict[str, Any], arch: Optional[str], criterion: Optional[str]
+) -> Dict[str, Any]:
     """What a checkpoint says about a training that starts from it.
 
     Args:
@@ -91,11 +90,11 @@ def with_inherited(arguments: Sequence[str]) -> List[str]:
             raise
         return list(arguments)  # refused by the task, after mistakes in options
     named = {argument.partition("=")[0] for argument in arguments}
-    named |= {_option(name) for name, value in vars(given).items() if value}
+    named |= {spell(name) for name, value in vars(given).items() if value}
     added: List[str] = []
     for name, value in known_options(state, given.arch, given.criterion).items():
-        if _option(name) not in named and value is not False:
-            added += [_option(name)] if value is True else [_option(name), str(value)]
+        if spell(name) not in named and value is not False:
+            added += [spell(name)] if value is True else [spell(name), str(value)]
     if added:
         logger.info(f"options taken from {path}: {' '.join(added)}")
     return [*arguments, *added]

@@ -55,7 +55,7 @@ class KeptZeros(PruningRun):
         return {"sparsity": round(self.sparsity, 6)}
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"sparsity": self.sparsity}  # the zeros themselves are in the weights
+        return {}  # the zeros are in the weights; that it is there says that they are kept
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         pass

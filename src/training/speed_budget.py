@@ -99,12 +99,13 @@ class SpeedBudget:
     def results(self) -> Dict[str, Any]:
         """Columns of ``results.csv``."""
         choice = self.choice or dict.fromkeys(CHOICE, "")
+        layers = f"{choice['encoder_layers']}+{choice['decoder_layers']}"
         return {
             "speed_up": self.asked["speed_up"],
             "speed_engine": self.asked["speed_engine"],
             "planned_speed_up": choice["measured"] and round(choice["measured"], 3),
             "planned_rate": choice["rate"],
-            "planned_layers": f"{choice['encoder_layers']}+{choice['decoder_layers']}",
+            "planned_layers": layers if self.choice else "",
         }
 
     def state_dict(self) -> Dict[str, Any]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..checkpoint_utils import damage, load_checkpoint, safe_pickle
 from ..checkpoints.pretrained import read_model_config
+from ..connectivity.groups import shrinking_in
 from ..errors import UserError
 from ..files import UNREADABLE
-from ..sparsity import is_sparse_file
+from ..sparsity import is_sparse_file, parameter_name
 
 State = Dict[str, Any]
 
@@ -67,12 +68,12 @@ def check_selectable(state: State, origin: str) -> None:
         UserError: a stage is under way, or adapters change the output projection.
     """
     weights = state["model"]
-    for name, value in weights.items():
-        if name.endswith(".connectivity") and (value != 1).any():
-            raise UserError(
-                f"{origin}: a pruning stage is under way, channels of "
-                f"{name.removesuffix('.connectivity')} are shrinking; let it come to its end"
-            )
+    group = shrinking_in(weights)
+    if group is not None:
+        raise UserError(
+            f"{origin}: a pruning stage is under way, channels of {group} are shrinking; let it "
+            "come to its end"
+        )
     module = "decoder.output_projection"
     parts = [name for name in weights if name.startswith(f"{module}.")]
     if parts and f"{module}.weight" not in parts:
@@ -124,7 +125,7 @@ def _change_masks(
     for pruner in pruning["pruners"]:
         masks = dict(pruner["masks"])
         for layer, mask in masks.items():
-            name = f"{layer}.weight"
+            name = parameter_name(layer)
             if name in TABLES and name in weights:
                 masks[layer] = change(mask, TABLES[name])
         pruners.append({**pruner, "masks": masks})

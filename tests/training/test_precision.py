@@ -68,7 +68,10 @@ def test_a_stage_in_half_precision(data, base, tmp_path, monkeypatch, option, dt
         assert len(memory) == len(parameters)
         for parameter, _, copy in memory:
             assert torch.equal(parameters[id(parameter)], copy.to(dtype))
-    state = torch.load(tmp_path / "checkpoint_last.pt")["model"]
+    saved = torch.load(tmp_path / "checkpoint_last.pt")
+    # with which fairseq's own training, too, goes on
+    assert saved["optimizer_history"][-1]["optimizer_name"] == kind.__name__
+    state = saved["model"]
     assert state["encoder.embed_tokens.weight"].shape[1] < 16
     # a schedule by validation loss has its learning rate in the optimizer alone
     optimizer.set_lr(3e-4)
