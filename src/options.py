@@ -45,7 +45,7 @@ class SRPTranslationConfig(TranslationConfig):
         default=None,
         metadata={
             "help": "in place of --compression-rate: prune to the largest model that translates "
-            "so many times as fast as the uncut one in --speed-engine. Rates and numbers of "
+            "so many times as fast as --speed-baseline in --speed-engine. Rates and numbers of "
             "decoder layers are timed on this machine, with this process's threads, when the run "
             "begins (plan.py shows what there is); the layers that --keep-...-layers gives stay "
             "so many"
@@ -57,6 +57,13 @@ class SRPTranslationConfig(TranslationConfig):
             "help": "what --speed-up is measured in: pytorch (generate.py's search, on this "
             "training's device), ctranslate2-float32 or ctranslate2-int8, on the CPU; both with "
             "-vmap at the end score a vocabulary map's types alone"
+        },
+    )
+    speed_baseline: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "what --speed-up counts from: uncut (default), the uncut model in the same "
+            "engine, or fairseq, stock fairseq's search with the uncut model in PyTorch"
         },
     )
     srp: bool = field(

@@ -14,7 +14,8 @@ over those of fairseq's own search with the uncut model; both are medians of rat
 a round, with quartiles. MFLOPs are of a sentence of mean length with the search's beam.
 
 --speed-up says which candidate has most parameters among those that are so much faster,
-in the (first) engine: rates between those of the table are timed for it. pruning.py
+in the (first) engine: rates between those of the table are timed for it. It counts from the
+uncut model in that engine, with --speed-baseline fairseq from stock fairseq. pruning.py
 --speed-up does the same, and prunes to it.
 """
 
@@ -45,7 +46,7 @@ from .checkpoints.pretrained import (  # noqa: E402
 )
 from .checkpoints.rebuild import model_of  # noqa: E402
 from .checks.data import load_set, task_of  # noqa: E402
-from .checks.speed import ENGINES, MAP  # noqa: E402
+from .checks.speed import ENGINES, MAP, UNCUT  # noqa: E402
 from .commandline.parsing import (  # noqa: E402
     ArgumentParser,
     add_trust,
@@ -61,7 +62,7 @@ from .planning.candidates import RATES, candidates, depths_of, is_uncut, usual_d
 from .planning.choice import Choice, choose  # noqa: E402
 from .planning.engines import SENTENCES, make_work, translation  # noqa: E402
 from .planning.measure import ROUNDS, Planner  # noqa: E402
-from .planning.options import check, parse_depths, parse_engines, parse_rates  # noqa: E402
+from .planning.options import add_baseline, check, parse_depths, parse_engines, parse_rates  # noqa: E402
 from .planning.picture import draw  # noqa: E402
 from .planning.rows import Row  # noqa: E402
 from .planning.table import readable, to_records  # noqa: E402
@@ -107,9 +108,10 @@ def get_parser() -> ArgumentParser:
         "--speed-up",
         type=float,
         metavar="S",
-        help="find the candidate with most parameters that is S times as fast as the uncut "
-        "model in the first engine",
+        help="find the candidate with most parameters that is S times as fast as "
+        "--speed-baseline, in the first engine",
     )
+    add_baseline(group)
     group = parser.add_argument_group("what is timed")
     group.add_argument(
         "--engines",
@@ -225,7 +227,9 @@ def measure(args, names: List[str]) -> Tuple[List[Row], Optional[Choice], dict]:
     rows, choice = planner(candidates(depths, rates)), None
     if args.speed_up is not None:
         first = [row for row in rows if row.engine == names[0]]
-        choice = choose(first, partial(planner, engines=names[:1]), args.speed_up)
+        choice = choose(
+            first, partial(planner, engines=names[:1]), args.speed_up, args.speed_baseline or UNCUT
+        )
         rows = choice.rows + [row for row in rows if row.engine != names[0]]
     conditions = {
         "checkpoint": args.path,
@@ -252,6 +256,7 @@ def write(args, rows: List[Row], choice: Optional[Choice], conditions: dict) -> 
         facts = {"rows": records, "conditions": conditions}
         if choice is not None:
             facts["speed_up"] = args.speed_up
+            facts["speed_baseline"] = choice.baseline
             facts["chosen"] = to_records([choice.row])[0]
         with atomic_write(args.json, encoding="utf-8") as stream:
             json.dump(facts, stream, indent=1)

@@ -5,21 +5,25 @@ from typing import List
 
 from ..errors import UserError
 from .ctranslate2_package import require_ctranslate2
-from .values import Must, Needs, Options, check
+from .values import Must, Needs, OneOf, Options, check
 
 MAP = "-vmap"  # ends the name of an engine that scores a vocabulary map's types alone
 QUANTIZATIONS = {"ctranslate2-float32": "float32", "ctranslate2-int8": "int8"}
 ENGINES = ("pytorch", *QUANTIZATIONS)
+UNCUT, FAIRSEQ = "uncut", "fairseq"
+BASELINES = {UNCUT: "the uncut model", FAIRSEQ: "stock fairseq with the uncut model"}
 
 
 SPEED_UP = (
     Must("speed_up", lambda times: 1 < times < 1000)
-    | "must be above 1, which is the uncut model's own speed in the same engine; 4 is four times "
-    "as fast"
+    | "must be above 1, which is the speed of --speed-baseline; 4 is four times as fast"
 )
+BASELINE = Needs("speed_baseline", "speed_up") | "needs --speed-up, as 4 for four times as fast"
 # Of a pruning run whose budget is a speed.
 SPEED = (
     Needs("speed_engine", "speed_up") | "needs --speed-up, as 4 for four times as fast",
+    BASELINE,
+    OneOf("speed_baseline", BASELINES),
     SPEED_UP,
     Needs("speed_up", lambda o: o.compression_rate == 1)
     | "--compression-rate {o.compression_rate:g} is given too; it is what --speed-up finds, leave "
@@ -29,9 +33,9 @@ SPEED = (
 )
 
 
-def check_speed_up(speed_up: float) -> None:
-    """Refuse what is no gain with a UserError."""
-    check([SPEED_UP], Options(speed_up=speed_up))
+def check_speed_up(args) -> None:
+    """Refuse a ``--speed-up`` that is no gain, and a baseline without one, with a UserError."""
+    check([SPEED_UP, BASELINE], Options(**vars(args)))
 
 
 def available(device: str) -> List[str]:

@@ -11,6 +11,7 @@ from ..deployment import text
 from ..deployment.model import QUANTIZATIONS
 from ..errors import UserError
 from ..files import check_output_folder
+from ..planning.options import add_baseline
 
 LAYERS = ("--keep-encoder-layers", "--keep-decoder-layers")
 
@@ -39,6 +40,7 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
         help="times as fast as the uncut model in the same engine, measured on this machine: "
         "layers and widths that keep most parameters are chosen, see plan.py",
     )
+    add_baseline(group)
     group.add_argument(
         "--compression-rate",
         type=float,
@@ -155,8 +157,7 @@ def check(args: argparse.Namespace) -> None:
             f"{layers[0]}: {given[0]} chooses layers by itself; leave it out, or give "
             "--compression-rate instead"
         )
-    if args.speed_up is not None:
-        check_speed_up(args.speed_up)
+    check_speed_up(args)
     if args.megabytes is not None and not 0 < args.megabytes < 1e6:
         raise UserError(f"--megabytes {args.megabytes:g}: must be above 0")
     if args.speed_engine is not None:

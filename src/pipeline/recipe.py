@@ -208,6 +208,7 @@ class Recipe:
             options += ["--vocabulary-map"]
         if args.speed_up is not None:
             options += ["--speed-up", f"{args.speed_up:g}"]
+            options += ["--speed-baseline", args.speed_baseline] if args.speed_baseline else []
         else:
             depths = (goal or Goal(1.0)).depths(self.base)
             options += ["--depths", depths]

@@ -20,7 +20,9 @@ from .rows import Measure, Row
 logger = logging.getLogger(__name__)
 
 
-def measure_for(trainer: Trainer, plan: StagePlan, engine: str) -> Tuple[List[Row], Measure]:
+def measure_for(
+    trainer: Trainer, plan: StagePlan, engine: str, stock: bool = False
+) -> Tuple[List[Row], Measure]:
     """Time what a stage could leave of a trainer's model.
 
     Sentences are those of the first validation set, or of the training data without one. The
@@ -29,6 +31,7 @@ def measure_for(trainer: Trainer, plan: StagePlan, engine: str) -> Tuple[List[Ro
     Args:
         plan: the stage, with the numbers of layers that are given.
         engine: PyTorch's runs on the device of the training.
+        stock: time stock fairseq's search, too.
 
     Returns:
         What was measured, and what measures others.
@@ -55,7 +58,7 @@ def measure_for(trainer: Trainer, plan: StagePlan, engine: str) -> Tuple[List[Ro
         option=f"--valid-subset {subset}",
     )
     make = partial(translation, work=work, origin="--pretrained-model")
-    planner = Planner(model, plan, work, make, [engine], stock=False)
+    planner = Planner(model, plan, work, make, [engine], stock=stock)
     depths = usual_depths(model, plan)
     if engine != "pytorch" and not model.cfg.weighted_layernorm:
         logger.warning(

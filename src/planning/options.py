@@ -4,7 +4,16 @@ from typing import List
 
 import torch
 
-from ..checks.speed import MAP, QUANTIZATIONS, available, check_engine, check_speed_up
+from ..checks.speed import (
+    BASELINES,
+    FAIRSEQ,
+    MAP,
+    QUANTIZATIONS,
+    UNCUT,
+    available,
+    check_engine,
+    check_speed_up,
+)
 from ..errors import UserError
 from ..files import check_output_file
 from .rows import Depths
@@ -81,6 +90,16 @@ def parse_engines(args) -> List[str]:
     return list(dict.fromkeys(names))
 
 
+def add_baseline(group) -> None:
+    """Add the option that says what ``--speed-up`` counts from."""
+    group.add_argument(
+        "--speed-baseline",
+        choices=BASELINES,
+        help=f"what --speed-up counts from: {UNCUT} (default), the uncut model in the same engine, "
+        f"or {FAIRSEQ}, stock fairseq's search with the uncut model in PyTorch",
+    )
+
+
 def check(args) -> None:
     """Refuse what the command line alone rules out.
 
@@ -98,8 +117,7 @@ def check(args) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-    if args.speed_up is not None:
-        check_speed_up(args.speed_up)
+    check_speed_up(args)
     if not 1e-3 <= args.embedding_ratio <= 1e3:
         raise UserError(
             f"--embedding-ratio {args.embedding_ratio:g}: must be from 0.001 to 1000; 1 is no "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple
 
+from ..checks.speed import UNCUT
 from .timing import Ratio
 
 Depths = Tuple[int, int]  # layers of encoder and decoder
@@ -56,6 +57,10 @@ class Row:
     tokens_per_second: float
     speed_up: Ratio
     times_fairseq: Optional[Ratio] = None
+
+    def times(self, baseline: str) -> Ratio:
+        """How many times as fast as one of ``BASELINES``."""
+        return self.speed_up if baseline == UNCUT else self.times_fairseq
 
 
 Measure = Callable[[Sequence[Candidate]], List[Row]]

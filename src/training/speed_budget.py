@@ -8,6 +8,7 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.trainer import Trainer
 
+from ..checks.speed import FAIRSEQ, UNCUT
 from ..connectivity.stage import StagePlan
 from ..errors import UserError
 from ..options import SRPTranslationConfig
@@ -16,8 +17,8 @@ from ..planning.rows import Measure, Row
 
 logger = logging.getLogger(__name__)
 
-# What times candidates for a stage of the trainer's model in an engine.
-MeasureFor = Callable[[Trainer, StagePlan, str], Tuple[List[Row], Measure]]
+# What times candidates for a stage of the trainer's model in an engine, stock fairseq too if told.
+MeasureFor = Callable[[Trainer, StagePlan, str, bool], Tuple[List[Row], Measure]]
 
 # What a choice is, of what all processes get from the first.
 CHOICE = ("encoder_layers", "decoder_layers", "rate", "parameters", "measured", "low", "high")
@@ -41,6 +42,7 @@ class SpeedBudget:
     def __init__(self, cfg: SRPTranslationConfig, measure_for: MeasureFor):
         names = ("speed_up", "speed_engine", "keep_encoder_layers", "keep_decoder_layers")
         self.asked: Dict[str, Any] = {name: getattr(cfg, name) for name in names}
+        self.asked["speed_baseline"] = cfg.speed_baseline or UNCUT
         self._measure_for = measure_for
         self.choice: Optional[Dict[str, Any]] = None
 
@@ -79,11 +81,12 @@ class SpeedBudget:
 
     def _chosen(self, trainer: Trainer, plan: StagePlan) -> Tuple[float, ...]:
         speed_up, engine = self.asked["speed_up"], self.asked["speed_engine"]
-        rows, measure = self._measure_for(trainer, plan, engine)
-        chosen = choose(rows, measure, speed_up, str(self))
+        baseline = self.asked["speed_baseline"]
+        rows, measure = self._measure_for(trainer, plan, engine, baseline == FAIRSEQ)
+        chosen = choose(rows, measure, speed_up, baseline)
         logger.info(f"{self}: {chosen.reasons(speed_up)}")
         row = chosen.row
-        return (*row.candidate.depths, row.candidate.rate, row.parameters, *row.speed_up)
+        return (*row.candidate.depths, row.candidate.rate, row.parameters, *row.times(baseline))
 
     def applied(self, plan: StagePlan, model) -> StagePlan:
         """The stage that leaves the choice."""
@@ -103,6 +106,7 @@ class SpeedBudget:
         return {
             "speed_up": self.asked["speed_up"],
             "speed_engine": self.asked["speed_engine"],
+            "speed_baseline": self.asked["speed_baseline"],
             "planned_speed_up": choice["measured"] and round(choice["measured"], 3),
             "planned_rate": choice["rate"],
             "planned_layers": layers if self.choice else "",
@@ -117,7 +121,7 @@ class SpeedBudget:
         Raises:
             UserError: it was asked for something else.
         """
-        for name, saved in state["asked"].items():
+        for name, saved in {"speed_baseline": UNCUT, **state["asked"]}.items():
             if self.asked[name] != saved:
                 option = name.replace("_", "-")
                 given, saved = ("none" if x is None else x for x in (self.asked[name], saved))

@@ -51,7 +51,20 @@ EXAMPLES = {
             {"speed_engine": None},
         ),
         (
-            "--speed-up 1: must be above 1, which is the uncut model's own speed",
+            "--speed-baseline fairseq: needs --speed-up, as 4 for four times as fast",
+            {"speed_baseline": "fairseq"},
+            {"speed_baseline": None},
+        ),
+        (
+            "--speed-baseline stock: must be one of uncut, fairseq",
+            {
+                **{"speed_up": 2.0, "speed_engine": "pytorch", "pretrained_model": "base.pt"},
+                "speed_baseline": "stock",
+            },
+            {"speed_baseline": "fairseq"},
+        ),
+        (
+            "--speed-up 1: must be above 1, which is the speed of --speed-baseline",
             {"speed_up": 1.0, "speed_engine": "pytorch", "pretrained_model": "base.pt"},
             {"speed_up": 2.5},
         ),

@@ -198,6 +198,8 @@ def test_values_as_they_are_shown():
 
 
 def test_speeds_that_are_no_gain():
-    speed.check_speed_up(1.5)
+    speed.check_speed_up(Namespace(speed_up=1.5, speed_baseline="fairseq"))
     with pytest.raises(UserError, match="--speed-up 1000: must be above 1"):
-        speed.check_speed_up(1000.0)
+        speed.check_speed_up(Namespace(speed_up=1000.0, speed_baseline=None))
+    with pytest.raises(UserError, match="--speed-baseline uncut: needs --speed-up"):
+        speed.check_speed_up(Namespace(speed_up=None, speed_baseline="uncut"))

@@ -73,6 +73,7 @@ def test_a_choice_is_kept_in_the_state():
     assert other.results() == {
         "speed_up": 2.2,
         "speed_engine": "pytorch",
+        "speed_baseline": "uncut",
         "planned_speed_up": 2.5,
         "planned_rate": 0.5,
         "planned_layers": "2+1",
@@ -88,6 +89,7 @@ def run_plan(plan):
     "asked, message",
     [
         ({"speed_up": 3.0}, "--speed-up 3.0: the stage to go on with in this folder has 2.2"),
+        ({"speed_baseline": "fairseq"}, "--speed-baseline fairseq: the stage .* has uncut"),
         ({"keep_decoder_layers": 1}, "--keep-decoder-layers 1: the stage .* has none"),
     ],
 )
