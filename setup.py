@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 pins = Path("requirements/run.txt").read_text(encoding="utf-8").splitlines()
 
 setup(
-    package_dir={"srp": "src"},
-    packages=["srp", *(f"srp.{name}" for name in find_packages("src"))],
+    package_dir={"srp": "src", "srp.scripts": "scripts"},  # compress.py runs preprocess.py
+    packages=["srp", "srp.scripts", *(f"srp.{name}" for name in find_packages("src"))],
     install_requires=[pin for pin in (line.partition("#")[0].strip() for line in pins) if pin],
 )

@@ -11,6 +11,9 @@ For a model that is there already, its own code and dictionaries take the place 
     preprocess.py ... --bpe-codes OLD/code --cased --out TEXT --data-bin DATA \\
         -- --srcdict OLD/dict.fr.txt --tgtdict OLD/dict.en.txt
 
+``--sentencepiece-model`` splits the text as it is, without Moses. ``--dash-splits`` and
+``--tokenized`` are for models whose text was tokenized otherwise.
+
 ``TEXT`` gets ``{train,valid,test}.LANG``, the ``code``, and ``raw.{valid,test}.LANG``, the same
 sentences before tokenization, for BLEU against the true reference. ``DATA`` gets the binarized
 data, the raw references and the code. Both are finished by a file that is written last: with it
@@ -143,22 +146,27 @@ def every(pairs, n):
 _tokenizers = {}
 
 
-def tokenize(lang, line):
-    """Moses tokens of one sentence, escaped (``&apos;``), case kept."""
+def tokenize(lang, line, dashes=False):
+    """Moses tokens of one sentence, escaped (``&apos;``), case kept.
+
+    Args:
+        dashes: split words at dashes, too, as fairseq's ``--tokenizer moses`` does.
+    """
     if lang not in _tokenizers:
         from sacremoses import MosesTokenizer
 
         _tokenizers[lang] = MosesTokenizer(lang)
-    return " ".join(_tokenizers[lang].tokenize(line, return_str=True, escape=True).split())
+    tokens = _tokenizers[lang].tokenize(line, dashes, return_str=True, escape=True)
+    return " ".join(tokens.split())
 
 
-def _tokenize_pair(langs, pair):
-    return tuple(tokenize(lang, line) for lang, line in zip(langs, pair))
+def _tokenize_pair(langs, dashes, pair):
+    return tuple(tokenize(lang, line, dashes) for lang, line in zip(langs, pair))
 
 
-def tokenize_pairs(pairs, langs, workers):
+def tokenize_pairs(pairs, langs, workers, dashes=False):
     """``[(source, target), …]`` tokenized, in order."""
-    one = functools.partial(_tokenize_pair, langs)
+    one = functools.partial(_tokenize_pair, langs, dashes)
     if workers > 1 and len(pairs) > 5000:
         with Pool(workers) as pool:
             return pool.map(one, pairs, chunksize=1000)
@@ -177,6 +185,35 @@ def keep(pair, ratio, max_tokens):
     return 1 <= short and long <= max_tokens and (not ratio or long / short <= ratio)
 
 
+def splitter(args, text):
+    """What splits the words of a line, and the code that it does so by, a file's content.
+
+    Args:
+        text: calls for the training data's lines, to learn a code from.
+    """
+    if args.sentencepiece_model:
+        from sentencepiece import SentencePieceProcessor
+
+        code = read_code(args.sentencepiece_model, "--sentencepiece-model")
+        try:
+            model = SentencePieceProcessor(model_proto=code)
+        except RuntimeError:
+            raise UserError(
+                f"--sentencepiece-model {args.sentencepiece_model}: not a SentencePiece model"
+            ) from None
+        return (lambda line: " ".join(model.encode(line, out_type=str))), code
+    from subword_nmt.apply_bpe import BPE
+
+    origin = f"--bpe-codes {args.bpe_codes}"
+    code = read_code(args.bpe_codes) if args.bpe_codes else learn_code(text(), args.bpe).encode()
+    try:
+        return BPE(io.StringIO(code.decode())).segment, code
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin} cannot be read: {error}") from None
+    except (ValueError, IndexError, SystemExit):
+        raise UserError(f"{origin}: not a BPE code of subword-nmt") from None
+
+
 def learn_code(lines, merges):
     """Text of the BPE code learnt on ``lines``."""
     from subword_nmt.learn_bpe import learn_bpe
@@ -193,8 +230,8 @@ def write_atomically(path, text):
     """The file appears under its name complete or not at all."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
-    with open(part, "w", encoding="utf-8", newline="\n") as handle:
-        handle.write(text)
+    with open(part, "wb") as handle:
+        handle.write(text if isinstance(text, bytes) else text.encode("utf-8"))
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(part, path)
@@ -210,12 +247,15 @@ def fingerprint(args):
         json.dumps(
             [
                 *(args.source_lang, args.target_lang, args.bpe, args.cased, args.ratio),
-                *(args.max_tokens, Path(__file__).read_text(encoding="utf-8")),
+                *(args.max_tokens, args.dash_splits, args.tokenized),
+                Path(__file__).read_text(encoding="utf-8"),
             ]
         ).encode()
     )
     if args.bpe_codes:
-        digest.update(read_code(args.bpe_codes).encode())
+        digest.update(read_code(args.bpe_codes))
+    if args.sentencepiece_model:
+        digest.update(read_code(args.sentencepiece_model, "--sentencepiece-model"))
     if args.iwslt:
         files = sorted(glob.glob(f"{args.iwslt}/**/*de-en*", recursive=True))
     else:
@@ -234,12 +274,12 @@ def fingerprint(args):
     return digest.hexdigest()
 
 
-def read_code(path):
-    """Text of a BPE code file; its form is for subword-nmt to check."""
+def read_code(path, option="--bpe-codes"):
+    """Bytes of what splits words; their form is for its library to check."""
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--bpe-codes {path} cannot be read: {error}") from None
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be read: {error}") from None
 
 
 # --- fairseq's binary form -----------------------------------------------------------------
@@ -310,7 +350,21 @@ def parse(argv):
     code.add_argument("--bpe", type=int, help="BPE merges to learn, both languages together")
     code.add_argument("--bpe-codes", metavar="FILE", help="a code that is there, of another model")
     code.add_argument(
+        "--sentencepiece-model", metavar="FILE", help="a SentencePiece model, for text as it is"
+    )
+    code.add_argument(
         "--binarize-only", action="store_true", help="--out holds the text already; see --data-bin"
+    )
+    parser.add_argument(
+        "--dash-splits",
+        action="store_true",
+        help="split words at dashes, as fairseq's --tokenizer moses does without "
+        "--moses-no-dash-splits",
+    )
+    parser.add_argument(
+        "--tokenized",
+        action="store_true",
+        help="the text is tokenized; leave its tokens as they are",
     )
     parser.add_argument("--cased", action="store_true", help="do not make the text lower case")
     parser.add_argument(
@@ -346,6 +400,9 @@ def parse(argv):
         return args
     if not args.iwslt and not (args.train and args.valid and args.test):
         parser.error("give --iwslt, or --train, --valid and --test")
+    if args.dash_splits and (args.tokenized or args.sentencepiece_model):
+        other = "--tokenized" if args.tokenized else "--sentencepiece-model"
+        parser.error(f"--dash-splits: {other} leaves Moses' tokens out; give one of them")
     if args.bpe is not None and args.bpe < 1:
         parser.error(f"--bpe {args.bpe}: at least one merge is needed")
     if args.ratio and args.ratio < 1:
@@ -373,7 +430,10 @@ def run(args):
     data = {}
     for split, languages in raw.items():
         pairs = list(zip(*(languages[lang] for lang in args.langs)))
-        data[split] = list(zip(pairs, tokenize_pairs(pairs, args.langs, args.workers)))
+        tokenized = pairs
+        if not (args.tokenized or args.sentencepiece_model):
+            tokenized = tokenize_pairs(pairs, args.langs, args.workers, args.dash_splits)
+        data[split] = list(zip(pairs, tokenized))
     before = len(data["train"])
     data["train"] = [item for item in data["train"] if keep(item[1], args.ratio, args.max_tokens)]
     if not data["train"]:
@@ -387,21 +447,12 @@ def run(args):
         split: [[case(item[1][side]) for item in data[split]] for side in range(2)]
         for split in SPLITS
     }
-    if args.bpe_codes:
-        code = read_code(args.bpe_codes)
-    else:
-        code = learn_code([line for side in tokens["train"] for line in side], args.bpe)
+    split_words, code = splitter(args, lambda: [x for side in tokens["train"] for x in side])
     write_atomically(out / "code", code)
-    from subword_nmt.apply_bpe import BPE
-
-    try:
-        bpe = BPE(io.StringIO(code))
-    except (ValueError, IndexError, SystemExit):
-        raise UserError(f"--bpe-codes {args.bpe_codes}: not a BPE code of subword-nmt") from None
     for split in SPLITS:
         for side, lang in enumerate(args.langs):
             write_lines(
-                out / f"{split}.{lang}", (bpe.segment(line) for line in tokens[split][side])
+                out / f"{split}.{lang}", (split_words(line) for line in tokens[split][side])
             )
             if split != "train":
                 write_lines(out / f"raw.{split}.{lang}", (item[0][side] for item in data[split]))
@@ -419,7 +470,7 @@ def main(argv=None):
         if args.data_bin:
             binarize(args.out, args.data_bin, args.langs, args.binarizing, args.workers)
     except UserError as error:
-        print(f"preprocess: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -262,6 +262,14 @@ class PruningStage:
             self._freezer = Freezer(self.model, self.shrinking)
         return self._freezer
 
+    @property
+    def connectivity(self) -> float:
+        """Of the selected channels, which have the same; 1 where none shrink."""
+        for group, positions in self._shrinking_groups:
+            if len(positions):
+                return float(group.connectivity[positions[0]])
+        return 1.0
+
     def advance(self, epochs: int = 0) -> None:
         """Count one update and shrink the connectivity of the selected channels.
 

@@ -77,11 +77,11 @@ class Text:
             self.pieces = SentencePieceProcessor(model_file=os.path.join(folder, PIECES))
 
     def encode(self, line: str) -> List[str]:
-        line = line.lower() if self.lowercase else line
         if self.moses is not None:
             line = self.moses.tokenize(
                 line, aggressive_dash_splits=self.dashes, return_str=True, escape=True
             )
+        line = line.lower() if self.lowercase else line  # after Moses, as the data were made
         if self.bpe == "sentencepiece":
             return self.pieces.encode(line, out_type=str)
         return (self.codes.process_line(line) if self.bpe else line).split()

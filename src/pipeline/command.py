@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 from dataclasses import asdict
-from typing import List, Optional
+from itertools import chain, islice
+from typing import Iterator, List, Optional
 
 from fairseq import options
 
@@ -26,6 +27,8 @@ from .duration import in_words, training_seconds
 from .goal import PLAN, Goal, Plan, given_goal
 from .headline import Headline, read_headline
 from .options import check, parse
+from .raw_text import STEP as MADE
+from .raw_text import data_step
 from .reading import read_base
 from .recipe import DATA, EXPORT, MODEL, SPEED, Recipe, exports
 from .runner import Pipeline, StepFailed, typed
@@ -148,6 +151,59 @@ def describe(args, base: Base, goal: Goal, plan: Plan, recipe: Recipe) -> List[s
     return lines
 
 
+class Compression:
+    """What the options ask for.
+
+    Args:
+        args: compress.py's options.
+
+    Attributes:
+        base: what is compressed, once the steps have begun.
+        first: so many steps make and measure what the others depend on.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.base: Optional[Base] = None
+        self.first = 2 if args.train else 1
+
+    def steps(self) -> Iterator[Step]:
+        """All steps, each when those before are done; what will be done is said on the way.
+
+        Nothing is refused any more after the first, unless it makes data or measures.
+
+        Raises:
+            UserError: a mistake in an option or file.
+        """
+        args = self.args
+        if args.train:
+            yield data_step(args)
+            data = os.path.join(args.output, MADE, DATA)
+            args = argparse.Namespace(**{**vars(args), "data": data})
+        base = self.base = self._read(args)
+        recipe, goal = Recipe(args, base), given_goal(args)
+        measuring = recipe.plan(goal)
+        yield measuring
+        plan = Plan(os.path.join(args.output, measuring.name, PLAN), recipe.engine)
+        goal = goal or plan.goal(args, base)
+        goal.check(base)
+        steps = recipe.build(goal)
+        for line in describe(args, base, goal, plan, recipe):
+            print(line)
+        yield from steps[1:]
+
+    def _read(self, args: argparse.Namespace) -> Base:
+        languages = args.source_lang, args.target_lang
+        base = read_base(args.data, args.path, languages, args.gen_subset, args.trust_checkpoint)
+        check_base(args, base)
+        check_disk(args, base)
+        goal = given_goal(args)
+        if goal is not None:
+            goal.check(base)
+        check_trainings(args, Recipe(args, base).build(goal or Goal(0.5)))
+        return base
+
+
 def compress(args: argparse.Namespace) -> Optional[Headline]:
     """Do what the options ask for.
 
@@ -159,61 +215,38 @@ def compress(args: argparse.Namespace) -> Optional[Headline]:
         StepFailed: a step ended in an error.
     """
     check(args)
-    languages = args.source_lang, args.target_lang
-    base = read_base(args.data, args.path, languages, args.gen_subset, args.trust_checkpoint)
-    check_base(args, base)
     check_ours(args)
-    check_disk(args, base)
-    goal = given_goal(args)
-    if goal is not None:
-        goal.check(base)
-    recipe = Recipe(args, base)
-    check_trainings(args, recipe.build(goal or Goal(0.5)))
     if args.dry_run:
-        return dry_run(args, base)
+        return dry_run(args)
+    compression = Compression(args)
+    steps = compression.steps()
+    first = next(steps)
     mark_ours(args)
-    found: List[Step] = []
-
-    def rest() -> List[Step]:
-        found.extend(plan_steps(args, args, base, recipe))
-        return found[1:]
-
-    Pipeline(args.output, [recipe.plan(goal)], rest).run()
-    headline = finish(args, base, found)
+    found = Pipeline(args.output, chain([first], steps)).run()
+    headline = finish(args, compression.base, found)
     print("\n".join(headline.lines()))
     report = next(step.name for step in found if step.name.endswith("-report"))
     print(f"report: {os.path.join(args.output, report, 'report.html')}")
     return headline
 
 
-def plan_steps(args, planned, base: Base, recipe: Recipe) -> List[Step]:
-    """All steps, when the first has measured; says what will be done.
-
-    Args:
-        planned: the options of the run whose first step has measured.
-    """
-    first = Recipe(planned, base).plan(given_goal(args))
-    plan = Plan(os.path.join(planned.output, first.name, PLAN), recipe.engine)
-    goal = given_goal(args) or plan.goal(args, base)
-    goal.check(base)
-    steps = recipe.build(goal)
-    for line in describe(args, base, goal, plan, recipe):
-        print(line)
-    return steps
-
-
-def dry_run(args, base: Base) -> None:
+def dry_run(args) -> None:
     """Print what would be done; only measuring is done, in a folder that goes again."""
     with tempfile.TemporaryDirectory(prefix="srp-compress-") as folder:
-        elsewhere = argparse.Namespace(**{**vars(args), "output": folder})
-        planned, steps = args, [Recipe(args, base).plan(given_goal(args))]
-        pipeline = Pipeline(args.output, steps)
-        if not pipeline.is_done(steps[0], pipeline.due(steps[0])):
-            planned, steps = elsewhere, [Recipe(elsewhere, base).plan(given_goal(args))]
-            Pipeline(folder, steps).run()
-        steps = plan_steps(args, planned, base, Recipe(args, base))
-    for step in steps:
-        print(f"{step.name}: {typed(step.command)}")
+        compression, pipeline = Compression(args), Pipeline(args.output)
+        if not all(
+            pipeline.is_done(s, pipeline.due(s))
+            for s in islice(compression.steps(), compression.first)
+        ):
+            compression = Compression(argparse.Namespace(**{**vars(args), "output": folder}))
+            pipeline = Pipeline(folder)
+        steps = []
+        for step in compression.steps():
+            if len(steps) < compression.first:
+                pipeline.do(step)
+            steps.append(step)
+        for step in steps:
+            print(f"{step.name}: {typed(step.command).replace(folder, args.output)}")
 
 
 def finish(args, base: Base, steps: List[Step]) -> Headline:

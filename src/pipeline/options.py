@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..files import check_output_folder
 from ..planning.options import add_baseline
 
+RAW = ("train", "valid", "test")
 LAYERS = ("--keep-encoder-layers", "--keep-decoder-layers")
 
 
@@ -23,7 +24,12 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
         usage="%(prog)s DATA --path CHECKPOINT --output DIR --speed-up S | --compression-rate R | "
         "--megabytes M [options] [-- options of fairseq's training]",
     )
-    parser.add_argument("data", metavar="DATA", help="folder of binarized data")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="folder of binarized data; with raw text (--train, --valid, --test) of the model's "
+        "dictionaries, dict.LANG.txt",
+    )
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the trained model")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder of all that is made, a step each"
@@ -76,6 +82,13 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
         help="trim the vocabulary to so many types, see trim_vocabulary.py; text is split anew "
         "with --bpe-codes or --sentencepiece-model",
     )
+    for split in RAW:
+        group.add_argument(
+            f"--{split}",
+            metavar="PREFIX",
+            help=f"raw {split} data in place of binarized ones: PREFIX.LANG[.gz] of both "
+            "languages; text is split as the next options say",
+        )
     text.add_options(group)
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -187,9 +200,36 @@ def check(args: argparse.Namespace) -> None:
     if rate is not None and not 0 < rate < 1:
         raise UserError(f"--compression-rate {rate:g}: must be in (0, 1), the share to keep")
     text.check(args)
+    check_raw(args)
     files = [("--source-text", path) for path in args.source_text]
     files += [("--reference", args.reference)] if args.reference is not None else []
     for option, path in files:
         if not os.path.isfile(path):
             raise UserError(f"{option} {path}: no such file")
     check_output_folder(args.output, "--output")
+
+
+def check_raw(args: argparse.Namespace) -> None:
+    """Refuse raw text that is incomplete, or without what splits it.
+
+    Raises:
+        UserError: names the option and what it needs.
+    """
+    given = [f"--{split}" for split in RAW if getattr(args, split)]
+    if not given:
+        return
+    missing = [f"--{split}" for split in RAW if f"--{split}" not in given]
+    if missing:
+        raise UserError(f"{given[0]}: raw text needs {' and '.join(missing)} too")
+    if not (args.bpe_codes or args.sentencepiece_model):
+        raise UserError(
+            f"{given[0]} {getattr(args, given[0][2:])}: add --bpe-codes or --sentencepiece-model, "
+            "which split the text that the model was trained with"
+        )
+    if args.sentencepiece_model and args.tokenizer:
+        raise UserError(
+            f"--tokenizer {args.tokenizer}: raw text is split by --sentencepiece-model without "
+            "one; leave it out, or give binarized data"
+        )
+    if args.gen_subset != "test":
+        raise UserError(f"--gen-subset {args.gen_subset}: --test is the set; leave it out")

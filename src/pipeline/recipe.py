@@ -15,7 +15,7 @@ from ..deployment import text
 from ..errors import UserError
 from .base import CODES, PIECES, Base
 from .goal import PLAN, Goal, given_goal
-from .steps import Step
+from .steps import Step, relative_command
 
 COMMANDS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EPOCHS, QUICK_EPOCHS = 30, 3
@@ -115,7 +115,7 @@ class Recipe:
         before = tuple(s.name for s in self.steps if any(self._in(s.name, a) for a in arguments))
         if self.args.trust_checkpoint and self.base.path in files:
             arguments.append("--trust-checkpoint")
-        command = (os.path.relpath(os.path.join(COMMANDS, script)), *arguments)
+        command = relative_command(os.path.join(COMMANDS, script), arguments)
         self.steps.append(Step(name, command, files, before, **kwargs))
         return folder
 

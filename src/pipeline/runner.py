@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
 from ..errors import STATUS, UserError
 from ..files import atomic_write, make_output_folder, refusing_failed_writes, sole_process
@@ -39,17 +39,12 @@ class Pipeline:
 
     Args:
         folder: of everything that they make.
-        steps: in order, each after those that it reads from.
-        rest: makes the steps that follow, from what those have made.
+        steps: in order, each after those that it reads from; one that depends on what those
+            before have made may be made when it is asked for.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        steps: Sequence[Step],
-        rest: Callable[[], Sequence[Step]] = lambda: (),
-    ):
-        self.folder, self.steps, self.rest = folder, list(steps), rest
+    def __init__(self, folder: str, steps: Iterable[Step] = ()):
+        self.folder, self.steps = folder, steps
         self._began = time.monotonic()
         self._files: Dict[str, str] = {}
         self._digests: Dict[str, str] = {}
@@ -108,9 +103,9 @@ class Pipeline:
             shutil.rmtree(folder)
         os.makedirs(folder, exist_ok=True)
 
-    def _forget_others(self) -> None:
+    def _forget_others(self, steps: Sequence[Step]) -> None:
         """Set results of steps aside that this pipeline doesn't have."""
-        names = {step.name for step in self.steps}
+        names = {step.name for step in steps}
         for entry in sorted(os.listdir(self.folder)):
             record = read_record(self._of(entry)) if _FOLDER.fullmatch(entry) else None
             if entry not in names and record:
@@ -119,8 +114,11 @@ class Pipeline:
 
     # -- doing -------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self) -> List[Step]:
         """Do what is not done.
+
+        Returns:
+            All steps.
 
         Raises:
             UserError: a step's program refused its options or files, or another process
@@ -136,15 +134,15 @@ class Pipeline:
             )
 
         with sole_process(self.folder, occupied), refusing_failed_writes(self.folder):
+            steps = []
             for step in self.steps:
-                self._do(step)
-            rest = list(self.rest())
-            self.steps += rest
-            self._forget_others()
-            for step in rest:
-                self._do(step)
+                self.do(step)
+                steps.append(step)
+            self._forget_others(steps)
+        return steps
 
-    def _do(self, step: Step) -> None:
+    def do(self, step: Step) -> None:
+        """Do one step, unless it is done."""
         due = self.due(step)
         self._make_room(step, due)
         if self.is_done(step, due):

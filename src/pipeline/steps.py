@@ -35,6 +35,11 @@ class Step:
     whole: bool = False
 
 
+def relative_command(script: str, arguments: Sequence[str]) -> Tuple[str, ...]:
+    """A command whose program is named from here, as a person would type it."""
+    return (os.path.relpath(script), *arguments)
+
+
 @dataclass(frozen=True)
 class Record:
     """What a step's folder says of the run that made it.

@@ -1,10 +1,12 @@
 """A pruning stage inside fairseq's training: ``--compression-rate``."""
 
 import logging
+from collections import defaultdict
 from typing import Any, Dict, Optional
 
 import fairseq_cli.train
 from fairseq import checkpoint_utils as fairseq_checkpoints
+from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 from torch import nn
@@ -193,6 +195,24 @@ class ChannelPruning(PruningRun):
         return isinstance(optimizer, SRPAdam) and optimizer.freeze(self.stage.freezer)
 
     def after_step(self, trainer: Trainer, updated: bool) -> None:
+        self._shrink(trainer, updated)
+        common = trainer.cfg.common
+        # the log itself says it at each cut
+        followed = common.tensorboard_logdir or common.wandb_project
+        if followed and trainer.get_num_updates() % common.log_interval == 0:
+            self._log_size(trainer.get_model())
+
+    def _log_size(self, model: nn.Module) -> None:
+        """Add parameters, connectivity and mean widths to the figures of the training."""
+        count, widths = ParameterCount(model), defaultdict(list)
+        for group in count.groups.values():
+            widths[group.kind].append(group.width)
+        metrics.log_scalar("parameters", count(count.current), weight=0)
+        metrics.log_scalar("connectivity", self.stage.connectivity, weight=0, round=4)
+        for kind, some in widths.items():
+            metrics.log_scalar(f"width_{kind}", sum(some) / len(some), weight=0, round=1)
+
+    def _shrink(self, trainer: Trainer, updated: bool) -> None:
         stage, iterator = self.stage, trainer.epoch_itr
         if not stage.shrinking:
             return

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shlex
 import shutil
@@ -27,6 +28,8 @@ from src.pipeline.recipe import Recipe, schedule
 from src.pipeline.runner import Pipeline
 from tests.support.training import ROOT, make_dictionary
 from tests.support.translation import run_tool
+
+RAW = ["--train", "x", "--valid", "y", "--test", "z"]
 
 
 def arguments(data, path, output, *more):
@@ -97,6 +100,55 @@ def test_the_whole_way(data, base, tmp_path, in_process, capsys, monkeypatch):
         compress(data, other, out, "--compression-rate", "0.4")
 
 
+def test_raw_text_is_split_first(data, base, tmp_path, capsys, monkeypatch):
+    """compress.py --train, --valid, --test, with the dictionaries of the model."""
+    dictionaries = tmp_path / "dictionaries"
+    dictionaries.mkdir()
+    merges = "".join(f"{a} {b}\n{a}{b} {n}</w>\n" for a, b in ("de", "en") for n in range(1, 9))
+    (tmp_path / "code").write_text(f"#version: 0.2\n{merges}")
+    for language in ("de", "en"):
+        shutil.copy(f"{data}/dict.{language}.txt", dictionaries)
+        for split, lines in (("train", 70), ("valid", 9), ("test", 8)):
+            opened, end = (gzip.open, ".gz") if (split, language) == ("train", "de") else (open, "")
+            with opened(tmp_path / f"{split}.{language}{end}", "wt") as stream:
+                stream.writelines(f"{language}{n % 7 + 1}  {language}3\n" for n in range(lines))
+    out = tmp_path / "out"
+    raw = [word for s in ("train", "valid", "test") for word in (f"--{s}", str(tmp_path / s))]
+    options = [*raw, "--bpe-codes", str(tmp_path / "code"), "--compression-rate", "0.4"]
+    words = arguments(str(dictionaries), base, out, *options)
+    monkeypatch.setattr(command, "check_base", lambda args, base: None)  # whole words here
+    real = Pipeline._execute
+
+    def execute(self, step):
+        if step.name == "0-data":
+            real(self, step)
+        else:
+            Path(self.path(step, "plan.json")).write_text('{"rows": [], "conditions": {}}')
+
+    monkeypatch.setattr(Pipeline, "_execute", execute)
+    args = command.parse(words)
+    compression, pipeline = command.Compression(args), Pipeline(str(out))
+    command.mark_ours(args)
+    steps = compression.steps()
+    pipeline.do(next(steps))
+    pipeline.do(next(steps))
+    train = compression.base.train
+    assert len(train) == 70 and compression.base.data == f"{out}/0-data/data"
+    assert train.src_dict.string(train[0]["source"]) == "de1 de3"
+    capsys.readouterr()
+
+    assert compress(*words[:1], base, out, *options, "--dry-run") is None
+    said = capsys.readouterr().out
+    assert "0-data: done before" in said and "1-plan: done before" in said
+    assert f"--data-bin {out}/0-data/data -- --srcdict {dictionaries}/dict.de.txt" in said
+    assert f"2-translate: python src/distill_data.py {out}/0-data/data" in said
+    assert f"--reference {out}/0-data/data/raw.test.en" in said
+
+    os.remove(tmp_path / "valid.en")
+    with pytest.raises(UserError, match="--valid .*there is no .*valid.en .or .*valid.en.gz."):
+        compress(*words[:1], base, out, *options)
+
+
 def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys, in_process):
     out = tmp_path / "out"
     assert compress(data, base, out, "--compression-rate", "0.1", "--dry-run") is None
@@ -124,6 +176,9 @@ def test_a_dry_run_writes_nothing(data, base, tmp_path, capsys, in_process):
         (["--speed-up", "2", "--keep-decoder-layers", "1"], "--speed-up chooses layers by itself"),
         (["--speed-up", "0.5"], "--speed-up 0.5: must be above 1"),
         (["--speed-up", "2", "--megabytes", "1"], "--speed-up --megabytes: exclude each other"),
+        (["--compression-rate", "0.4", "--train", "x"], "raw text needs --valid and --test too"),
+        (["--compression-rate", "0.4", *RAW], "--train x: add --bpe-codes or --sentencepiece"),
+        (["--compression-rate", "0.4", *RAW, "--bpe-codes", "setup.py"], "there is no x.de"),
         (["--compression-rate", "0.4", "--", "--max-tokens", "x"], "--max-tokens x: must be a"),
         (["--compression-rate", "0.4", "--", "--no-such-thing"], "--no-such-thing"),
     ],
@@ -284,7 +339,7 @@ class FakeModel:
 def test_the_documented_commands():
     text = (ROOT / "docs/compress.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = re.findall(r"^python src/compress.py (.*)$", text, re.M)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for line in commands:
         command.parse(shlex.split(line))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -204,6 +205,37 @@ def test_preprocess_writes_parallel_lower_case_bpe(tmp_path):
     assert not list(out.glob(".*part"))
 
 
+def test_preprocess_splits_as_a_model_was_trained(tmp_path):
+    """Other tokens than the usual ones: of fairseq's tokenizer, of another, of SentencePiece."""
+    prefixes = corpus(tmp_path / "raw", train=60, valid=7, test=5)
+    (tmp_path / "raw/valid.en").write_text("A well-known House&apos;s door .\n" * 7)
+    model = str(tmp_path / "pieces")
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "raw/train.en"), model_prefix=model, vocab_size=30, minloglevel=2
+    )
+    pieces = SentencePieceProcessor(model_file=f"{model}.model")
+    (tmp_path / "code").write_text("#version: 0.2\nh o\n")
+    codes = ("--bpe-codes", str(tmp_path / "code"), "--cased")
+    text = "A well-known House&apos;s door ."
+    for number, (options, expected) in enumerate(
+        (
+            ((*codes, "--tokenized"), text),
+            ((*codes, "--dash-splits"), "A well @-@ known House &apos;s door ."),
+            (codes, "A well-known House &apos;s door ."),
+            (("--sentencepiece-model", f"{model}.model"), " ".join(pieces.encode(text.lower(), out_type=str))),
+        )
+    ):  # fmt: skip
+        out = tmp_path / str(number)
+        assert preprocess.main(["--out", str(out), "--workers", "1", *options, *prefixes]) == 0
+        line = (out / "valid.en").read_text().splitlines()[0]
+        assert line.replace("@@ ", "") == expected
+    with pytest.raises(SystemExit):
+        preprocess.main(["--out", str(out), *codes, "--tokenized", "--dash-splits", *prefixes])
+    (tmp_path / "code").write_bytes(b"\xff\xfe")
+    for option in ("--bpe-codes", "--sentencepiece-model"):
+        assert preprocess.main(["--out", str(out), option, str(tmp_path / "code"), *prefixes]) == 2
+
+
 def test_preprocess_runs_again_only_when_something_changed(tmp_path, capsys):
     prefixes = corpus(tmp_path / "raw", train=60, valid=7, test=5)
     out = tmp_path / "out"
@@ -239,7 +271,7 @@ def test_preprocess_refuses_in_one_line(tmp_path, capsys):
     (tmp_path / "raw/train.en").write_text("one line\n")
     assert preprocess.main(command) == 2
     assert capsys.readouterr().err.strip().splitlines() == [
-        f"preprocess: {tmp_path / 'raw/train'} is not parallel: 6 lines in de, 1 lines in en"
+        f"error: {tmp_path / 'raw/train'} is not parallel: 6 lines in de, 1 lines in en"
     ]
     (tmp_path / "raw/train.en").unlink()
     assert (

@@ -1,5 +1,7 @@
 """fairseq's options that reach into the model, beside the plug-in's own."""
 
+import os
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +10,12 @@ import torch.nn.functional as F
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data.indexed_dataset import make_builder, make_dataset
 from fairseq.distributed import ModuleProxyWrapper
-from fairseq.logging import metrics
+from fairseq.logging import metrics, progress_bar
 from fairseq_cli import train as fairseq_train
 from omegaconf import open_dict
 
 from src.checks.fairseq_options import ALIGNED
+from src.connectivity.budget import ParameterCount
 from src.criterions.srp import SRPCriterion
 from src.errors import UserError
 from src.models.srp_config import SRPConfig
@@ -55,6 +58,39 @@ def test_average_of_weights_has_the_channels_as_they_are(data, base, tmp_path, m
     for key, value in model.state_dict().items():
         if key.endswith(("channel_ids", "connectivity")):
             assert torch.equal(state[key], value), key
+
+
+def test_tensorboard_shows_the_size_while_it_shrinks(data, base, tmp_path, monkeypatch):
+    curves = defaultdict(dict)
+
+    class Writer:
+        def __init__(self, folder):
+            self.name = os.path.basename(folder)
+
+        def add_scalar(self, key, value, step):
+            curves[self.name, key][step] = value
+
+        def add_text(self, *args): ...
+        def flush(self): ...
+        def close(self): ...
+
+    monkeypatch.setattr(progress_bar, "SummaryWriter", Writer)
+    monkeypatch.setattr(progress_bar, "_tensorboard_writers", {})
+    command = [data, *TINY, *RUN, "--pretrained-model", base, "--save-dir", tmp_path]
+    command += ["--srp", "--compression-rate", "0.5", "--pruning-stage", "0", "--log-interval", "1"]
+    command += ["--pruning-period", "1", "--max-epoch", "2", "--tensorboard-logdir", tmp_path]
+    model = run_training(command).get_model()
+    count = ParameterCount(model)
+    parameters, connectivity, width = (
+        list(curves["train_inner", key].values())
+        for key in ("parameters", "connectivity", "width_ffn")
+    )
+    assert parameters[0] == count.uncut and parameters[-1] == count(count.current)
+    assert connectivity[0] < 1 and connectivity[-1] == 1  # 1 again when the channels are cut
+    shrinking = connectivity[: connectivity.index(1)]
+    assert shrinking == sorted(shrinking, reverse=True)
+    widths = [group.width for group in count.groups.values() if group.kind == "ffn"]
+    assert width[-1] == pytest.approx(sum(widths) / len(widths), abs=0.1) and width[0] == 24
 
 
 def test_a_loss_of_alignments_is_fairseqs(tmp_path):
