@@ -112,7 +112,7 @@ REFUSALS = {
     ),
     "results in a folder that can't be made": (
         ["--path", "{cut}", "--results-path", "{folder}/" + "x" * 300],
-        ["--results-path {folder}/xxx", "can't be written"],
+        ["--results-path {folder}/xxx", "can't be made"],
     ),
     "unknown arch": (["--path", "{cut}", "--arch", "srp_new"], ["srp_new", "srp_demo_de_en"]),
     "other arch": (

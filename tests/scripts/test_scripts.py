@@ -208,7 +208,7 @@ def test_preprocess_writes_parallel_lower_case_bpe(tmp_path):
 def test_preprocess_splits_as_a_model_was_trained(tmp_path):
     """Other tokens than the usual ones: of fairseq's tokenizer, of another, of SentencePiece."""
     prefixes = corpus(tmp_path / "raw", train=60, valid=7, test=5)
-    (tmp_path / "raw/valid.en").write_text("A well-known House&apos;s door .\n" * 7)
+    (tmp_path / "raw/valid.en").write_text("A well-known House's door .\n" * 7)
     model = str(tmp_path / "pieces")
     SentencePieceTrainer.train(
         input=str(tmp_path / "raw/train.en"), model_prefix=model, vocab_size=30, minloglevel=2
@@ -216,7 +216,7 @@ def test_preprocess_splits_as_a_model_was_trained(tmp_path):
     pieces = SentencePieceProcessor(model_file=f"{model}.model")
     (tmp_path / "code").write_text("#version: 0.2\nh o\n")
     codes = ("--bpe-codes", str(tmp_path / "code"), "--cased")
-    text = "A well-known House&apos;s door ."
+    text = "A well-known House's door ."
     for number, (options, expected) in enumerate(
         (
             ((*codes, "--tokenized"), text),
