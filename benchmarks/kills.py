@@ -1,12 +1,14 @@
 """Trainings that are killed at random moments end as if they had not been.
 
     python benchmarks/kills.py --kills 50
+    python benchmarks/kills.py compress --kills 10
 
-Stages over widths and layers, weight pruning and adapters train a tiny model, once without a
-break. Then processes of the same command are killed (SIGKILL) after a random time, one after
-the other, until one comes to its end; in every third start a second process of the command
-is started beside it, which must be refused in one line. Weights and optimizer must be
-the same bit for bit, and no checkpoint may be damaged. Ends with status 1 if anything is not so.
+Stages over widths and layers, weight pruning and adapters train a tiny model, or compress.py
+takes all its steps with it, once without a break. Then processes of the same command are killed
+(SIGKILL) after a random time, one after the other, until one comes to its end; in every third
+start a second process of the command is started beside it, which must be refused in one line.
+Weights and optimizer must be the same bit for bit, and no checkpoint may be damaged. Ends with
+status 1 if anything is not so.
 """
 
 import os
@@ -15,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # sums in one order; and before torch is im
 
 import argparse
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,7 +28,7 @@ from typing import Dict, List, NamedTuple, Optional
 import common
 import torch
 
-from src import errors, finetuning, pruning, train  # noqa: E402
+from src import compress, errors, finetuning, pruning, train  # noqa: E402
 from src.checkpoint_utils import damage  # noqa: E402
 
 WEIGHTS = """
@@ -50,6 +53,8 @@ KINDS = {
     "weights": (finetuning, ["--sparsity-config", "WEIGHTS", "--max-epoch", "3"]),
     "adapters": (finetuning, ["--adapter", "splora", "--adapter-rank", "2", "--max-epoch", "3"]),
 }
+PIPELINE = "compress"
+COMPRESS = ["--quick", "--compression-rate", "0.4"]
 
 
 class Process:
@@ -93,7 +98,8 @@ class Process:
     def trains(self) -> bool:
         """Wait until it trains; False if it has ended by then."""
         while self.wait(0.01) is None:
-            if self.log.exists() and "begin training epoch" in self.log.read_text():
+            said = self.log.read_text() if self.log.exists() else ""
+            if "begin training epoch" in said or "-plan: " in said:
                 return True
         return False
 
@@ -111,6 +117,11 @@ class State(NamedTuple):
 
 
 def final_state(folder: Path) -> State:
+    if (folder / "result.json").exists():  # of compress.py
+        (trained,) = folder.glob("*-finetune")
+        (compressed,) = folder.glob("*-model/model.pt")
+        state = final_state(trained)
+        return state._replace(weights=torch.load(compressed)["model"])
     state = torch.load(folder / "checkpoint_last.pt")
     updates = state["optimizer_history"][-1]["num_updates"]
     return State(state["model"], state["last_optimizer_state"]["state"], updates)
@@ -132,20 +143,24 @@ def refused(first: Process, start, folder: Path) -> bool:
     status = process.wait()
     os.kill(first.pid, signal.SIGCONT)
     lines = [x for x in process.log.read_text().splitlines() if x.startswith("error: ")]
-    said = len(lines) == 1 and f"--save-dir {folder}: another process" in lines[0]
+    said = len(lines) == 1 and f"{folder}: another process" in lines[0]
     return status == errors.STATUS and said
 
 
 def campaign(kind: str, base: str, data: str, folder: Path, kills: int, draw) -> Dict:
     """A row of the table for one kind of run."""
-    tool, options = KINDS[kind]
+    tool, options = KINDS.get(kind, (compress, COMPRESS))
     config = folder / "weights.yaml"
     config.write_text(WEIGHTS)
     options = [str(config) if option == "WEIGHTS" else option for option in options]
 
     def start(where: Path, log: str = "log") -> Process:
-        command = [data, *MODEL, *RUN, *options, "--pretrained-model", base]
-        return Process(tool, [*command, "--save-dir", str(where)], folder / log)
+        if kind == PIPELINE:
+            command = [data, "--path", base, *options, "--output", str(where), "--", "--cpu"]
+        else:
+            command = [data, *MODEL, *RUN, *options, "--pretrained-model", base]
+            command += ["--save-dir", str(where)]
+        return Process(tool, command, folder / log)
 
     begun = time.monotonic()
     whole = start(folder / "whole")
@@ -174,7 +189,7 @@ def campaign(kind: str, base: str, data: str, folder: Path, kills: int, draw) ->
             break
         found = final_state(where)
         identical &= all(same(a, b) for a, b in zip(found, expected))
-        damaged += sum(damage(str(path)) is not None for path in where.glob("*.pt"))
+        damaged += sum(damage(str(path)) is not None for path in where.rglob("*.pt"))
     return {
         "run": kind,
         "updates": expected.updates,
@@ -191,19 +206,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = [*KINDS, PIPELINE]
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help=f"of {', '.join(names)} (default: the trainings)"
+    )
     parser.add_argument("--kills", type=int, default=50, help="of all runs together (default: 50)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default: 1)")
     parser.add_argument(
         "--output", default="", help="write OUTPUT.md and OUTPUT.json (default: print only)"
     )
     args = parser.parse_args()
-    common.check(parser, args, kills=len(KINDS))
+    kinds = args.kinds or list(KINDS)
+    for kind in kinds:
+        if kind not in names:
+            parser.error(f"KIND {kind}: must be one of {', '.join(names)}")
+    common.check(parser, args, kills=len(kinds))
     torch.set_num_threads(1)
     draw = random.Random(args.seed)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         common.write_synthetic_data(folder, types=60, sentences=60)
+        for path in list(folder.glob("valid.*")):
+            shutil.copy(path, folder / path.name.replace("valid", "test"))
         process = Process(
             train,
             [name, *MODEL, *RUN, "--max-epoch", "2", "--save-dir", f"{name}/base"],
@@ -211,10 +236,10 @@ def main() -> int:
         )
         if process.wait() != 0:
             raise SystemExit(process.log.read_text()[-2000:])
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(kinds):
             place = folder / kind
             place.mkdir()
-            share = (args.kills + number) // len(KINDS)
+            share = (args.kills + number) // len(kinds)
             base = f"{name}/base/checkpoint_last.pt"
             rows.append(campaign(kind, base, name, place, share, draw))
             print(rows[-1], file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ from .base import CODES, PIECES, WORDS, Base
 from .duration import in_words, training_seconds
 from .goal import PLAN, Goal, Plan, given_goal
 from .headline import Headline, read_headline
-from .options import check, parse
+from .options import check, parse, teachers
 from .raw_text import STEP as MADE
 from .raw_text import data_step
 from .reading import read_base
@@ -194,7 +194,8 @@ class Compression:
 
     def _read(self, args: argparse.Namespace) -> Base:
         languages = args.source_lang, args.target_lang
-        base = read_base(args.data, args.path, languages, args.gen_subset, args.trust_checkpoint)
+        trust = args.trust_checkpoint
+        base = read_base(args.data, args.path, languages, args.gen_subset, trust, teachers(args))
         check_base(args, base)
         check_disk(args, base)
         goal = given_goal(args)

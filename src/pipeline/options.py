@@ -4,6 +4,8 @@ import argparse
 import os
 from typing import List, Optional
 
+from fairseq import utils
+
 from ..checks.speed import ENGINES, check_engine, check_speed_up
 from ..checks.speed import QUANTIZATIONS as TIMED
 from ..commandline.parsing import ArgumentParser, add_trust
@@ -100,6 +102,11 @@ def get_parser(description: Optional[str] = None) -> ArgumentParser:
         "the options of text above, else tokens; see distill_data.py",
     )
     group.add_argument(
+        "--teacher",
+        metavar="FILE[:FILE...]",
+        help="what translates the training data in place of the model, several as an ensemble",
+    )
+    group.add_argument(
         "--epochs",
         type=int,
         metavar="N",
@@ -145,6 +152,11 @@ def parse(arguments: List[str], description: Optional[str] = None) -> argparse.N
     args = get_parser(description).parse_args(own)
     args.training = training
     return args
+
+
+def teachers(args: argparse.Namespace) -> List[str]:
+    """Checkpoints of ``--teacher``."""
+    return utils.split_paths(args.teacher) if args.teacher else []
 
 
 def check(args: argparse.Namespace) -> None:
@@ -203,6 +215,7 @@ def check(args: argparse.Namespace) -> None:
     check_raw(args)
     files = [("--source-text", path) for path in args.source_text]
     files += [("--reference", args.reference)] if args.reference is not None else []
+    files += [("--teacher", path) for path in teachers(args)]
     for option, path in files:
         if not os.path.isfile(path):
             raise UserError(f"{option} {path}: no such file")

@@ -1,7 +1,7 @@
 """Reads and checks what a pipeline starts from, before any work."""
 
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from ..checkpoint_utils import load_checkpoint
 from ..checkpoints import dictionary_record
@@ -27,6 +27,7 @@ def read_base(
     languages: Tuple[Optional[str], Optional[str]] = (None, None),
     test: str = "test",
     trust: bool = False,
+    teachers: Sequence[str] = (),
 ) -> Base:
     """Read and check what a pipeline starts from.
 
@@ -34,6 +35,7 @@ def read_base(
         languages: of source and target, None as the checkpoint or the data's files say.
         test: the set to translate in the end.
         trust: unpickle any object in the checkpoint.
+        teachers: further checkpoints, which translate the data.
 
     Raises:
         UserError: the checkpoint is of another kind of model, damaged or half pruned; the data
@@ -51,6 +53,8 @@ def read_base(
     check_finite(state["model"].items(), origin)
     model = model_of(state, origin)
     check_not_shrinking(model, origin)
+    for teacher in teachers:
+        check_dictionaries(load_checkpoint(teacher, "--teacher"), task, f"--teacher {teacher}")
     for subset in ("train", "valid", test):
         try:
             dataset = load_set(task, subset, f"data {data}:")

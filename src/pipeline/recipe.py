@@ -15,6 +15,7 @@ from ..deployment import text
 from ..errors import UserError
 from .base import CODES, PIECES, Base
 from .goal import PLAN, Goal, given_goal
+from .options import teachers
 from .steps import Step, relative_command
 
 COMMANDS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -104,16 +105,20 @@ class Recipe:
 
     # -- pieces ------------------------------------------------------------------------
 
-    def _add(self, name: str, script: str, *arguments: str, **kwargs) -> str:
-        """Append a step; returns its folder."""
+    def _add(self, name: str, script: str, *arguments: str, files=(), **kwargs) -> str:
+        """Append a step; returns its folder.
+
+        Args:
+            files: that it reads, beside those whose names are arguments.
+        """
         name = f"{len(self.steps) + 1}-{name}"
         folder = os.path.join(self.args.output, name)
         arguments = [word.replace("{here}", folder) for word in arguments]
         given = {self.base.data, self.base.path, *filter(None, (self._reference,))}
         given |= {self.args.bpe_codes, self.args.sentencepiece_model, *self.args.source_text}
-        files = tuple(dict.fromkeys(word for word in arguments if word in given))
+        files = tuple(dict.fromkeys([*(word for word in arguments if word in given), *files]))
         before = tuple(s.name for s in self.steps if any(self._in(s.name, a) for a in arguments))
-        if self.args.trust_checkpoint and self.base.path in files:
+        if self.args.trust_checkpoint and self.base.path in arguments:
             arguments.append("--trust-checkpoint")
         command = relative_command(os.path.join(COMMANDS, script), arguments)
         self.steps.append(Step(name, command, files, before, **kwargs))
@@ -227,9 +232,10 @@ class Recipe:
         pruning_epochs = max(2, round(epochs / 3))
         finetuning_epochs = max(1, epochs - pruning_epochs)
 
-        here = self._add("translate", "distill_data.py", base.data, "--path", base.path,
-            *self._languages, "--output", f"{{here}}/{DATA}", "--beam", str(args.beam),
-            "--batch-size", "256", *self._fast_engine(), *self._further_text(),
+        here = self._add("translate", "distill_data.py", base.data, "--path",
+            args.teacher or base.path, *self._languages, "--output", f"{{here}}/{DATA}",
+            "--beam", str(args.beam), "--batch-size", "256", *self._fast_engine(),
+            *self._further_text(), files=teachers(args),
             results=(DATA,), resumes=True, whole=True)  # fmt: skip
         # as long as two epochs of the data, since every sentence is in it twice
         translated, data, start = os.path.join(here, DATA), base.data, base.path
@@ -276,7 +282,8 @@ class Recipe:
 
     def _fast_engine(self) -> Tuple[str, ...]:
         """Options of translation, for the fastest engine that is here."""
-        if self.exports and not torch.cuda.is_available():
+        ensemble = len(teachers(self.args)) > 1
+        if self.exports and not torch.cuda.is_available() and not ensemble:
             return "--engine", "ctranslate2", "--quantization", "int8"
         return ()
 

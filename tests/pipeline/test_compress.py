@@ -304,6 +304,18 @@ def test_further_text_is_translated_too(data, base, tmp_path):
     assert parsed.source_text == files
 
 
+def test_an_ensemble_may_teach(data, base, tmp_path):
+    other = str(shutil.copy(base, tmp_path / "other.pt"))
+    words = ["--compression-rate", "0.4", "--teacher", f"{base}:{other}"]
+    args = command.parse(arguments(data, base, tmp_path / "out", *words))
+    translation = Recipe(args, read_base(data, base, teachers=[base, other])).build(Goal(0.4))[1]
+    parsed = cli.parse(distill_data.get_parser(), list(translation.command[1:]))
+    assert parsed.path == f"{base}:{other}" and parsed.engine == "pytorch"
+    assert {base, other} <= set(translation.files)
+    with pytest.raises(UserError, match="--teacher no.pt: no such file"):
+        compress(data, base, tmp_path / "out", *words[:3], f"{base}:no.pt")
+
+
 def test_how_text_was_split():
     dictionary = make_dictionary("de")
     assert splitting(dictionary) == WORDS
