@@ -185,12 +185,15 @@ def _upgraded(state: Any, arg_overrides: Optional[Dict[str, Any]]) -> Dict[str, 
     return state
 
 
-def _read(path: str, origin: str, todo: str, arg_overrides=None) -> Dict[str, Any]:
+def _read(
+    path: str, origin: str, todo: str, arg_overrides=None, mmap: bool = False
+) -> Dict[str, Any]:
     """The state of a checkpoint, compared with its checksums.
 
     Args:
         origin: the file, for messages, and what named it.
         todo: what lets a pickle be trusted.
+        mmap: leave tensors in the file until they are used, where its format allows that.
 
     Raises:
         UserError: damaged, unsafe, or something else.
@@ -199,7 +202,10 @@ def _read(path: str, origin: str, todo: str, arg_overrides=None) -> Dict[str, An
     if problem:
         raise UserError(f"{origin}: {problem}; use another checkpoint of that run")
     try:
-        state = read_sparse(path) if is_sparse_file(path) else safe_pickle.load(path)
+        if is_sparse_file(path):
+            state = read_sparse(path)
+        else:
+            state = safe_pickle.load(path, mmap=mmap and zipfile.is_zipfile(path))
         return _upgraded(state, arg_overrides)
     except SparsityError as error:
         raise UserError(f"checkpoint {error}") from None
@@ -245,13 +251,16 @@ def comparing(compare: Callable[[Dict[str, Any], str], None]) -> Iterator[None]:
         _compare.reset(before)
 
 
-def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, Any]:
+def load_checkpoint(
+    path: str, option: str, trust: bool = False, mmap: bool = False
+) -> Dict[str, Any]:
     """A checkpoint's state on the CPU, without running code from it.
 
     Args:
         path: the file.
         option: the command-line option that named it, for messages.
         trust: unpickle arbitrary objects (``--trust-checkpoint``).
+        mmap: for its options: weights are read when they are used.
 
     Raises:
         UserError: missing, damaged, or holding objects off the allow-list.
@@ -259,7 +268,7 @@ def load_checkpoint(path: str, option: str, trust: bool = False) -> Dict[str, An
     if not os.path.isfile(path):
         raise UserError(f"{option} {path}: no such file; give a checkpoint (.pt)")
     with trusted_pickle(trust):
-        state = _read(path, f"{option} {path}", "add --trust-checkpoint")
+        state = _read(path, f"{option} {path}", "add --trust-checkpoint", mmap=mmap)
     if not state.get("model") or "model" not in (state.get("cfg") or {}):
         raise UserError(f"{option} {path}: is no fairseq checkpoint (it needs 'model' and 'cfg')")
     return state

@@ -28,7 +28,7 @@ def languages_of(args: Namespace) -> Tuple[str, str]:
         UserError: neither says them.
     """
     noted = dictionary_record.languages_of(
-        load_checkpoint(args.path, "--path", args.trust_checkpoint)
+        load_checkpoint(args.path, "--path", args.trust_checkpoint, mmap=True)
     )
     found = args.source_lang or noted[0], args.target_lang or noted[1]
     if not all(found):

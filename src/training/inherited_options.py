@@ -84,7 +84,7 @@ def with_inherited(arguments: Sequence[str]) -> List[str]:
     if path is None:
         return list(arguments)
     try:
-        state = load_checkpoint(path, "--pretrained-model", given.trust_checkpoint)
+        state = load_checkpoint(path, "--pretrained-model", given.trust_checkpoint, mmap=True)
     except UserError:
         if given.arch is None:
             raise
