@@ -129,23 +129,20 @@ def main():
     if not os.path.isdir(args.data):
         parser.error(f"data {args.data}: no such folder")
     torch.set_num_threads(args.threads)
-    from fairseq import checkpoint_utils
     from fairseq.dataclass.configs import GenerationConfig
 
-    import src  # noqa: F401
+    from src.checkpoints.rebuild import load_model
+    from src.checks.data import task_of
     from src.connectivity.groups import channel_groups
     from src.deployment.vocabulary_map import CANDIDATES, learn
 
     search = GenerationConfig(beam=args.beam)
-    overrides = {"data": args.data, "eval_bleu": False, "cpu_bf16": False}
+    task = task_of(args.data)
     names = short_names(args.checkpoints)
     variants: Dict[tuple, Callable] = {}
     found, sizes, batches, vocabulary_map = {}, {}, None, None
     for number, path in enumerate(args.checkpoints):
-        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-            [path], arg_overrides=overrides
-        )
-        model.to(args.device)
+        model = load_model(path).to(args.device)
         groups = channel_groups(model).values()
         if number == 0 and any(group.width < group.original_width for group in groups):
             parser.error(
@@ -164,7 +161,7 @@ def main():
                 used = as_fairseq_transformer(path, task).to(args.device)
             generator = generator_of(engine, used, task, search, vocabulary_map)
 
-            def translate(key=(engine, path), task=task, generator=generator, model=used):
+            def translate(key=(engine, path), generator=generator, model=used):
                 found[key] = [
                     hypotheses[0]["tokens"].tolist()
                     for batch in batches

@@ -156,6 +156,8 @@ def _problem(numbers: np.ndarray, ends: np.ndarray, dictionary: Dictionary) -> O
     low, high = _extremes(numbers)
     if low < 0 or high >= len(dictionary):
         return f"holds type {high if low >= 0 else low}, its dictionary has {len(dictionary)}"
+    if not high:  # <s>, which nothing in a sentence is
+        return "holds only zeros"
     closed = numbers[ends - 1] == dictionary.eos()
     if closed.any() and not closed.all():  # fairseq-preprocess ends every sentence
         number = int(np.flatnonzero(~closed)[0]) + 1

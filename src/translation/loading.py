@@ -106,7 +106,7 @@ def load(args, cfg) -> Loaded:
                 f"{overrides} ({' '.join(str(error).split())[:300]})"
             ) from None
         check_finite(model.named_parameters(), f"--path {path}")
-        models.append(model)
+        models.append(model.eval())  # with LayerDrop, layers are left out while training
     language_model = None
     if of_language_model is not None:
         data = {**overrides, "data": cfg.task.data}  # where its dictionary is

@@ -100,6 +100,7 @@ def test_damaged_files_are_judged_by_what_readers_make_of_them(tmp_path):
     [
         ("adapters", "--rounds 1", "--rounds 1: must be at least 2"),
         ("adapters", "--shapes 64", "--shapes 64: must be INPUTSxOUTPUTS, as 512x2048"),
+        ("checkpoint_shapes", "mbert", "SHAPE mbert: must be one of"),
         ("compression_rates", "--rates 0.5,2", "--rates 2: must be between 0 and 1"),
         ("compression_speed", "--rates half", "--rates half: is no number"),
         ("compression_speed", "--depths 3+4", "--depths 3+4: must be as 3+1, at most 3+3"),
@@ -111,6 +112,7 @@ def test_damaged_files_are_judged_by_what_readers_make_of_them(tmp_path):
         ("importance", "d --path p --samples 3", "--samples 3: must be BATCHESxTOKENS"),
         ("importance", "d --path p", "--path p: no such checkpoint"),
         ("kills", "--kills 3", "--kills 3: must be at least 4"),
+        ("kills", "width", "KIND width: must be one of"),
         ("optimizer_time", "--rounds 1", "--rounds 1: must be at least 2"),
         ("precision", "--seeds 1", "--seeds 1: must be at least 2"),
         ("precision", "--data no", "--data no: no such folder"),

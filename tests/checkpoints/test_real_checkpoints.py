@@ -39,3 +39,18 @@ def test_read_as_it_is_pruned_and_translated_with(name, data, tmp_path):
     )
     arguments = [folder, "--path", last, "--beam", "2", "--max-len-b", "5", "--cpu"]
     assert len(hypotheses(run_tool(lambda: generate.main(arguments), arguments))) == 9
+
+
+def test_layers_that_layerdrop_may_leave_out_are_exported(data, tmp_path):
+    case, path = CASES["M2M"], str(tmp_path / "checkpoint.pt")
+    folder = write_data(case, data, tmp_path / "data")
+    write_checkpoint(case, folder, path)
+    state = torch.load(path, weights_only=False)
+    state["cfg"]["model"].decoder_layerdrop = 0.9
+    torch.save(state, path)
+    arguments = [folder, "--path", path, "-s", "de", "-t", "en", "--max-len-b", "5", "--cpu"]
+    found = [
+        hypotheses(run_tool(lambda: generate.main(words), words))
+        for words in (arguments, [*arguments, "--engine", "ctranslate2"])
+    ]
+    assert found[0] == found[1] and len(found[0]) == 9

@@ -95,6 +95,10 @@ def test_what_shows_without_checksums(data):
     (data / "train.de-en.en.bin").write_bytes(numbers.tobytes())
     with pytest.raises(UserError, match="sentence 1 does not end like others|sentence 2"):
         load(data)
+    numbers[:] = 0
+    (data / "train.de-en.en.bin").write_bytes(numbers.tobytes())
+    with pytest.raises(UserError, match="train.de-en.en.bin holds only zeros"):
+        load(data)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,12 @@ CASES = {
         {**PRE_NORM, **JOINT, "encoder_layerdrop": 0.05, "decoder_layerdrop": 0.05},
         TAGS,
     ),
-    "mBART": Case(as_dict, "mbart_large", POSITIONS, ("[de_DE]", "[en_XX]", "<mask>")),
+    "mBART": Case(
+        as_dict,
+        "mbart_large",
+        {**POSITIONS, "task": "translation_from_pretrained_bart"},
+        ("[de_DE]", "[en_XX]", "<mask>"),
+    ),
 }
 
 
