@@ -146,7 +146,8 @@ def describe(args, base: Base, goal: Goal, plan: Plan, recipe: Recipe) -> List[s
     ]
     if not exports():
         lines.append("ctranslate2 is not installed: no export, the result runs in PyTorch")
-    seconds = training_seconds(base, recipe.batch(), recipe.epochs)
+    bfloat16 = "--cpu-bf16" in args.training
+    seconds = training_seconds(base, recipe.batch(), recipe.epochs, bfloat16)
     lines.append(f"its trainings take about {in_words(seconds)} on this machine, validation apart")
     return lines
 

@@ -11,11 +11,12 @@ from .base import Base
 BATCHES = 3  # the first is a warm-up
 
 
-def seconds_per_update(base: Base, batch: Tuple) -> float:
-    """Time of an update of the uncut model, in float32.
+def seconds_per_update(base: Base, batch: Tuple, bfloat16: bool = False) -> float:
+    """Time of an update of the uncut model.
 
     Args:
         batch: tokens and sentences of a batch, and batches of an update.
+        bfloat16: with ``--cpu-bf16``, else in float32.
     """
     tokens, sentences, frequency = batch
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,8 +30,11 @@ def seconds_per_update(base: Base, batch: Tuple) -> float:
     try:
         for _ in range(BATCHES):
             begin = time.perf_counter()
-            logits, _ = model(**inputs)
-            F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=pad).backward()
+            with torch.autocast("cpu", torch.bfloat16, bfloat16 and device == "cpu"):
+                logits, _ = model(**inputs)
+            F.cross_entropy(
+                logits.float().flatten(0, 1), target.flatten(), ignore_index=pad
+            ).backward()
             model.zero_grad()
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -49,7 +53,9 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def training_seconds(base: Base, batch: Tuple, epochs: Iterable[float]) -> float:
+def training_seconds(
+    base: Base, batch: Tuple, epochs: Iterable[float], bfloat16: bool = False
+) -> float:
     """Time of trainings of so many epochs of the data each, of which none is skipped."""
     updates = sum(epochs) * base.updates_in_epoch(*batch)
-    return updates * seconds_per_update(base, batch)
+    return updates * seconds_per_update(base, batch, bfloat16)
